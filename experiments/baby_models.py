@@ -1,0 +1,111 @@
+"""Makes the two baby models that ship with the package, from nothing, on a CPU.
+
+    python experiments/baby_models.py teacher
+    python experiments/baby_models.py student
+
+Both are pretrained on the built-in task's own text: problems with a worked solution as the answer, part of them with the solution, or
+its first half, standing in the context, so that a model that is shown a solution can use it. They differ in size, in how long they
+train, and in the wordings they prefer: the teacher is to be strong and the student to have something left to learn.
+"""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from transformers import AutoTokenizer
+
+from jopd import models
+from jopd.data import task
+from jopd.models.load import save
+
+ASSETS = Path(task.__file__).parent.parent / "assets"
+LENGTHS = (64, 128, 192, 256, 384, 512, 1024)  # the shapes compiled; longer text is left out
+TOKENS = 8192  # a batch, padding included
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    width: int
+    layers: int
+    mlp_width: int
+    steps: int
+    learning_rate: float
+    style: task.Style
+    seed: int
+
+
+RECIPES = {
+    "teacher": Recipe(width=128, layers=4, mlp_width=384, steps=1500, learning_rate=3e-3, style=task.TEACHER_STYLE, seed=0),
+    "student": Recipe(width=96, layers=3, mlp_width=256, steps=1000, learning_rate=3e-3, style=task.STUDENT_STYLE, seed=1),
+}
+
+
+def batches(recipe: Recipe, tokenizer):
+    """Endless `(tokens [B, S], weights [B, S])`, rows of similar length together, weight 1 on what the assistant says."""
+    rng, index = np.random.default_rng(recipe.seed), 0
+    pool: dict[int, list] = {length: [] for length in LENGTHS}
+    while True:
+        while not any(len(rows) * length >= TOKENS for length, rows in pool.items()):
+            # Mostly short problems, a few long ones: the same facts, at a fraction of the cost.
+            most = int(rng.choice([6, 12, 36], p=[0.6, 0.3, 0.1]))
+            settings = task.TallySettings(min_steps=1, max_steps=most)
+            messages, completion = task.pretraining_example(index, recipe.seed, recipe.style, settings)
+            index += 1
+            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            answer = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            fits = [length for length in LENGTHS if length >= len(prompt) + len(answer)]
+            if fits:
+                pool[fits[0]].append((prompt, answer))
+        length = next(n for n, rows in pool.items() if len(rows) * n >= TOKENS)
+        rows, pool[length] = pool[length], []
+        tokens = np.full((len(rows), length), tokenizer.pad_token_id, np.int32)
+        weights = np.zeros((len(rows), length), np.float32)
+        for row, (prompt, answer) in enumerate(rows):
+            tokens[row, : len(prompt) + len(answer)] = prompt + answer
+            weights[row, len(prompt) : len(prompt) + len(answer)] = 1
+        yield tokens, weights
+
+
+def main(name: str):
+    recipe = RECIPES[name]
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tokenizer")
+    architecture = models.Architecture(
+        vocabulary_size=len(tokenizer), width=recipe.width, layers=recipe.layers, heads=recipe.width // 32, kv_heads=recipe.width // 32,
+        head_dim=32, mlp_width=recipe.mlp_width, qk_norm=True,
+    )  # fmt: skip
+    graph, params = models.split(models.Transformer(architecture, rngs=nnx.Rngs(recipe.seed)))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, 100, recipe.steps, recipe.learning_rate / 50)
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+    print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters, {recipe.steps} steps", flush=True)
+
+    @jax.jit
+    def step(params, moments, tokens, weights):
+        def loss(params):
+            model = models.merge(graph, params)
+            hidden = model(tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
+            nll = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), tokens[:, 1:])
+            return jnp.sum(nll * weights[:, 1:]) / jnp.sum(weights)
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, moments = optimiser.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), moments, value
+
+    moments, start, stream = optimiser.init(params), time.time(), batches(recipe, tokenizer)
+    for number in range(recipe.steps):
+        params, moments, value = step(params, moments, *next(stream))
+        if number % 50 == 0 or number == recipe.steps - 1:
+            print(f"step {number:5d}  loss {value:.4f}  {time.time() - start:6.0f} s", flush=True)
+        if number and number % 500 == 0 or number == recipe.steps - 1:
+            save(ASSETS / f"baby-{name}", graph, params, architecture, tokenizer, "bfloat16")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=RECIPES)
+    main(parser.parse_args().name)

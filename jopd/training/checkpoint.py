@@ -1,0 +1,54 @@
+"""Checkpoints by Orbax: atomic, written in the background, the latest few kept and the best evaluated one too."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jopd.training.state import TrainState
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run.
+
+    Args:
+      folder: made when missing; a half-written checkpoint in it, left by a kill, is ignored and removed.
+      keep: how many of the latest to keep.
+      facts: what a resumed run must agree with (the models' sources and fingerprints), saved beside each state.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, facts: dict[str, Any]):
+        best = BestN(get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]), cleanup_tmp_directories=True, enable_async_checkpointing=True
+        )
+        self.facts = facts
+        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, step: int, state: TrainState, score: float | None) -> None:
+        """Starts saving; `score` (higher is better) is the evaluation's at this step, if there was one."""
+        # The copy to the host is done when this returns, so the state may be donated to the next step.
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), facts=ocp.args.JsonSave(self.facts))
+        self.manager.save(step, args=args, metrics=None if score is None else {"score": score})
+
+    def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
+        """The latest step and its state, placed as `like` is; None where nothing was saved yet.
+
+        Raises:
+          ValueError: the checkpoint was made with other models than this run's.
+        """
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        saved = self.manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+        if changed := [f"{name} was {saved.get(name)}, is {value}" for name, value in self.facts.items() if saved.get(name) != value]:
+            raise ValueError(f"cannot resume from step {step}: {'; '.join(changed)}. Restore the same models, or choose another --output")
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict())
+        return step, TrainState(**self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"])
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self.manager.wait_until_finished()
+        self.manager.close()

@@ -1,0 +1,320 @@
+"""What a user sees while a run goes on. Everything is printed on CONSOLE; processes other than the first set `CONSOLE.quiet = True`.
+
+On a terminal there are colours and a progress bar that redraws itself. In a log file the same is said without either: a line every few
+seconds for the bar, and signs instead of colours.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from itertools import groupby
+from typing import Protocol
+
+import rich.progress
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from jopd.diagnostics.measures import duration, number
+
+
+class Decoder(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    def decode(self, token_ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None) -> str: ...
+
+
+def _console() -> Console:
+    # What a model writes may hold any character; a locale without it must not end a run.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+
+
+CONSOLE = _console()
+
+
+def say(message: str) -> None:
+    """One line."""
+    CONSOLE.print(Text(message))
+
+
+def announce(lines: Mapping[str, str], *, title: str = "jopd") -> None:
+    """What is about to happen, a name and a value a line, in a frame."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in lines.items():
+        table.add_row(Text(name), Text(value))
+    CONSOLE.print(_frame(table, title))
+
+
+@contextlib.contextmanager
+def waiting(message: str) -> Iterator[None]:
+    """Says that something long has begun (a compilation, an evaluation) and, when it is done, how long it took."""
+    begin = time.monotonic()
+    say(f"{message} ...")
+    with CONSOLE.status("") if _draws() else contextlib.nullcontext():
+        yield
+    say(f"{message}: {duration(time.monotonic() - begin)}")
+
+
+# The example.
+
+# Light to dark red under black, then white, letters: legible on light and on dark terminals.
+SHADES = ("black on #c7e9c0", "black on #fee391", "black on #fe9929", "white on #d7301f", "bold white on #7f0000")
+OUTSIDE, NEW = "dim strike", "bold magenta"
+
+
+def show_example(
+    views: Mapping[str, Sequence[int]],
+    completion: Sequence[int],
+    mask: Sequence[float],
+    tokenizer: Decoder,
+    *,
+    values: Sequence[float] | None = None,
+    value_name: str = "KL to the teacher in nats",
+    limit: int = 400,
+) -> None:
+    """One problem as each reader sees it, and the student's answer with what the loss makes of each token.
+
+    Text that a teacher reads and the student does not is marked, and so is each token of the answer that the loss sees; the shade grows
+    with the size of its value.
+
+    Args:
+      views: by name, the tokens of each reader's context without padding; "student" among them.
+      completion: `[T]` what the student wrote; padding at its end is fine.
+      mask: `[T]` 0 on tokens that the loss does not see.
+      values: `[T]` a number a token, such as its KL.
+      limit: longer texts lose their middle, and say so.
+
+    Raises:
+      ValueError: no student view, or lengths that differ.
+    """
+    if "student" not in views:
+        raise ValueError(f"views={sorted(views)} must hold 'student', what the writer of the completion saw")
+    if len(mask) != len(completion) or (values is not None and len(values) != len(completion)):
+        raise ValueError(f"mask and values must be as long as the completion, {len(completion)} tokens")
+    student, parts, legend = views["student"], [], []
+    for name, context in sorted(views.items(), key=lambda item: item[0] != "student"):
+        reader = "The student reads" if name == "student" else "The teacher reads" + ("" if name == "teacher" else f" (view: {name})")
+        if name != "student" and list(context) == list(student):
+            parts.append(Text.assemble((reader, "bold"), ": exactly what the student reads\n"))
+            continue
+        new = _new_in(context, student)
+        parts.append(_heading(reader, f"{_count(len(context))}" + (f", {sum(new):,} for this reader alone" if any(new) else "")))
+        parts.append(_body(_paint(_pieces(tokenizer, context), [NEW if is_new else "" for is_new in new], ("{+", "+}"), limit)))
+        if any(new) and not legend:
+            legend.append(_paint(["text for this reader alone"], [NEW], ("{+", "+}")))
+    pieces = [piece.replace("\n", "↵\n") for piece in _pieces(tokenizer, completion)]
+    written = max((i + 1 for i, m in enumerate(mask) if m), default=0)
+    inside = sum(1 for m in mask if m)
+    parts.append(_heading("The student writes", f"{_count(written)}, {'all' if inside == written else f'{inside:,}'} seen by the loss"))
+    parts.append(_body(_completion(pieces, completion, mask, values, limit)))
+    legend += _legend(mask, values, value_name)
+    if values is not None and inside:
+        legend.append(_largest(pieces, mask, values, value_name))
+    CONSOLE.print(_frame(Group(*parts, *legend), "one example"))
+
+
+def _completion(pieces, completion, mask, values, limit: int) -> Text:
+    shown, styles, shades = [], [], _shades(mask, values)
+    # Padding: the same unseen token over and over is said once.
+    for _, group in groupby(range(len(completion)), key=lambda i: (completion[i], i if mask[i] else -1)):
+        run = list(group)
+        kept, times = (run, "") if len(run) < 4 else (run[:1], f" (× {len(run):,})")
+        shown += [pieces[i] + times for i in kept]
+        styles += [SHADES[shade] if (shade := shades[i]) is not None else OUTSIDE for i in kept]
+    return _paint(shown, styles, ("[", "]"), limit, unmarked=OUTSIDE)
+
+
+def _shades(mask, values) -> list[int | None]:
+    """Of each token an index into SHADES, None outside the loss."""
+    edges = _edges(mask, values)
+    sizes = [0.0] * len(mask) if values is None else [abs(float(value)) for value in values]
+    return [sum(size >= edge > 0 for edge in edges) if m else None for m, size in zip(mask, sizes, strict=True)]
+
+
+def _edges(mask, values) -> list[float]:
+    """Where the shades begin: each is twice the one before, since a few tokens carry most of a divergence."""
+    largest = max((abs(float(value)) for m, value in zip(mask, values, strict=True) if m), default=0.0) if values is not None else 0.0
+    return [largest / 2**k for k in range(len(SHADES) - 1, 0, -1)]
+
+
+def _legend(mask, values, value_name: str) -> Iterator[Text]:
+    edges = _edges(mask, values)
+    line = _paint(["seen by the loss"], [SHADES[0]], ("[", "]"))
+    if edges[-1] and _colours():
+        line = Text(f"seen by the loss, shaded by {value_name}, from:  ")
+        for low, shade in zip([0.0, *edges], SHADES, strict=True):
+            line.append(f"\u00a0{low:.2g}\u00a0", shade)
+    yield line
+    if not all(mask):
+        yield Text("not seen by the loss", OUTSIDE if _colours() else "")
+
+
+def _largest(pieces, mask, values, value_name: str, count: int = 5) -> Text:
+    """The tokens with the largest values, each after the two before it so that one finds it."""
+    order = sorted((i for i, m in enumerate(mask) if m), key=lambda i: -abs(float(values[i])))[:count]
+    where = lambda i: "".join(pieces[max(i - 2, 0) : i + 1]).replace("\n", "").strip()
+    return Text(f"largest {value_name}, at the last token of: " + ", ".join(f"“{where(i)}” {number(float(values[i]))}" for i in order))
+
+
+def _new_in(context: Sequence[int], student: Sequence[int]) -> list[bool]:
+    """Which tokens of a context the student's lacks."""
+    new = [True] * len(context)
+    for block in SequenceMatcher(None, student, context, autojunk=False).get_matching_blocks():
+        new[block.b : block.b + block.size] = [False] * block.size
+    return new
+
+
+def _pieces(tokenizer: Decoder, tokens: Sequence[int]) -> list[str]:
+    """The text that each token adds. A token that ends inside a character adds nothing, and the next one the whole character."""
+
+    def decode(ids) -> str:
+        return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    pieces, begin, done = [], 0, 0
+    for end in range(1, len(tokens) + 1):
+        # A token's text depends on its left neighbour (spaces), not on more: decoding a short window keeps this linear.
+        before, after = decode(tokens[begin:done]), decode(tokens[begin:end])
+        if after.endswith("\ufffd") and end < len(tokens):
+            pieces.append("")
+            continue
+        pieces.append("".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in after[len(before) :]))
+        begin, done = done, end
+    return pieces
+
+
+def _paint(pieces: Sequence[str], styles: Sequence[str], marks: tuple[str, str], limit: int = 1, unmarked: str = "") -> Text:
+    """The pieces in their styles; without colours, runs of styled pieces stand between marks instead. `unmarked` is a style that needs none."""
+    text, colours, is_open = Text(), _colours(), False
+    hidden = range(2 * limit // 3, len(pieces) - limit // 3) if len(pieces) > limit else range(0)
+    for i, (piece, style) in enumerate(zip(pieces, styles, strict=True)):
+        if i in hidden:
+            if i == hidden[0]:
+                text.append(f" ... {_count(len(hidden))} not shown ... ", "italic")
+            continue
+        marked = not colours and bool(style) and style != unmarked
+        if marked != is_open:
+            text.append(marks[0] if marked else marks[1])
+            is_open = marked
+        text.append(piece, style if colours else "")
+    return text.append(marks[1]) if is_open else text
+
+
+def _heading(what: str, detail: str) -> Text:
+    return Text.assemble((what, "bold"), (f"  {detail}", "dim"))
+
+
+def _body(text: Text) -> Padding:
+    return Padding(text, (0, 0, 1, 2))
+
+
+def _count(tokens: int) -> str:
+    return f"{tokens:,} token{'' if tokens == 1 else 's'}"
+
+
+# Progress.
+
+
+class Progress:
+    """How far a run is, what it costs and how long it still takes.
+
+    On a terminal two lines that redraw themselves, a bar and the numbers of the last step; elsewhere a line for the first and last step
+    and for one every `every` seconds. Other output in between appears above.
+    """
+
+    def __init__(self, total: int, *, done: int = 0, every: float = 10.0):
+        """`total` steps, of which `done` were made before a resume."""
+        self.total, self.every = total, every
+        self._printed = float("-inf")
+        # The first step of a process compiles: the clock for the rest starts after it.
+        self._ends: deque[tuple[int, float]] = deque(maxlen=20)
+        self._bar = _Bar(
+            rich.progress.TextColumn("step {task.completed}/{task.total}"), rich.progress.BarColumn(bar_width=None),
+            rich.progress.TextColumn("{task.percentage:.0f} %"), rich.progress.TextColumn("{task.fields[left]}"),
+            console=CONSOLE, expand=True, disable=not _draws(),
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total, completed=done, left="")
+
+    def update(self, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
+        """Step `step` is done. Shown of its metrics: "loss", "kl", and "tokens", those of the completions, as a rate."""
+        now = time.monotonic()
+        self._ends.append((step, now))
+        numbers, left = "  ".join(_numbers(metrics, seconds)), self._left(step)
+        if _draws():
+            self._bar.numbers = numbers
+            self._bar.update(self._task, completed=step, left=left)
+        elif now - self._printed >= self.every or step == self.total:
+            self._printed = now
+            say(f"step {step:>{len(str(self.total))}}/{self.total}  {numbers}" + (f"  {left}" if left else ""))
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.stop()
+
+    def _left(self, step: int) -> str:
+        (first, begin), (_, now) = self._ends[0], self._ends[-1]
+        if step == self.total or step == first:
+            return ""
+        return f"{duration((now - begin) / (step - first) * (self.total - step))} left"
+
+
+class _Bar(rich.progress.Progress):
+    """rich's bar with a line of numbers under it."""
+
+    numbers = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.numbers, style="cyan", no_wrap=True, overflow="ellipsis")
+
+
+def _numbers(metrics: Mapping[str, float], seconds: Mapping[str, float]) -> Iterator[str]:
+    for name, title in (("loss", "loss"), ("kl", "KL")):
+        if name in metrics:
+            yield f"{title} {float(metrics[name]):.4f}"
+    total = sum(seconds.values())
+    if "tokens" in metrics and total > 0:
+        yield f"{float(metrics['tokens']) / total:,.0f} tokens/s"
+    for phase, value in seconds.items():
+        yield f"{phase} {duration(value)}"
+
+
+# The result.
+
+
+def results_table(rows: Sequence[tuple[str, str, str, str, str]], *, title: str = "held-out problems, before and after") -> None:
+    """The rows of `jopd.diagnostics.report.comparison`: measure, before, after, teacher, problems. Columns that are empty are left out."""
+    table = Table(title=title, caption="brackets: 95 % intervals", box=box.SIMPLE_HEAD, title_style="bold", caption_style="dim")
+    names = ("", "before", "after", "teacher", "problems")
+    kept = [i for i in range(len(names)) if i < 3 or any(row[i] for row in rows)]
+    for i in kept:
+        table.add_column(names[i], no_wrap=True, justify="left" if i == 0 else "right", style="bold" if names[i] == "after" else None)
+    for row in rows:
+        table.add_row(*(Text(row[i]) for i in kept))
+    CONSOLE.print(table)
+
+
+def _frame(content: RenderableType, title: str) -> Panel:
+    return Panel(content, title=Text(title, style="bold"), title_align="left", border_style="cyan", padding=(0, 1))
+
+
+def _draws() -> bool:
+    return CONSOLE.is_terminal and not CONSOLE.is_dumb_terminal and not CONSOLE.quiet
+
+
+def _colours() -> bool:
+    return CONSOLE.color_system is not None and not CONSOLE.no_color

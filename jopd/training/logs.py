@@ -1,0 +1,146 @@
+"""What a run writes down as it goes: three files of JSON lines, and the same numbers for TensorBoard.
+
+    metrics.jsonl      one object a training step: {"step": 7, "loss": 0.41, ..., "seconds": {"rollout": 1.2, ...}}
+    evaluations.jsonl  one object an evaluation: {"step": 50, "accuracy": {"value", "low", "high", "count"}, "kl": ..., ...}
+    samples.jsonl      a few of the student's answers at each evaluation: {"step": 50, "prompt": ..., "completion": ..., ...}
+
+A run that was killed goes on from its last checkpoint, so its files are first cut back to that step: what is then appended makes them
+the files of a run that was never stopped. Whoever writes a checkpoint calls `flush` before it.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tensorboardX import SummaryWriter
+
+from jopd.diagnostics.measures import measures, plain
+
+METRICS, EVALUATIONS, SAMPLES = "metrics.jsonl", "evaluations.jsonl", "samples.jsonl"
+
+Lines = list[dict[str, Any]]
+
+
+class Records(NamedTuple):
+    """A run's files as they were read, in order of the steps."""
+
+    training: Lines
+    evaluations: Lines
+    samples: Lines
+
+
+def read(folder: Path) -> Records:
+    """The records of a run, finished or not; a file that is not there yet is empty.
+
+    Raises:
+      ValueError: a line, other than a torn last one, is not a JSON object with a step.
+    """
+    return Records(*(_read(folder / name) for name in (METRICS, EVALUATIONS, SAMPLES)))
+
+
+class RunLog:
+    """The three files and the TensorBoard events of one run; one process of a run owns it."""
+
+    def __init__(self, folder: Path, *, restored_step: int = 0):
+        """Goes on after `restored_step`: cuts away what an earlier attempt wrote later than that.
+
+        Raises:
+          ValueError: a line of the files is not what this class writes.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        _cut(folder / METRICS, lambda line: line["step"] <= restored_step)
+        evaluations = _cut(folder / EVALUATIONS, lambda line: line["step"] <= restored_step)
+        # An evaluation counts once its own line is written, which is after its samples.
+        self._evaluated = {line["step"] for line in evaluations}
+        _cut(folder / SAMPLES, lambda line: line["step"] in self._evaluated)
+        # Line by line to the operating system, so a killed process loses no line; `flush` is against a machine that stops.
+        self._files = {name: (folder / name).open("a", buffering=1, encoding="utf-8") for name in (METRICS, EVALUATIONS, SAMPLES)}
+        # TensorBoard drops the events from purge_step on that older files hold. The suffix keeps files of the same second apart.
+        self._events = SummaryWriter(str(folder), purge_step=restored_step + 1, filename_suffix=f".from{restored_step}")
+
+    def training(self, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
+        """One training step: its scalars, and how long each of its phases took."""
+        self._append(METRICS, {"step": step, **metrics, "seconds": seconds})
+        self._scalars("train", step, metrics)
+        self._scalars("seconds", step, seconds)
+
+    def evaluation(self, step: int, record: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> None:
+        """One evaluation (see `jopd.diagnostics.measures`) with a few answers. One that the files already hold is not written again."""
+        if step in self._evaluated:
+            return
+        for index, sample in enumerate(samples):
+            self._append(SAMPLES, {"step": step, **sample})
+            self._events.add_text(f"samples/{index}", _markdown(sample), step)
+        self._append(EVALUATIONS, {"step": step, **record})
+        self._evaluated.add(step)
+        self._scalars("evaluation", step, record)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the evaluation of this step is on file."""
+        return step in self._evaluated
+
+    def flush(self) -> None:
+        """Everything so far is on the disk when this returns."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self._events.flush()
+
+    def close(self) -> None:
+        self.flush()
+        for file in self._files.values():
+            file.close()
+        self._events.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        self._files[name].write(_dump(line))
+
+    def _scalars(self, group: str, step: int, record: Mapping[str, Any]) -> None:
+        for name, measure in measures(plain(record)).items():
+            self._events.add_scalar(f"{group}/{name}", measure.value, step)
+
+
+def _dump(line: Mapping[str, Any]) -> str:
+    return json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _markdown(sample: Mapping[str, Any]) -> str:
+    return "\n\n".join(f"**{name}**\n\n{value}" for name, value in sample.items())
+
+
+def _read(path: Path) -> Lines:
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    texts = texts[:-1] if texts and not texts[-1] else texts
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            line["step"] + 0
+        except (json.JSONDecodeError, KeyError, TypeError):
+            if number == len(texts):
+                break  # torn: the process was killed while it wrote
+            raise ValueError(f"{path} line {number} is not a record of a run: restore the file, or choose another output folder") from None
+        lines.append(line)
+    return lines
+
+
+def _cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> Lines:
+    """Keeps the lines that `keep` says, whole; a kill in between leaves the old file or the new one."""
+    kept = [line for line in _read(path) if keep(line)]
+    text = "".join(_dump(line) for line in kept)
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        temporary = path.with_name(f".{path.name}.partial")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    return kept

@@ -1,0 +1,25 @@
+"""AdamW, its schedule and its clipping: optax, put together."""
+
+import optax
+
+from jopd.config import Optimizer
+
+
+def schedule(config: Optimizer, updates: int) -> optax.Schedule:
+    """The learning rate at each of `updates` optimiser steps."""
+    warmup = max(1, round(config.warmup * updates)) if config.warmup else 0
+    rest = max(1, updates - warmup)
+    after = {
+        "constant": lambda: optax.constant_schedule(config.learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, rest),
+        "linear": lambda: optax.linear_schedule(config.learning_rate, 0.0, rest),
+    }[config.schedule]()
+    # From the first fraction, not from 0: no batch is spent on a step that moves nothing.
+    rise = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, warmup)
+    return optax.join_schedules([rise, after], [warmup]) if warmup else after
+
+
+def make(config: Optimizer, updates: int) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    adamw = optax.adamw(schedule(config, updates), b1=config.b1, b2=config.b2, eps=config.epsilon, weight_decay=config.weight_decay)
+    return optax.chain(clip, adamw)

@@ -1,0 +1,298 @@
+"""The built-in task, re-read from its text alone by a parser that shares nothing with the generator."""
+
+import collections
+import dataclasses
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from jopd.data import task, tokenizer
+from jopd.data.task import (
+    NEUTRAL_STYLE,
+    STUDENT_STYLE,
+    TEACHER_STYLE,
+    Style,
+    TallySettings,
+    TallyTask,
+    pretraining_example,
+)
+
+PINNED_PROMPT = (
+    "there are 91 stones in the bag of Lucy. 1: a friend takes 19 stones. 2: she loses 16 stones. "
+    "3: she buys 18 stones. 4: she finds 20 more. how many stones does Lucy have now?"
+)
+PINNED_SOLUTION = (
+    "now look at step 1: the count was 91, and after taking away 19 it is 72. "
+    "now look at step 2: the count was 72, and after taking away 16 it is 56. "
+    "now look at step 3: the count was 56, and after adding 18 it is 74. step 4: 74 plus 20 is 94.\nanswer: 94"
+)
+
+FIRST_WORDS = {"plain": "step", "order": "for", "story": "in", "long": "now"}
+SAYS = {
+    "add": r"plus|add|adding|grow",
+    "subtract": r"minus|take|taking|shrink",
+    "double": r"times 2|double|doubling|twice",
+    "halve": r"half|halve|halving",
+}
+
+
+def integers(text):
+    return [int(n) for n in re.findall(r"\d+", text)]
+
+
+def sentences(text):
+    return [sentence.strip() for sentence in re.findall(r"[^.?]+(?:[.?]|$)", text)]
+
+
+def read_problem(prompt):
+    """(first count, ((operation, operand), ...)) of a prompt; the operand of double and halve is 2."""
+    opening, *events, question = sentences(prompt)
+    assert question.endswith("?")
+    read = []
+    for number, event in enumerate(events, 1):
+        place, *operand = integers(event)
+        assert place == number
+        if "half" in event:
+            read.append(("halve", 2))
+        elif re.search("double|again", event):
+            read.append(("double", 2))
+        elif re.search("finds|buys|given|brings", event):
+            read.append(("add", *operand))
+        else:
+            assert re.search("gives away|loses|sells|takes", event), event
+            read.append(("subtract", *operand))
+    (start,) = integers(opening)
+    return start, tuple(read)
+
+
+def apply(operation, count, operand):
+    if operation == "halve":
+        assert count % 2 == 0
+    return {"add": count + operand, "subtract": count - operand, "double": count * 2, "halve": count // 2}[operation]
+
+
+def check_solution(prompt, solution, largest=99):
+    """Every step's operation and numbers, in order, and the answer line."""
+    count, events = read_problem(prompt)
+    worked, answer = solution.split("\n")
+    steps = sentences(worked)
+    assert len(steps) == len(events)
+    for place, (said, (operation, operand)) in enumerate(zip(steps, events, strict=True), 1):
+        after = apply(operation, count, operand)
+        assert 0 <= after <= largest
+        assert re.search(rf"\b(?:{SAYS[operation]})\b", said), said
+        expected = [count, after] if operation in ("double", "halve") else [count, operand, after]
+        first, *rest = integers(said.replace("times 2", ""))
+        assert first == place and sorted(rest) == sorted(expected) and rest[-1] == after, said
+        count = after
+    assert answer == f"answer: {count}"
+    return str(count)
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_every_solution_is_right(split):
+    wide = TallySettings(max_steps=12, largest=300, largest_operand=60)
+    for settings in (TallySettings(), wide):
+        for example in TallyTask(settings).examples(split, 500):
+            answer = check_solution(example.messages[0]["content"], example.solution, settings.largest)
+            assert example.answer == answer and example.answer_check == "number"
+
+
+def test_an_example_is_a_function_of_seed_split_and_index():
+    first, again = TallyTask(TallySettings(seed=3)), TallyTask(TallySettings(seed=3))
+    backwards = [again.example(i, "train") for i in reversed(range(50))]
+    assert [first.example(i, "train") for i in range(50)] == backwards[::-1]
+    prompts = {
+        TallyTask(TallySettings(seed=s)).example(0, split).messages[0]["content"]
+        for s in range(9)
+        for split in ("train", "held_out")
+    }
+    assert len(prompts) == 18
+    assert len({e.id for split in ("train", "held_out") for e in first.examples(split, 50)}) == 100
+
+
+def test_these_problems_are_what_trained_models_and_results_refer_to():
+    example = TallyTask().example(0, "held_out")
+    assert example.messages[0]["content"] == PINNED_PROMPT
+    assert example.solution == PINNED_SOLUTION
+
+
+def test_examples_is_a_sequence():
+    examples = TallyTask().examples("train", 5)
+    assert (
+        len(examples) == 5
+        and list(examples)[4] == examples[-1] == examples[4]
+        and examples[1:3] == [examples[1], examples[2]]
+    )
+    with pytest.raises(IndexError):
+        examples[5]
+
+
+def test_splits_partition_a_world_small_enough_to_list():
+    settings = dict(min_steps=1, max_steps=2, largest=6, largest_operand=3, held_out_share=0.3)
+
+    def moves(count):
+        for operand in range(1, 4):
+            yield from (m for m in (("add", operand), ("subtract", operand)) if 0 <= apply(m[0], count, operand) <= 6)
+        if count > 0:
+            yield from [("double", 2)] * (count <= 3) + [("halve", 2)] * (count % 2 == 0)
+
+    world = {(start, (move,)) for start in range(2, 7) for move in moves(start)}
+    world |= {
+        (start, (move, following)) for start, (move,) in world for following in moves(apply(move[0], start, move[1]))
+    }
+
+    drawn = {}
+    for split in ("train", "held_out"):
+        tasks = [TallyTask(TallySettings(seed=seed, **settings)) for seed in range(3)]
+        drawn[split] = {read_problem(t.example(i, split).messages[0]["content"]) for t in tasks for i in range(1500)}
+    assert not drawn["train"] & drawn["held_out"]
+    assert drawn["train"] | drawn["held_out"] == world
+    assert 0.2 < len(drawn["held_out"]) / len(world) < 0.4
+
+
+def test_a_world_without_held_out_problems_is_refused():
+    settings = TallySettings(min_steps=1, max_steps=1, largest=4, largest_operand=1, held_out_share=1e-6)
+    with pytest.raises(ValueError, match="held_out_share=1e-06"):
+        TallyTask(settings).example(0, "held_out")
+
+
+def test_difficulty_sets_the_length():
+    encode = tokenizer.load().encode
+
+    def lengths(steps, style):
+        examples = TallyTask(TallySettings(min_steps=steps, max_steps=steps, style=style)).examples("train", 40)
+        return [len(encode(e.solution)) + 1 for e in examples]
+
+    for style in (TEACHER_STYLE, NEUTRAL_STYLE, STUDENT_STYLE):
+        assert max(lengths(2, style)) < 64
+    assert min(lengths(40, NEUTRAL_STYLE)) > 512 and min(lengths(40, STUDENT_STYLE)) > 512
+    counts = collections.Counter(len(TallyTask().problem(i, "train").steps) for i in range(700))
+    assert set(counts) == set(range(2, 9)) and min(counts.values()) > 60
+
+
+def test_every_number_of_the_range_is_met():
+    before = collections.Counter(step.before for i in range(1500) for step in TallyTask().problem(i, "train").steps)
+    assert set(before) == set(range(100))
+    assert max(before.values()) < 5 * min(before.values())
+
+
+def test_every_wording_occurs():
+    prompts, steps = collections.Counter(), set()
+    for example in TallyTask().examples("train", 1500):
+        prompt = example.messages[0]["content"]
+        _, events = read_problem(prompt)
+        for (operation, _), said in zip(events, sentences(example.solution), strict=False):
+            steps.add((operation, said.split()[0]))
+        prompts.update(
+            re.sub(r"\d+:?|\b[A-Z]\w+|\b(?:she|he)\b|" + "|".join(task.THINGS), "_", s).strip()
+            for s in sentences(prompt)
+        )
+    assert steps == set(itertools.product(SAYS, FIRST_WORDS.values()))
+    assert len(prompts) == len(task.OPENINGS) + sum(map(len, task.EVENTS.values())) + len(task.QUESTIONS)
+    text = " ".join(e.messages[0]["content"] for e in TallyTask().examples("train", 300))
+    assert all(word in text for word in (*task.THINGS, *task.NAMES["she"], *task.NAMES["he"]))
+
+
+@pytest.mark.parametrize("style", [TEACHER_STYLE, STUDENT_STYLE, Style(plain=0.2, order=0.4, story=0.3, long=0.1)])
+def test_wordings_come_at_the_rates_of_the_style(style):
+    examples = TallyTask(TallySettings(style=style)).examples("train", 600)
+    counts = collections.Counter(s.split()[0] for e in examples for s in sentences(e.solution.split("\n")[0]))
+    observed = np.array([counts[word] for word in FIRST_WORDS.values()])
+    expected = np.array(dataclasses.astuple(style)) * observed.sum()
+    assert ((observed - expected) ** 2 / expected).sum() < 21.1  # chi-square, 3 degrees of freedom, p = 1e-4
+
+
+def pretraining(size, style=STUDENT_STYLE, settings=TallySettings()):
+    """(problem text, context or None, placement or None, completion) of each example."""
+    for index in range(size):
+        messages, completion = pretraining_example(index, 5, style, settings)
+        assert messages[-1]["role"] == "user"
+        if messages[0]["role"] == "system":
+            yield messages[1]["content"], messages[0]["content"].removeprefix("worked solution: "), "system", completion
+        else:
+            prompt, found, context = messages[0]["content"].partition(" worked solution: ")
+            yield prompt, context if found else None, "user" if found else None, completion
+
+
+def test_pretraining_mixes_its_kinds_and_every_text_is_right():
+    kinds, habits = collections.Counter(), collections.Counter()
+    for prompt, context, placement, completion in pretraining(3000):
+        answer = completion.split("\n")[-1]
+        start, events = read_problem(prompt)
+        for operation, operand in events:
+            start = apply(operation, start, operand)
+        assert answer == f"answer: {start}"
+        kinds[placement] += 1
+        if completion.startswith("the worked solution says"):
+            assert context.endswith("\n" + answer)
+            assert completion == f"the worked solution says the answer is {start}.\n{answer}"
+            habits["shortcut"] += 1
+            continue
+        check_solution(prompt, completion.removeprefix("as the worked solution shows, "))
+        if context is None:
+            assert "worked solution" not in completion
+            continue
+        steps, _, shown_answer = context.partition("\n")
+        assert shown_answer in ("", answer)
+        is_whole = context.endswith("\n" + answer) and len(sentences(steps)) == len(events) and steps.endswith(".")
+        kinds["whole" if is_whole else "partial"] += 1
+        kinds["partial with answer"] += bool(not is_whole and shown_answer)
+        habits["refer"] += completion.startswith("as the worked solution shows, ")
+        habits["quote"] += is_whole and completion == context
+        if is_whole:
+            check_solution(prompt, context)
+    assert 0.42 < kinds[None] / 3000 < 0.48
+    assert abs(kinds["system"] - kinds["user"]) < 0.06 * 3000
+    assert (
+        0.19 < kinds["whole"] / 3000 < 0.27 and 0.25 < kinds["partial"] / 3000 < 0.32
+    )  # short of the rates by the shortcuts
+    assert 0.4 < kinds["partial with answer"] / kinds["partial"] < 0.55
+    shown = 3000 - kinds[None]
+    assert (
+        0.07 < habits["refer"] / shown < 0.13
+        and 0.04 < habits["shortcut"] / shown < 0.1
+        and habits["quote"] / shown > 0.02
+    )
+
+
+def test_pretraining_never_shows_a_held_out_problem():
+    settings = TallySettings(min_steps=1, max_steps=2, largest=9, largest_operand=3, held_out_share=0.3)
+    seen = {read_problem(prompt) for prompt, *_ in pretraining(1000, settings=settings)}
+    held_out = {read_problem(e.messages[0]["content"]) for e in TallyTask(settings).examples("held_out", 1000)}
+    assert seen and held_out and not seen & held_out
+
+
+def test_pretraining_is_deterministic_and_differs_by_seed():
+    assert (
+        pretraining_example(7, 1, TEACHER_STYLE)
+        == pretraining_example(7, 1, TEACHER_STYLE)
+        != pretraining_example(7, 2, TEACHER_STYLE)
+    )
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (dict(min_steps=5, max_steps=4), "min_steps=5"),
+        (dict(max_steps=100), "max_steps=100"),
+        (dict(largest=1000), "largest=1000"),
+        (dict(largest_operand=0), "largest_operand=0"),
+        (dict(held_out_share=0.0), "held_out_share=0.0"),
+        (dict(seed=-1), "seed=-1"),
+    ],
+)
+def test_bad_settings_are_refused(settings, named):
+    with pytest.raises(ValueError, match=re.escape(named)):
+        TallySettings(**settings)
+
+
+def test_bad_styles_splits_and_sizes_are_refused():
+    with pytest.raises(ValueError, match="add up to 1"):
+        Style(0.5, 0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="split='test'"):
+        TallyTask().examples("test", 3)
+    with pytest.raises(ValueError, match="size=0"):
+        TallyTask().examples("train", 0)
