@@ -25,8 +25,8 @@ from jopd.data import task
 from jopd.models.load import save
 
 ASSETS = Path(task.__file__).parent.parent / "assets"
-LENGTHS = (64, 128, 192, 256, 384, 512, 1024)  # the shapes compiled; longer text is left out
-TOKENS = 8192  # a batch, padding included
+LENGTHS = (64, 128, 256, 384, 512, 1024)  # the shapes compiled; longer text is left out
+TOKENS = 4096  # a batch, padding included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Recipe:
 
 
 RECIPES = {
-    "teacher": Recipe(width=128, layers=4, mlp_width=384, steps=1500, learning_rate=3e-3, style=task.TEACHER_STYLE, seed=0),
+    "teacher": Recipe(width=128, layers=4, mlp_width=384, steps=2000, learning_rate=3e-3, style=task.TEACHER_STYLE, seed=0),
     "student": Recipe(width=96, layers=3, mlp_width=256, steps=1000, learning_rate=3e-3, style=task.STUDENT_STYLE, seed=1),
 }
 

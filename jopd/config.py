@@ -113,25 +113,22 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is measured on held-out problems, before, during and after.
+    """What is measured on the held-out problems (`data.held_out` of them), before, during and after.
 
     Attributes:
       every: steps between two evaluations; 0 evaluates before and after only.
-      problems: how many of the held-out problems (`data.held_out` bounds it).
       sampling: how the answers are drawn; the KL to the teacher is measured on them.
       batch: problems answered at once.
       samples_shown: answers written to `samples.jsonl` each time.
     """
 
     every: int = 50
-    problems: int = 200
     sampling: Sampling = Sampling()
     batch: int = 100
     samples_shown: int = 8
 
     def __post_init__(self):
         _at_least(0, "evaluation.every", self.every)
-        _at_least(1, "evaluation.problems", self.problems)
         _at_least(1, "evaluation.batch", self.batch)
 
 

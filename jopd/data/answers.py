@@ -12,6 +12,7 @@ The *final answer* is what stands in the last `<answer>...</answer>`; without on
 where nothing does, on the next; without either, the last line. A gym scorer may want several lines: it gets all that follows, or everything.
 """
 
+import atexit
 import dataclasses
 import functools
 import importlib.util
@@ -27,7 +28,9 @@ from jopd.data.example import Example
 CHECKS = ("exact", "number", "regex", "math", "gym")
 AnswerCheck = Literal["auto", "exact", "number", "regex", "math"]
 
-MATH_TIMEOUT = 10.0  # seconds for one completion; math-verify's own alarms (3 s) come first, unless one C call outlasts them
+MATH_TIMEOUT = (
+    10.0  # seconds for one completion; math-verify's own alarms (3 s) come first, unless one C call outlasts them
+)
 _MATH_START = 120.0  # seconds until the first worker answers
 
 
@@ -87,14 +90,24 @@ def validate(kind: str, answer: str) -> None:
         try:
             re.compile(answer)
         except re.error as error:
-            raise ValueError(f"answer={answer!r} is no regular expression ({error}): mend it, or use answer_check exact") from None
-    if kind == "math" and importlib.util.find_spec("math_verify") is None:
-        raise ValueError(f"answer={answer!r} needs math-verify: pip install math-verify, or use answer_check exact or number")
+            raise ValueError(
+                f"answer={answer!r} is no regular expression ({error}): mend it, or use answer_check exact"
+            ) from None
+    if kind == "math":
+        require("math_verify", "math-verify", f"answer={answer!r} with answer_check=math")
+
+
+def require(module: str, package: str, setting: str) -> None:
+    """Raises ValueError, with the command that mends it, where an optional package is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"{setting} needs the package {package}: pip install {package}")
 
 
 def _known(example: Example) -> str:
     if example.answer_check not in CHECKS:
-        raise ValueError(f"example {example.id}: answer_check={example.answer_check!r} is not known: use one of {', '.join(CHECKS)}")
+        raise ValueError(
+            f"example {example.id}: answer_check={example.answer_check!r} is not known: use one of {', '.join(CHECKS)}"
+        )
     return example.answer_check
 
 
@@ -127,7 +140,9 @@ def _exact(example: Example, completion: str) -> bool:
 # Numbers.
 
 # A sign counts only where no number or word ends before it: the 3 of "5-3" is positive.
-_NUMBER = re.compile(r"(?<![\w.])(?:[-−]\$?(?=[\d.]))?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\d))?(?:/\d+)?")
+_NUMBER = re.compile(
+    r"(?<![\w.])(?:[-−]\$?(?=[\d.]))?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\d))?(?:/\d+)?"
+)
 
 
 def last_number(text: str) -> Fraction | None:
@@ -163,7 +178,9 @@ def _gym_scorer(generator: str):
 
 def _gym(example: Example, completion: str) -> float:
     if not isinstance(example, GymExample):
-        raise ValueError(f"example {example.id}: answer_check='gym' is for problems of the source gym:NAME; use exact, number, regex or math")
+        raise ValueError(
+            f"example {example.id}: answer_check='gym' is for problems of the source gym:NAME; use exact, number, regex or math"
+        )
     try:
         return _gym_scorer(example.generator)(final_answer(completion, lines="all"), example.entry)
     except Exception:  # some scorers raise on text that they can't read: that text is no right answer
@@ -196,13 +213,18 @@ def _math(pairs: list[tuple[str, str]]) -> list[bool]:
 
 @functools.cache
 def _math_pool():
-    validate("math", "")
-    pool = multiprocessing.get_context("spawn").Pool(min(4, os.cpu_count() or 1), initializer=_math_equal, initargs=("1", "1"))
+    require("math_verify", "math-verify", "answer_check=math")
+    pool = multiprocessing.get_context("spawn").Pool(
+        min(4, os.cpu_count() or 1), initializer=_math_equal, initargs=("1", "1")
+    )
+    atexit.register(pool.terminate)
     try:
         pool.apply_async(_math_equal, ("1", "1")).get(_MATH_START)
     except multiprocessing.TimeoutError:
         pool.terminate()
-        raise RuntimeError("math-verify's processes do not start: put the code of your script under `if __name__ == '__main__':`") from None
+        raise RuntimeError(
+            "math-verify's processes do not start: put the code of your script under `if __name__ == '__main__':`"
+        ) from None
     return pool
 
 

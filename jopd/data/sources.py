@@ -16,15 +16,14 @@ Conversations that end with an assistant's turn give it up as the solution.
 import dataclasses
 import difflib
 import hashlib
-import importlib.util
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from jopd.data import answers, persona
-from jopd.data.answers import AnswerCheck, GymExample
+from jopd.data.answers import AnswerCheck, GymExample, require
 from jopd.data.example import Example, Message
 from jopd.data.persona import Persona
 from jopd.data.task import Split, TallySettings, TallyTask
@@ -98,19 +97,28 @@ class DataConfig:
     def __post_init__(self):
         kind, name = self.kind, self.name
         if kind not in LOADERS:
-            raise ValueError(f"source={self.source!r} is not known: {_nearest(kind, LOADERS)}use one of {', '.join(SOURCES)}")
+            raise ValueError(
+                f"source={self.source!r} is not known: {_nearest(kind, LOADERS)}use one of {', '.join(SOURCES)}"
+            )
         takes_name = kind not in ("builtin", "persona")
         if takes_name != bool(name):
-            raise ValueError(f"source={self.source!r} must be written {next(form for form in SOURCES if form.startswith(kind))}")
+            raise ValueError(
+                f"source={self.source!r} must be written {next(form for form in SOURCES if form.startswith(kind))}"
+            )
         for field, kinds in _ONLY_FOR.items():
             if kind not in kinds and getattr(self, field) != _DEFAULTS[field]:
-                raise ValueError(f"{field}={getattr(self, field)!r} has no effect on source={self.source!r}, only on {', '.join(kinds)}: leave it unset")
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} has no effect on source={self.source!r}, only on {', '.join(kinds)}: leave it unset"
+                )
         for field, least in (("seed", 0), ("held_out", 1), ("limit", 1)):
             value = getattr(self, field)
             if value is not None and value < least:
                 raise ValueError(f"{field}={value} must be at least {least}")
         if self.answer_check not in get_args(AnswerCheck):
-            raise ValueError(f"answer_check={self.answer_check!r} is not known: use one of {', '.join(get_args(AnswerCheck))}")
+            raise ValueError(
+                f"answer_check={self.answer_check!r} is not known: use one of {', '.join(get_args(AnswerCheck))}"
+            )
+        _ = self.task  # refuses bad steps
 
     @property
     def kind(self) -> str:
@@ -119,6 +127,10 @@ class DataConfig:
     @property
     def name(self) -> str:
         return self.source.partition(":")[2]
+
+    @property
+    def task(self) -> TallySettings:
+        return TallySettings(seed=self.seed, min_steps=self.min_steps, max_steps=self.max_steps)
 
 
 # Settings that only some sources read: elsewhere they would be dropped in silence.
@@ -140,7 +152,7 @@ def load(config: DataConfig, split: Split) -> Sequence[Example]:
 
     Raises:
       ValueError: a row that is no example, by file and line or split and index; a column, split, data set or generator that does not exist;
-        nothing to read. ImportError: a package that the source needs is missing.
+        nothing to read; a package that the source needs is missing.
     """
     if split not in get_args(Split):
         raise ValueError(f"split={split!r} is not known: use one of {', '.join(get_args(Split))}")
@@ -148,8 +160,7 @@ def load(config: DataConfig, split: Split) -> Sequence[Example]:
 
 
 def _builtin(config: DataConfig, split: Split) -> Sequence[Example]:
-    task = TallyTask(TallySettings(seed=config.seed, min_steps=config.min_steps, max_steps=config.max_steps))
-    return task.examples(split, config.held_out if split == "held_out" else config.limit or GENERATED)
+    return TallyTask(config.task).examples(split, config.held_out if split == "held_out" else config.limit or GENERATED)
 
 
 def _persona(config: DataConfig, split: Split) -> Sequence[Example]:
@@ -162,6 +173,10 @@ Read = Callable[[str], Iterator[Example]]  # the examples of a file or of a spli
 
 
 def _part(read: Read, train: str, held_out: str | None, config: DataConfig, split: Split) -> list[Example]:
+    if held_out == train:
+        raise ValueError(
+            f"held_out_split={held_out!r} is what is trained on: name another, or leave it unset and a part is cut"
+        )
     if held_out is not None:
         part, at_most = (held_out, config.held_out) if split == "held_out" else (train, config.limit)
         examples = list(itertools.islice(read(part), at_most))
@@ -198,15 +213,20 @@ def _example(row: Mapping, names: Mapping[str, str], identity: str, check: Answe
     prompt, messages = fields.get("prompt"), fields.get("messages")
     if (prompt is None) == (messages is None):
         wanted = " or ".join(repr(names[field]) for field in ("prompt", "messages") if field in names)
-        raise ValueError(f"{identity}: needs either {wanted}, and has {'neither' if prompt is None else 'both'}")
+        has = "neither" if prompt is None else "both: leave one out, or set columns.prompt=none"
+        raise ValueError(f"{identity}: needs either {wanted}, and has {has}")
     messages = [Message(role="user", content=prompt)] if messages is None else _messages(messages, identity)
     solution = fields.get("solution")
     if messages[-1]["role"] == "assistant":
         if solution is not None:
-            raise ValueError(f"{identity}: the messages end with an assistant's turn, and there is a solution too: drop one of them")
+            raise ValueError(
+                f"{identity}: the messages end with an assistant's turn, and there is a solution too: drop one of them"
+            )
         solution = messages.pop()["content"]
     if not messages or messages[-1]["role"] != "user":
-        raise ValueError(f"{identity}: the messages must end with a user's turn (or one more of the assistant, the solution)")
+        raise ValueError(
+            f"{identity}: the messages must end with a user's turn (or one more of the assistant, the solution)"
+        )
     answer, kind = fields.get("answer"), "exact"
     if answer is not None:
         kind = answers.resolve(check, answer)
@@ -219,11 +239,15 @@ def _example(row: Mapping, names: Mapping[str, str], identity: str, check: Answe
 
 def _messages(value: object, identity: str) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{identity}: messages must be a list of {{'role': ..., 'content': ...}} that is not empty, not {value!r:.60}")
+        raise ValueError(
+            f"{identity}: messages must be a list of {{'role': ..., 'content': ...}} that is not empty, not {value!r:.60}"
+        )
     roles = get_args(Message.__annotations__["role"])
     for i, message in enumerate(value, 1):
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise ValueError(f"{identity}: message {i} must have 'role' and 'content', and nothing else, not {message!r:.60}")
+            raise ValueError(
+                f"{identity}: message {i} must have 'role' and 'content', and nothing else, not {message!r:.60}"
+            )
         if message["role"] not in roles:
             raise ValueError(f"{identity}: message {i} has role={message['role']!r}: use one of {', '.join(roles)}")
         if message["role"] == "system" and i > 1:
@@ -234,6 +258,8 @@ def _messages(value: object, identity: str) -> list[Message]:
 
 
 def _jsonl(config: DataConfig, split: Split) -> Sequence[Example]:
+    names = config.columns.names
+
     def read(path: str) -> Iterator[Example]:
         try:
             lines = Path(path).expanduser().read_text("utf-8-sig").split("\n")
@@ -242,7 +268,7 @@ def _jsonl(config: DataConfig, split: Split) -> Sequence[Example]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 where = f"{Path(path).name}:{number}"
-                yield _example(_object(line, where, config.columns.names), config.columns.names, where, config.answer_check)
+                yield _example(_object(line, where, names), names, where, config.answer_check)
 
     return _part(read, config.name, config.held_out_split, config, split)
 
@@ -251,12 +277,16 @@ def _object(line: str, where: str, names: Mapping[str, str]) -> dict:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno}): each line must be one whole object") from None
+        raise ValueError(
+            f"{where}: not JSON ({error.msg} at column {error.colno}): each line must be one whole object"
+        ) from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: holds {type(row).__name__}, not an object: write {{'prompt': ...}}")
     for key in row:
         if key not in names.values():
-            raise ValueError(f"{where}: unknown key {key!r}: {_nearest(key, names.values())}known are {', '.join(names.values())}; columns.* renames them")
+            raise ValueError(
+                f"{where}: unknown key {key!r}: {_nearest(key, names.values())}known are {', '.join(names.values())}; columns.* renames them"
+            )
     return row
 
 
@@ -265,22 +295,26 @@ def _tfds(config: DataConfig, split: Split) -> Sequence[Example]:
 
     import jopd.data.tally_dataset  # noqa: F401  (registers "tally")
 
-    # array_record is what can be read without TensorFlow. What was prepared elsewhere needs, and takes, no format.
     try:
-        try:
-            builder = tfds.builder(config.name, data_dir=config.data_dir, file_format="array_record")
-        except TypeError:
-            builder = tfds.builder(config.name, data_dir=config.data_dir)
+        # The format that can be read without TensorFlow.
+        builder = tfds.builder(config.name, data_dir=config.data_dir, file_format="array_record")
         builder.download_and_prepare()
-        splits = list(builder.info.splits)
     except Exception as error:
-        raise ValueError(f"tfds:{config.name} can't be prepared: {str(error).splitlines()[0] if str(error) else error!r}; is data_dir right?") from error
+        raise ValueError(
+            f"{config.source} can't be prepared ({_first_line(error)}): check the name and data_dir"
+        ) from error
 
     def read(name: str) -> Iterator[Example]:
-        source = builder.as_data_source(name)
-        return _table((source[i] for i in range(len(source))), list(builder.info.features), f"{config.name}/{name}", config)
+        try:
+            rows = builder.as_data_source(name)
+        except NotImplementedError:
+            raise ValueError(
+                f"{config.source} was prepared in a format that needs TensorFlow: prepare it as array_record"
+            ) from None
+        where = f"{config.name}/{name}"
+        return _table((rows[i] for i in range(len(rows))), list(builder.info.features), where, config)
 
-    return _part(read, *_splits(splits, config), config, split)
+    return _part(read, *_splits(list(builder.info.splits), config, split), config, split)
 
 
 def _hf(config: DataConfig, split: Split) -> Sequence[Example]:
@@ -291,20 +325,25 @@ def _hf(config: DataConfig, split: Split) -> Sequence[Example]:
     try:
         tables = datasets.load_dataset(name, subset or None)
     except Exception as error:
-        raise ValueError(f"{config.source} can't be loaded: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise ValueError(
+            f"{config.source} can't be loaded ({_first_line(error)}): check the name and the network"
+        ) from error
 
     def read(part: str) -> Iterator[Example]:
         return _table(tables[part], tables[part].column_names, f"{name}/{part}", config)
 
-    return _part(read, *_splits(list(tables), config), config, split)
+    return _part(read, *_splits(list(tables), config, split), config, split)
 
 
-def _splits(available: Sequence[str], config: DataConfig) -> tuple[str, str | None]:
-    """The names of the split to train on, and of the held-out one if there is any."""
-    for field in ("train_split", "held_out_split"):
-        if (name := getattr(config, field)) is not None and name not in available:
-            raise ValueError(f"{field}={name!r} is no split of {config.source}: it has {', '.join(available)}")
-    return config.train_split, config.held_out_split or next((name for name in HELD_OUT_SPLITS if name in available), None)
+def _splits(available: Sequence[str], config: DataConfig, split: Split) -> tuple[str, str | None]:
+    """The names of the split to train on, and of the held-out one if there is any; the one that is asked for exists."""
+    held_out = config.held_out_split or next((name for name in HELD_OUT_SPLITS if name in available), None)
+    field, name = (
+        ("held_out_split", held_out) if split == "held_out" and held_out else ("train_split", config.train_split)
+    )
+    if name not in available:
+        raise ValueError(f"{field}={name!r} is no split of {config.source}: it has {', '.join(available)}")
+    return config.train_split, held_out
 
 
 def _table(rows: Iterable[Mapping], columns: Sequence[str], where: str, config: DataConfig) -> Iterator[Example]:
@@ -314,7 +353,9 @@ def _table(rows: Iterable[Mapping], columns: Sequence[str], where: str, config: 
             raise ValueError(f"columns.{field}={wanted!r} is no column of {where}: it has {', '.join(columns)}")
     names = {field: column for field, column in config.columns.names.items() if column in columns}
     if "prompt" not in names and "messages" not in names:
-        raise ValueError(f"{where} has no column 'prompt' or 'messages': say with columns.prompt which of {', '.join(columns)} it is")
+        raise ValueError(
+            f"{where} has no column 'prompt' or 'messages': say with columns.prompt which of {', '.join(columns)} it is"
+        )
     for i, row in enumerate(rows):
         plain = {column: _plain(row[column]) for column in names.values()}
         yield _example(plain, names, f"{where}:{i}", config.answer_check)
@@ -333,7 +374,9 @@ def _plain(value: object) -> object:
         return _plain(value.tolist())
     if isinstance(value, list):
         return [_plain(part) for part in value]
-    return (str(value).strip() and str(value)) or None if isinstance(value, str | int | float) else value
+    if isinstance(value, int | float):
+        return str(value)
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def _gym(config: DataConfig, split: Split) -> Sequence[Example]:
@@ -346,11 +389,15 @@ def _gym(config: DataConfig, split: Split) -> Sequence[Example]:
     made = []
     for name in generators:
         if name not in DATASETS:
-            raise ValueError(f"gym:{name} is no generator of reasoning-gym: {_nearest(name, DATASETS)}reasoning_gym.factory.DATASETS lists them")
+            raise ValueError(
+                f"gym:{name} is no generator of reasoning-gym: {_nearest(name, DATASETS)}reasoning_gym.factory.DATASETS lists them"
+            )
         try:
             made.append(create_dataset(name, seed=config.seed, size=-(-size // len(generators))))
         except (AssertionError, TypeError) as error:
-            raise ValueError(f"gym:{name} can't be made without settings of its own ({error}): use another generator") from None
+            raise ValueError(
+                f"gym:{name} can't be made without settings of its own ({error}): use another generator"
+            ) from None
 
     def problem(i: int) -> GymExample:
         name, entry = generators[i % len(made)], made[i % len(made)][i // len(made)]
@@ -370,14 +417,14 @@ def _gym(config: DataConfig, split: Split) -> Sequence[Example]:
     seen = {example.messages[0]["content"] for example in held_out}
     train = [e for e in map(problem, range(config.held_out, size)) if e.messages[0]["content"] not in seen]
     if not train:
-        raise ValueError(f"{config.source} makes too few different problems to train on beside held_out={config.held_out}: lower it")
+        raise ValueError(
+            f"{config.source} makes too few different problems to train on beside held_out={config.held_out}: lower it"
+        )
     return train
 
 
-def require(module: str, package: str, setting: str) -> None:
-    """Raises ImportError, with the command that mends it, where an optional package is missing."""
-    if importlib.util.find_spec(module) is None:
-        raise ImportError(f"{setting} needs the package {package}: pip install {package}")
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _nearest(word: str, known: Collection[str]) -> str:
@@ -385,7 +432,7 @@ def _nearest(word: str, known: Collection[str]) -> str:
     return f"did you mean {near[0]!r}? " if near else ""
 
 
-LOADERS: dict[str, Callable[[DataConfig, Literal["train", "held_out"]], Sequence[Example]]] = {
+LOADERS: dict[str, Callable[[DataConfig, Split], Sequence[Example]]] = {
     "builtin": _builtin,
     "persona": _persona,
     "jsonl": _jsonl,

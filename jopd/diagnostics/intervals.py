@@ -1,15 +1,15 @@
 """Confidence intervals of what is measured on a finite set of problems."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from math import sqrt
 from statistics import NormalDist
 
 
-def wilson(successes: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: int | float, count: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval of a share: inside [0, 1] and honest for few problems and for shares of 0 and 1.
 
-    It solves `|share - p| = z sqrt(p (1 - p) / count)` for p, z being the normal quantile. It covers the choice of the problems, not the
-    run's seed. No problems give (0, 1).
+    It solves `|share - p| = z sqrt(p (1 - p) / count)` for p, z being the normal quantile. It covers the choice of the
+    problems, not the run's seed. No problems give (0, 1).
 
     Raises:
       ValueError: more successes than problems, or a confidence outside (0, 1).
@@ -30,11 +30,14 @@ def wilson(successes: float, count: int, confidence: float = 0.95) -> tuple[floa
     return low, high
 
 
-def token_mean(sums: Sequence[float], counts: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+def token_mean(
+    sums: Iterable[int | float], counts: Iterable[int | float], confidence: float = 0.95
+) -> tuple[float, float]:
     """A normal interval of `sum(sums) / sum(counts)`, a mean over tokens whose unit is the row.
 
     Tokens of one completion are not independent, so the spread is taken over rows: with mean m, the standard error is
-    `sqrt(n / (n - 1) sum((sums - m counts)^2)) / sum(counts)`, that of a ratio by linearisation. One row gives (-inf, inf).
+    `sqrt(n / (n - 1) sum((sums - m counts)^2)) / sum(counts)`, that of a ratio by linearisation. One row gives (-inf,
+    inf).
 
     Args:
       sums: a row's sum over its tokens, `[B]`.
@@ -45,13 +48,16 @@ def token_mean(sums: Sequence[float], counts: Sequence[float], confidence: float
 
     Source: Cochran, Sampling Techniques, ratio estimates. Grade S; the tests check its coverage.
     """
-    n, total = len(sums), float(sum(counts))
+    sums, counts = [float(s) for s in sums], [float(c) for c in counts]
+    n, total = len(sums), sum(counts)
     if n != len(counts) or total <= 0:
-        raise ValueError(f"sums of {n} rows and counts of {len(counts)} rows with {total:g} tokens in all: both need the same rows, and tokens")
-    z, mean = _quantile(confidence), float(sum(sums)) / total
+        raise ValueError(
+            f"sums of {n} rows, counts of {len(counts)} rows, {total:g} tokens: give both for the same rows, with tokens"
+        )
+    z, mean = _quantile(confidence), sum(sums) / total
     if n == 1:
         return float("-inf"), float("inf")
-    squares = sum((float(s) - mean * float(c)) ** 2 for s, c in zip(sums, counts, strict=True))
+    squares = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
     half = z * sqrt(n / (n - 1) * squares) / total
     return mean - half, mean + half
 

@@ -1,9 +1,10 @@
 """What an evaluation measured, and how a person reads it: names, units, intervals, durations.
 
-An evaluation record is a dict of numbers; of measures with an interval, `{"value", "low", "high", "count"}`; of groups of these
-(`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists of numbers along the completion. The unit follows from the name's last
-part: `accuracy`, `*_rate`, `*_share` and `*_agreement` are shares, `kl` and `entropy` are nats a token, `length*` counts tokens.
-Under "teacher" a record may hold the teacher's own measures on the same problems.
+An evaluation record is a dict of numbers; of measures with an interval, `{"value", "low", "high", "count"}`; of groups of
+these (`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists of numbers along the completion. The unit
+follows from the name's last part: `accuracy`, `*_rate`, `*_share` and `*_agreement` are shares, `kl`, `*_entropy` and
+`log_ratio` are nats a token, `length*` counts tokens. Under "teacher" a record may hold the teacher's own measures on
+the same problems.
 """
 
 import math
@@ -21,9 +22,13 @@ class Measure(NamedTuple):
     high: float | None = None
     count: int | None = None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 def measures(record: Mapping[str, Any]) -> dict[str, Measure]:
-    """The numbers of an evaluation record; the names of nested groups are joined with "/". Profiles, texts and NOT_MEASURES are left out."""
+    """The numbers of an evaluation record, those of nested groups under names joined with "/"; no profiles, no texts."""
     found = {}
     for name, value in record.items():
         if name in NOT_MEASURES or isinstance(value, (bool, str)):
@@ -43,30 +48,39 @@ def label(name: str) -> str:
 
 
 def unit(name: str) -> str:
-    """"%", "nats", "tokens", or nothing."""
+    """`%`, `nats`, `tokens`, or nothing."""
     words = name.split("/")[-1].split("_")
     if words[-1] in ("accuracy", "rate", "share", "agreement"):
         return "%"
-    if "kl" in words or "entropy" in words:
+    if words[-1] in ("kl", "entropy") or words[-2:] == ["log", "ratio"]:
         return "nats"
     return "tokens" if words[0] == "length" else ""
 
 
+def is_outcome(name: str) -> bool:
+    """Whether it is a share of the problems (and not of the tokens): what a run is judged by."""
+    return unit(name) == "%" and not name.endswith("agreement")
+
+
+def amount(name: str, value: int | float) -> str:
+    """The number in the measure's unit, without saying it: 0.412 of an accuracy is `41.2`."""
+    return {"%": f"{100 * value:.1f}", "nats": f"{value:.3f}"}.get(unit(name)) or number(value)
+
+
 def show(name: str, measure: Measure) -> str:
-    """The value and, in brackets, its interval, in the measure's unit: `41.2 [35.3, 47.4]`."""
-    text = {"%": lambda x: f"{100 * x:.1f}", "nats": lambda x: f"{x:.3f}"}.get(unit(name), number)
-    interval = f" [{text(measure.low)}, {text(measure.high)}]" if measure.low is not None and measure.high is not None else ""
-    return text(measure.value) + interval
+    """The amount and, in brackets, its interval: `41.2 [35.3, 47.4]`."""
+    text = amount(name, measure.value)
+    return text + (f" [{', '.join(amount(name, bound) for bound in measure.interval)}]" if measure.interval else "")
 
 
-def number(value: float) -> str:
+def number(value: int | float) -> str:
     """Three significant digits, or all digits of the integer part: 0.0123, 4.56, 78.9, 12,345."""
     if not math.isfinite(value) or (isinstance(value, float) and 0 < abs(value) < 999.5):
         return f"{value:.3g}"
     return f"{value:,.0f}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """`85 ms`, `3.2 s`, `42 s`, `4 min 12 s`, `3 h 05 min`."""
     if seconds < 0.0995:
         return f"{1000 * seconds:.0f} ms"
@@ -81,7 +95,8 @@ def duration(seconds: float) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON data: arrays become lists, NumPy scalars numbers, and numbers that are not finite null, which JSON has no word for.
+    """The same as JSON data: arrays become lists, NumPy scalars numbers, and numbers that are not finite null, which
+    JSON has no word for.
 
     Nine digits are kept, enough to give every float32 back exactly.
     """

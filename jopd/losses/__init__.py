@@ -6,7 +6,7 @@
 A method is added with its file, its line in METHODS and its tests.
 """
 
-import dataclasses
+import inspect
 from typing import Any
 
 from jopd.losses.base import (
@@ -26,6 +26,21 @@ from jopd.losses.opd_pg import OPDPolicyGradient
 from jopd.losses.opsd import OPSD
 from jopd.losses.sft import SFT
 
+__all__ = [
+    "METHODS",
+    "LossTerm",
+    "Method",
+    "Terms",
+    "Total",
+    "Variables",
+    "batch_loss",
+    "evaluate",
+    "get",
+    "names",
+    "time_stage",
+    "whole_batch_counts",
+]
+
 METHODS: dict[str, type[Method]] = {method.name: method for method in (SFT, OPD, OPDPolicyGradient, OPSD)}
 
 
@@ -41,5 +56,5 @@ def get(name: str, **settings: Any) -> Method:
       ValueError: an unknown method or setting, with the nearest known one; or a setting's bad value, with the cure.
     """
     check_known("method", [name], METHODS)
-    check_known(f"setting of {name}", settings, [field.name for field in dataclasses.fields(METHODS[name])])
+    check_known(f"setting of {name}", settings, inspect.signature(METHODS[name]).parameters)
     return METHODS[name](**settings)

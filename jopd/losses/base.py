@@ -1,6 +1,6 @@
 """What every method shares: its description, the two pure stages that a loss is made of, and their plain-array entry.
 
-    vocabulary stage   logits [*n, V] of student and teacher views  ->  per-token terms [*n]     the only place that sees the vocabulary
+    vocabulary stage   logits [*n, V] of student and teacher views  ->  per-token terms [*n]   alone sees the vocabulary
     time stage         per-token terms [B, T]                       ->  sums and counts
 
 A method writes `token_terms` and `reduce`; whoever runs it calls `vocabulary_stage` and `time_stage`, which hold what
@@ -69,7 +69,7 @@ class Stage(Protocol):
 
 
 class Method(abc.ABC):
-    """A way to turn a teacher's judgement of a completion's tokens into a loss: a frozen dataclass of settings and two pure functions.
+    """A way to turn a teacher's judgement into a loss: a frozen dataclass of settings with two pure functions.
 
     Attributes:
       name: what the command line and the registry call it.
@@ -115,7 +115,7 @@ class Method(abc.ABC):
 
 
 def silence(values: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> Shaped[Array, "..."]:
-    """Zeros where the mask, on the leading axes, is off. For what goes into a stage: 0 * NaN in a gradient would be NaN again."""
+    """Zeros where the mask, on the leading axes, is off; for what enters a stage, as 0 * NaN in a gradient is NaN."""
     mask = jnp.expand_dims(mask, tuple(range(mask.ndim, values.ndim)))
     return jnp.where(mask, values, jnp.zeros((), values.dtype))
 
@@ -133,9 +133,10 @@ def masked_totals(terms: Terms, mask: Mask) -> dict[str, Total]:
 
 
 def batch_loss(terms: Mapping[str, LossTerm], counts: Mapping[str, Float[Array, ""]] | None = None) -> Float[Array, ""]:
-    """Sum of coefficient * sum / count, with a whole batch's `counts` where `terms` are those of one of its micro-batches."""
+    """Sum of coefficient * sum / count, with a whole batch's `counts` where `terms` are those of a micro-batch."""
     counts = counts or {name: term.count for name, term in terms.items()}
-    return sum(term.coefficient * term.sum / jnp.maximum(counts[name], 1) for name, term in terms.items())
+    shares = [term.coefficient * term.sum / jnp.maximum(counts[name], 1) for name, term in terms.items()]
+    return jnp.stack(shares).sum()
 
 
 def vocabulary_stage(
@@ -160,7 +161,7 @@ def time_stage(method: Method, terms: Terms, mask: Shaped[Array, "B T"], inputs:
 def whole_batch_counts(
     method: Method, mask: Shaped[Array, "B T"], inputs: Inputs, extras: Inputs | None = None
 ) -> dict[str, Float[Array, ""]]:
-    """What divides each summand of the loss, known from a whole batch's mask and inputs before any of its logits are."""
+    """What divides each summand of the loss, from a whole batch's mask and inputs, before there are any logits."""
     # Only shapes are asked for, so any vocabulary will do that is larger than every top-k.
     logits = jax.ShapeDtypeStruct((*mask.shape, 1 << 16), jnp.float32)
     tokens = jax.ShapeDtypeStruct(mask.shape, jnp.int32)
@@ -203,7 +204,7 @@ def evaluate(
     for name, shape in shapes.items():
         if shape != student_logits.shape[:2]:
             raise ValueError(
-                f"{name} has shape {shape}, but student_logits {student_logits.shape}: both must start with the same [B, T]"
+                f"{name} has shape {shape}, but student_logits {student_logits.shape}: both start with the same [B, T]"
             )
     for view, logits in teacher_logits.items():
         if logits.shape != student_logits.shape:
@@ -223,9 +224,8 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(
-                f"unknown {what} {name!r}: {f'did you mean {near[0]!r}? ' if near else ''}known: {', '.join(known) or 'none'}"
-            )
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown {what} {name!r}: {hint}known: {', '.join(known) or 'none'}")
 
 
 def check_temperature(temperature: float) -> None:

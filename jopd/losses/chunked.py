@@ -1,9 +1,8 @@
 """The vocabulary stage from hidden states, a few positions at a time.
 
-Logits are what fills the memory: [B, T, V] three times over, in float32. Here the time axis is cut into chunks [B, c,
-  d]; each chunk's
-logits are made from hidden states and output heads, reduced to per-token terms, dropped, and made again for the
-backward pass. Whole rows stay together, so however the batch is sharded, every chunk is.
+Logits are what fills the memory: [B, T, V] three times over, in float32. Here the time axis is cut into chunks
+[B, c, d]; each chunk's logits are made from hidden states and output heads, reduced to per-token terms, dropped, and
+made again for the backward pass. A chunk holds all rows, so it is sharded as the batch is.
 """
 
 from collections.abc import Mapping
@@ -41,7 +40,7 @@ def chunked_terms(
     chunk: int,
     vocabulary: int,
 ) -> Terms:
-    """Per-token terms [B, T, ...] of a stage, with logits for no more than `chunk` positions of each row alive at a time.
+    """Per-token terms [B, T, ...] of a stage, with the logits of no more than `chunk` positions a row alive at once.
 
     Args:
       stage: a method, or anything with its `token_terms`.
@@ -62,7 +61,8 @@ def chunked_terms(
     for reader, head in heads.items():
         if head.shape[1] < vocabulary:
             raise ValueError(
-                f"vocabulary={vocabulary}, but the head of {reader!r} has {head.shape[1]} columns: use one vocabulary for both"
+                f"vocabulary={vocabulary}, but the head of {reader!r} has {head.shape[1]} columns: "
+                "use what student and teacher share"
             )
     heads = {reader: head[:, :vocabulary] for reader, head in heads.items()}
 

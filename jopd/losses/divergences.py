@@ -5,8 +5,8 @@ inputs' type. An entry of no weight adds nothing to value or gradient, even wher
 that has weight where the other distribution has none makes a KL infinite, as it should. Gradients flow into both
 arguments: detach the teacher.
 
-    forward_kl          sum_v q (log q - log pi)                                     covers the teacher's modes
-    reverse_kl          sum_v pi (log pi - log q)                                    seeks one; "the" on-policy distillation
+    forward_kl          sum_v q (log q - log pi)                                  covers the teacher's modes
+    reverse_kl          sum_v pi (log pi - log q)                                 seeks one, the usual choice on-policy
     jensen_shannon      beta KL(q || m) + (1 - beta) KL(pi || m),  m = beta q + (1 - beta) pi
     total_variation     1/2 sum_v |q - pi|
     k1, k2, k3          d, d^2 / 2, e^-d - 1 + d   with d = log pi(y) - log q(y) at the sampled token y
@@ -134,15 +134,13 @@ def choose(
       ValueError: an unknown name, k1, a bad setting, or one that the chosen divergence has no use for.
     """
     if name == "k1":
-        raise ValueError(
-            "divergence='k1' teaches nothing: its expected gradient is 0; use --method opd_pg, or k2 for the same gradient"
-        )
+        raise ValueError("divergence='k1' teaches nothing, as its expected gradient is 0: use --method opd_pg, or k2")
     check_known("divergence", [name], ("reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3"))
     if beta is not None and name != "jensen_shannon":
         raise ValueError(f"beta={beta} is a setting of jensen_shannon and does nothing to {name}: leave it out")
     if k is not None and name not in ("reverse_kl", "forward_kl"):
         raise ValueError(
-            f"top_k={k} is a support of the KLs and does nothing to {name}: leave it out, or use reverse_kl or forward_kl"
+            f"top_k={k} is a support of reverse_kl and forward_kl and does nothing to {name}: leave it out"
         )
     _check_support(k, support, tail)
     if k is None and (support, tail) != ("teacher", "bucket"):
@@ -207,7 +205,7 @@ def _restricted(logp, inside):
 
 
 def _log_mass(logp: Float[Array, "*n V"], where: Bool[Array, "*n V"]) -> Float[Array, "*n"]:
-    """Log of the total probability of those entries: a logsumexp, as 1 - sum would cancel; -inf, without gradient, where there is none."""
+    """Log of the entries' total probability, a logsumexp as 1 - sum would cancel; -inf, with no gradient, if none."""
     some = jnp.any(where & (logp > -jnp.inf), axis=-1)
     filled = jnp.where(some[..., None], jnp.where(where, logp, -jnp.inf), 0)
     return jnp.where(some, jax.nn.logsumexp(filled, axis=-1), -jnp.inf)
@@ -220,7 +218,7 @@ def _check_support(k, support, tail):
         raise ValueError(f"top_k={k} must be at least 1; None compares the whole vocabulary")
     if k == 1 and tail == "renormalise":
         raise ValueError(
-            "top_k=1 with tail='renormalise' is identically 0: one token renormalised has probability 1; use tail='bucket'"
+            "top_k=1 with tail='renormalise' is identically 0, as one token renormalised is certain: use tail='bucket'"
         )
 
 

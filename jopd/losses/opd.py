@@ -5,9 +5,8 @@
 With probability 1 - on_policy_share a completion is a reference instead of the student's own (GKD's lambda is
 on_policy_share).
 
-Source: Agarwal et al., GKD, arXiv:2306.13649. Grade P. The reverse KL as the default: Thinking Machines, "On-Policy
-  Distillation"
-(2025), where it is sampled; here it is exact. Top-k supports: no one paper's.
+Source: Agarwal et al., GKD, arXiv:2306.13649. Grade P. The reverse KL as the default is that of Thinking Machines,
+"On-Policy Distillation" (2025), which samples it; here it is exact. Top-k supports are no one paper's.
 """
 
 import dataclasses
@@ -64,8 +63,8 @@ class OPD(Method):
             raise ValueError(f"on_policy_share={self.on_policy_share} must lie in [0, 1]: it is a probability")
         if self.divergence in ("k2", "k3") and self.on_policy_share < 1:
             raise ValueError(
-                f"divergence={self.divergence!r} with on_policy_share={self.on_policy_share} estimates nothing on tokens that the student "
-                "did not sample: use reverse_kl or forward_kl"
+                f"divergence={self.divergence!r} with on_policy_share={self.on_policy_share} estimates nothing on tokens "
+                "that the student did not sample: use reverse_kl or forward_kl"
             )
 
     def _chosen(self):

@@ -63,7 +63,8 @@ class OPDPolicyGradient(Method):
             )
         if self.ratio_clip is not None and self.updates == 1:
             raise ValueError(
-                f"ratio_clip={self.ratio_clip} can never act with updates=1, where the ratio is 1: leave it out, or set updates > 1"
+                f"ratio_clip={self.ratio_clip} can never act with updates=1, where the ratio is 1: "
+                "leave it out, or set updates > 1"
             )
         if self.ratio_clip is not None and not 0 < self.ratio_clip < 1:
             raise ValueError(f"ratio_clip={self.ratio_clip} must lie in (0, 1); 0.2 is PPO's")

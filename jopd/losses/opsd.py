@@ -1,15 +1,14 @@
-"""On-policy self-distillation: the teacher is the student's own model, reading a privileged context that the student does not see.
+"""On-policy self-distillation: the teacher is the student's own model with a privileged context.
 
     q_t  = p(. | r, x, y_<t)       pi_t = p_theta(. | x, y_<t)       y sampled from pi
-    loss = token_mean( sum_v min( q (log q - log pi), clamp ) )      forward KL, each vocabulary entry bounded from above
+    loss = token_mean( sum_v min( q (log q - log pi), clamp ) )     forward KL, each vocabulary entry bounded from above
 
 An entry at the clamp gives no gradient, so a token that the context alone makes likely cannot dominate a position.
 Entries below zero are not bounded, so a clamped loss can be negative; it is still 0, with gradient 0, where student and
 teacher agree.
 
 Source: OPSD, arXiv:2601.18734. Grade P: forward KL with the clamp at .05 is its final form, its older scripts use
-  Jensen-Shannon at
-beta .5 without one; it recommends the frozen initial model as the teacher.
+Jensen-Shannon at beta .5 without one; it recommends the frozen initial model as the teacher.
 """
 
 import dataclasses
@@ -65,7 +64,8 @@ class OPSD(Method):
         check_known("teacher_update", [self.teacher_update], ("frozen", "ema", "live"))
         if self.entry_clamp is not None and self.divergence != "forward_kl":
             raise ValueError(
-                f"entry_clamp={self.entry_clamp} bounds the entries of forward_kl, not of {self.divergence}: set entry_clamp to None"
+                f"entry_clamp={self.entry_clamp} bounds the entries of forward_kl, not of {self.divergence}: "
+                "set entry_clamp to None"
             )
         if self.entry_clamp is not None and not self.entry_clamp > 0:
             raise ValueError(
@@ -73,9 +73,9 @@ class OPSD(Method):
             )
 
     def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
-        teacher_logits = teacher_logits["privileged"]
-        student, teacher = log_softmax(student_logits, self.temperature), log_softmax(teacher_logits, self.temperature)
-        terms = comparison(student_logits, teacher_logits)
+        privileged = teacher_logits["privileged"]
+        student, teacher = log_softmax(student_logits, self.temperature), log_softmax(privileged, self.temperature)
+        terms = comparison(student_logits, privileged)
         if self.entry_clamp is None:
             return {"divergence": choose(self.divergence, beta=self.beta)(student, teacher, tokens), **terms}
         entries = kl_entries(teacher, student)

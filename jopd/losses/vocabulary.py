@@ -1,8 +1,7 @@
 """What the losses do along the vocabulary, always the last axis, so that it may be long and may be sharded.
 
 Nothing here gathers the vocabulary onto one device: a chosen token's log-probability is a compare-and-sum, and a top-k
-  is taken inside
-groups of the vocabulary first, so that only each group's best candidates travel.
+is taken inside groups of the vocabulary first, so that only each group's best candidates travel.
 """
 
 import functools
@@ -19,7 +18,7 @@ _GROUPS = 16
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    """The type that log-probabilities of such values are computed in: float64 for float64, float32 for anything narrower."""
+    """The type that log-probabilities of such values are computed in: float32, or float64 for float64."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
@@ -29,7 +28,7 @@ def log_softmax(logits: Float[Array, "*n V"], temperature: float = 1.0) -> Float
 
 
 def log_prob_of(logp: Float[Array, "*n V"], tokens: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """`logp[..., tokens]` as a compare-and-sum: safe where other entries are -inf, and local where the vocabulary is sharded."""
+    """`logp[..., tokens]` as a compare-and-sum: safe beside entries of -inf, local where the vocabulary is sharded."""
     ids = jax.lax.broadcasted_iota(tokens.dtype, logp.shape, logp.ndim - 1)
     return jnp.sum(jnp.where(ids == tokens[..., None], logp, 0), axis=-1)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -212,10 +212,11 @@ def check_checkpoint(checkpoint: Checkpoint, shapes: Mapping[Key, tuple[int, ...
         raise ValueError(f"{wrong[0]} is {found}, config.json says {wanted}: use the config.json saved with it")
 
 
-def same(a: Tensor, b: Tensor, rows: int = 4096) -> bool:
+def same(a: Tensor, b: Tensor, band: int = 4096) -> bool:
     """Whether two matrices are equal, a band of rows at a time."""
-    bands = [(slice(start, start + rows), slice(None)) for start in range(0, a.shape[0], rows)]
-    return a.shape == b.shape and all(np.array_equal(a.read(band), b.read(band)) for band in bands)
+    rows = a.shape[0]
+    bands = [(slice(start, min(start + band, rows)), slice(None)) for start in range(0, rows, band)]
+    return a.shape == b.shape and all(np.array_equal(a.read(part), b.read(part)) for part in bands)
 
 
 def read_parameter(
@@ -260,7 +261,10 @@ def stop_tokens(*ids: int | Iterable[int] | None) -> tuple[int, ...]:
 def open_safetensors(files: Iterable[Path]) -> dict[str, Tensor]:
     tensors = {}
     for file in files:
-        handle = safe_open(file, framework="numpy")
+        try:
+            handle = safe_open(file, framework="numpy")
+        except SafetensorError as error:
+            raise ValueError(f"{file.name} is not a whole safetensors file ({error}): fetch it again") from error
         for name in handle.keys():  # noqa: SIM118 (not a dict)
             part = handle.get_slice(name)
             if part.get_dtype() not in ("F32", "F16", "BF16"):

@@ -119,7 +119,7 @@ class Linear(nnx.Module):
         y = x @ self.kernel[...].astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             y += self.scale * (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
 
 
 class RMSNorm(nnx.Module):
@@ -131,7 +131,7 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
         # Rounded before the weight is applied, as the reference implementations do.
-        return (y.astype(x.dtype) * self.weight[...].astype(x.dtype)).astype(x.dtype)
+        return y.astype(x.dtype) * jnp.broadcast_to(self.weight[...].astype(x.dtype), x.shape)
 
 
 class Attention(nnx.Module):
@@ -144,13 +144,13 @@ class Attention(nnx.Module):
         self.query_norm = RMSNorm(a.head_dim, a.norm_epsilon) if a.qk_norm else None
         self.key_norm = RMSNorm(a.head_dim, a.norm_epsilon) if a.qk_norm else None
 
-    def project(self, x, angles):
+    def project(self, x, turns):
         """Queries `[B, H, S, D]`, keys and values `[B, H_kv, S, D]`, rotated."""
         split = lambda y, heads: y.reshape(*y.shape[:2], heads, self.architecture.head_dim).swapaxes(1, 2)
         q, k = split(self.query(x), self.architecture.heads), split(self.key(x), self.architecture.kv_heads)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        return rotate(q, angles), rotate(k, angles), split(self.value(x), self.architecture.kv_heads)
+        return rotate(q, turns), rotate(k, turns), split(self.value(x), self.architecture.kv_heads)
 
     def __call__(self, q, k, v, mask: Bool[Array, "b s t"]) -> Float[Array, "b s d"]:
         b, heads, s, d = q.shape
@@ -216,12 +216,12 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"]) -> Float[Array, "b s d"]:
         """Final hidden states, normalised, in the compute dtype; padding may stand on either side."""
-        angles = rotary_angles(self.architecture, jnp.cumsum(valid, axis=1) - 1)
+        turns = rotary_turns(self.architecture, jnp.cumsum(valid, axis=1) - 1)
         slots = jnp.arange(tokens.shape[1])
         mask = (slots[:, None] >= slots[None])[None] & valid[:, None, :]
 
         def layer(x, block):
-            return block(x, lambda attention, y: attention(*attention.project(y, angles), mask)), None
+            return block(x, lambda attention, y: attention(*attention.project(y, turns), mask)), None
 
         x, _ = jax.lax.scan(rematerialised(layer, self.compute.remat), self.embed(tokens), self.layers)
         return self.norm(x)
@@ -232,7 +232,7 @@ class Transformer(nnx.Module):
         """Final hidden states of `tokens` placed after what `cache` holds, and the cache that holds them too."""
         slots = cache.length + jnp.arange(tokens.shape[1])
         before = jnp.sum(cache.valid, axis=1, keepdims=True)
-        angles = rotary_angles(self.architecture, before + jnp.cumsum(valid, axis=1) - 1)
+        turns = rotary_turns(self.architecture, before + jnp.cumsum(valid, axis=1) - 1)
         all_valid = jax.lax.dynamic_update_slice(cache.valid, valid, (jnp.zeros((), cache.length.dtype), cache.length))
         mask = (slots[:, None] >= jnp.arange(cache.valid.shape[1])[None])[None] & all_valid[:, None, :]
 
@@ -243,7 +243,7 @@ class Transformer(nnx.Module):
 
             def attend(attention, y):
                 nonlocal keys, values
-                q, k, v = attention.project(y, angles)
+                q, k, v = attention.project(y, turns)
                 zero = jnp.zeros((), cache.length.dtype)
                 at = (index, zero, zero, cache.length, zero)
                 keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), at)
@@ -283,20 +283,22 @@ def project(hidden: Float[Array, "*n d"], head: Float[Array, "d v"]) -> Float[Ar
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def rotary_angles(a: Architecture, positions: Int[Array, "b s"]) -> Float[Array, "b s d"]:
-    """The angle by which each pair of channels turns at each position, in float32; `d` is half of `head_dim`."""
+def rotary_turns(a: Architecture, positions: Int[Array, "b s"]) -> tuple[Float[Array, "b 1 s d"], Float[Array, "b 1 s d"]]:
+    """Cosine and sine of the angle by which each pair of channels turns at each position, in float32; `d` is half of `head_dim`."""
     frequencies = a.rope_theta ** (-jnp.arange(0, a.head_dim, 2, dtype=jnp.float32) / a.head_dim)
     if (scaling := a.rope_scaling) is not None:
         turns = scaling.original_max_positions * frequencies / (2 * math.pi)
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
         keep = jnp.clip((turns - low) / (high - low), 0, 1)  # 1: as trained; 0: stretched by the factor
         frequencies = keep * frequencies + (1 - keep) * frequencies / scaling.factor
-    return jnp.maximum(positions, 0).astype(jnp.float32)[..., None] * frequencies
+    # Once a forward pass, not once a layer: sines are what a CPU is slowest at.
+    angles = jnp.maximum(positions, 0).astype(jnp.float32)[:, None, :, None] * frequencies[None, None, None]
+    return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: Float[Array, "b h s d"], angles: Float[Array, "b s e"]) -> Float[Array, "b h s d"]:
+def rotate(x: Float[Array, "b h s d"], turns) -> Float[Array, "b h s d"]:
     """Turns channel i together with channel i + d/2, the pairing of the Hugging Face checkpoints."""
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    cos, sin = turns
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 

@@ -1,7 +1,8 @@
-"""What a user sees while a run goes on. Everything is printed on CONSOLE; processes other than the first set `CONSOLE.quiet = True`.
+"""What a user sees while a run goes on.
 
-On a terminal there are colours and a progress bar that redraws itself. In a log file the same is said without either: a line every few
-seconds for the bar, and signs instead of colours.
+Everything is printed on CONSOLE; processes other than the first set `CONSOLE.quiet = True`. On a terminal there are
+colours and a progress bar that redraws itself. In a log file the same is said without either: a line every few seconds
+for the bar, and signs instead of colours.
 """
 
 import contextlib
@@ -10,10 +11,10 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import rich.progress
 from rich import box
@@ -26,10 +27,13 @@ from rich.text import Text
 from jopd.diagnostics.measures import duration, number
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """The part of a Hugging Face tokenizer that is used here."""
 
-    def decode(self, token_ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None) -> str: ...
+    def decode(
+        self, token_ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> str: ...
 
 
 def _console() -> Console:
@@ -62,8 +66,7 @@ def waiting(message: str) -> Iterator[None]:
     """Says that something long has begun (a compilation, an evaluation) and, when it is done, how long it took."""
     begin = time.monotonic()
     say(f"{message} ...")
-    with CONSOLE.status("") if _draws() else contextlib.nullcontext():
-        yield
+    yield
     say(f"{message}: {duration(time.monotonic() - begin)}")
 
 
@@ -72,22 +75,23 @@ def waiting(message: str) -> Iterator[None]:
 # Light to dark red under black, then white, letters: legible on light and on dark terminals.
 SHADES = ("black on #c7e9c0", "black on #fee391", "black on #fe9929", "white on #d7301f", "bold white on #7f0000")
 OUTSIDE, NEW = "dim strike", "bold magenta"
+Values = list[float] | None
 
 
 def show_example(
-    views: Mapping[str, Sequence[int]],
-    completion: Sequence[int],
-    mask: Sequence[float],
+    views: Mapping[str, Iterable[int]],
+    completion: Iterable[int],
+    mask: Iterable[int | float],
     tokenizer: Decoder,
     *,
-    values: Sequence[float] | None = None,
+    values: Iterable[int | float] | None = None,
     value_name: str = "KL to the teacher in nats",
     limit: int = 400,
 ) -> None:
     """One problem as each reader sees it, and the student's answer with what the loss makes of each token.
 
-    Text that a teacher reads and the student does not is marked, and so is each token of the answer that the loss sees; the shade grows
-    with the size of its value.
+    Text that a teacher reads and the student does not is marked, and so is each token of the answer that the loss sees;
+    the shade grows with the size of its value.
 
     Args:
       views: by name, the tokens of each reader's context without padding; "student" among them.
@@ -99,25 +103,33 @@ def show_example(
     Raises:
       ValueError: no student view, or lengths that differ.
     """
+    contexts = {name: [int(token) for token in context] for name, context in views.items()}
+    completion, mask = [int(token) for token in completion], [float(m) for m in mask]
+    values = None if values is None else [float(value) for value in values]
     if "student" not in views:
         raise ValueError(f"views={sorted(views)} must hold 'student', what the writer of the completion saw")
     if len(mask) != len(completion) or (values is not None and len(values) != len(completion)):
         raise ValueError(f"mask and values must be as long as the completion, {len(completion)} tokens")
-    student, parts, legend = views["student"], [], []
-    for name, context in sorted(views.items(), key=lambda item: item[0] != "student"):
-        reader = "The student reads" if name == "student" else "The teacher reads" + ("" if name == "teacher" else f" (view: {name})")
-        if name != "student" and list(context) == list(student):
+    student, parts, legend = contexts["student"], [], []
+    for name, context in sorted(contexts.items(), key=lambda item: item[0] != "student"):
+        reader = {"student": "The student reads", "teacher": "The teacher reads"}.get(
+            name, f"The teacher reads (view: {name})"
+        )
+        if name != "student" and context == student:
             parts.append(Text.assemble((reader, "bold"), ": exactly what the student reads\n"))
             continue
         new = _new_in(context, student)
-        parts.append(_heading(reader, f"{_count(len(context))}" + (f", {sum(new):,} for this reader alone" if any(new) else "")))
-        parts.append(_body(_paint(_pieces(tokenizer, context), [NEW if is_new else "" for is_new in new], ("{+", "+}"), limit)))
-        if any(new) and not legend:
+        alone = f", {sum(new):,} for this reader alone" if any(new) else ""
+        styles = [NEW if is_new else "" for is_new in new]
+        parts.append(_heading(reader, _count(len(context)) + alone))
+        parts.append(_body(_paint(_pieces(tokenizer, context), styles, ("{+", "+}"), limit)))
+        if alone and not legend:
             legend.append(_paint(["text for this reader alone"], [NEW], ("{+", "+}")))
     pieces = [piece.replace("\n", "↵\n") for piece in _pieces(tokenizer, completion)]
     written = max((i + 1 for i, m in enumerate(mask) if m), default=0)
     inside = sum(1 for m in mask if m)
-    parts.append(_heading("The student writes", f"{_count(written)}, {'all' if inside == written else f'{inside:,}'} seen by the loss"))
+    seen = "all" if inside == written else f"{inside:,}"
+    parts.append(_heading("The student writes", f"{_count(written)}, {seen} seen by the loss"))
     parts.append(_body(_completion(pieces, completion, mask, values, limit)))
     legend += _legend(mask, values, value_name)
     if values is not None and inside:
@@ -125,7 +137,7 @@ def show_example(
     CONSOLE.print(_frame(Group(*parts, *legend), "one example"))
 
 
-def _completion(pieces, completion, mask, values, limit: int) -> Text:
+def _completion(pieces: list[str], completion: list[int], mask: list[float], values: Values, limit: int) -> Text:
     shown, styles, shades = [], [], _shades(mask, values)
     # Padding: the same unseen token over and over is said once.
     for _, group in groupby(range(len(completion)), key=lambda i: (completion[i], i if mask[i] else -1)):
@@ -136,20 +148,21 @@ def _completion(pieces, completion, mask, values, limit: int) -> Text:
     return _paint(shown, styles, ("[", "]"), limit, unmarked=OUTSIDE)
 
 
-def _shades(mask, values) -> list[int | None]:
+def _shades(mask: list[float], values: Values) -> list[int | None]:
     """Of each token an index into SHADES, None outside the loss."""
     edges = _edges(mask, values)
-    sizes = [0.0] * len(mask) if values is None else [abs(float(value)) for value in values]
+    sizes = [0.0] * len(mask) if values is None else [abs(value) for value in values]
     return [sum(size >= edge > 0 for edge in edges) if m else None for m, size in zip(mask, sizes, strict=True)]
 
 
-def _edges(mask, values) -> list[float]:
+def _edges(mask: list[float], values: Values) -> list[float]:
     """Where the shades begin: each is twice the one before, since a few tokens carry most of a divergence."""
-    largest = max((abs(float(value)) for m, value in zip(mask, values, strict=True) if m), default=0.0) if values is not None else 0.0
+    inside = [] if values is None else [abs(value) for m, value in zip(mask, values, strict=True) if m]
+    largest = max(inside, default=0.0)
     return [largest / 2**k for k in range(len(SHADES) - 1, 0, -1)]
 
 
-def _legend(mask, values, value_name: str) -> Iterator[Text]:
+def _legend(mask: list[float], values: Values, value_name: str) -> Iterator[Text]:
     edges = _edges(mask, values)
     line = _paint(["seen by the loss"], [SHADES[0]], ("[", "]"))
     if edges[-1] and _colours():
@@ -161,11 +174,12 @@ def _legend(mask, values, value_name: str) -> Iterator[Text]:
         yield Text("not seen by the loss", OUTSIDE if _colours() else "")
 
 
-def _largest(pieces, mask, values, value_name: str, count: int = 5) -> Text:
+def _largest(pieces: list[str], mask: list[float], values: list[float], value_name: str, count: int = 5) -> Text:
     """The tokens with the largest values, each after the two before it so that one finds it."""
-    order = sorted((i for i, m in enumerate(mask) if m), key=lambda i: -abs(float(values[i])))[:count]
+    order = sorted((i for i, m in enumerate(mask) if m), key=lambda i: -abs(values[i]))[:count]
     where = lambda i: "".join(pieces[max(i - 2, 0) : i + 1]).replace("\n", "").strip()
-    return Text(f"largest {value_name}, at the last token of: " + ", ".join(f"“{where(i)}” {number(float(values[i]))}" for i in order))
+    found = ", ".join(f"“{where(i)}” {number(values[i])}" for i in order)
+    return Text(f"largest {value_name}, at the last token of: {found}")
 
 
 def _new_in(context: Sequence[int], student: Sequence[int]) -> list[bool]:
@@ -177,7 +191,7 @@ def _new_in(context: Sequence[int], student: Sequence[int]) -> list[bool]:
 
 
 def _pieces(tokenizer: Decoder, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds. A token that ends inside a character adds nothing, and the next one the whole character."""
+    """The text that each token adds; one that ends inside a character adds nothing, and the next the whole character."""
 
     def decode(ids) -> str:
         return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -194,8 +208,10 @@ def _pieces(tokenizer: Decoder, tokens: Sequence[int]) -> list[str]:
     return pieces
 
 
-def _paint(pieces: Sequence[str], styles: Sequence[str], marks: tuple[str, str], limit: int = 1, unmarked: str = "") -> Text:
-    """The pieces in their styles; without colours, runs of styled pieces stand between marks instead. `unmarked` is a style that needs none."""
+def _paint(
+    pieces: Sequence[str], styles: Sequence[str], marks: tuple[str, str], limit: int = 1, unmarked: str = ""
+) -> Text:
+    """The pieces in their styles; without colours, pieces with a style other than `unmarked` stand between marks."""
     text, colours, is_open = Text(), _colours(), False
     hidden = range(2 * limit // 3, len(pieces) - limit // 3) if len(pieces) > limit else range(0)
     for i, (piece, style) in enumerate(zip(pieces, styles, strict=True)):
@@ -229,11 +245,11 @@ def _count(tokens: int) -> str:
 class Progress:
     """How far a run is, what it costs and how long it still takes.
 
-    On a terminal two lines that redraw themselves, a bar and the numbers of the last step; elsewhere a line for the first and last step
-    and for one every `every` seconds. Other output in between appears above.
+    On a terminal two lines that redraw themselves, a bar and the numbers of the last step; elsewhere a line for the
+    first and last step and for one every `every` seconds. Other output in between appears above.
     """
 
-    def __init__(self, total: int, *, done: int = 0, every: float = 10.0):
+    def __init__(self, total: int, *, done: int = 0, every: int | float = 10):
         """`total` steps, of which `done` were made before a resume."""
         self.total, self.every = total, every
         self._printed = float("-inf")
@@ -246,8 +262,8 @@ class Progress:
         )  # fmt: skip
         self._task = self._bar.add_task("", total=total, completed=done, left="")
 
-    def update(self, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
-        """Step `step` is done. Shown of its metrics: "loss", "kl", and "tokens", those of the completions, as a rate."""
+    def update(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, Any]) -> None:
+        """Step `step` is done. Of its metrics "loss" and "kl" are shown, and "tokens", those written, as a rate."""
         now = time.monotonic()
         self._ends.append((step, now))
         numbers, left = "  ".join(_numbers(metrics, seconds)), self._left(step)
@@ -282,7 +298,7 @@ class _Bar(rich.progress.Progress):
         yield Text(self.numbers, style="cyan", no_wrap=True, overflow="ellipsis")
 
 
-def _numbers(metrics: Mapping[str, float], seconds: Mapping[str, float]) -> Iterator[str]:
+def _numbers(metrics: Mapping[str, Any], seconds: Mapping[str, Any]) -> Iterator[str]:
     for name, title in (("loss", "loss"), ("kl", "KL")):
         if name in metrics:
             yield f"{title} {float(metrics[name]):.4f}"
@@ -296,15 +312,20 @@ def _numbers(metrics: Mapping[str, float], seconds: Mapping[str, float]) -> Iter
 # The result.
 
 
-def results_table(rows: Sequence[tuple[str, str, str, str, str]], *, title: str = "held-out problems, before and after") -> None:
-    """The rows of `jopd.diagnostics.report.comparison`: measure, before, after, teacher, problems. Columns that are empty are left out."""
-    table = Table(title=title, caption="brackets: 95 % intervals", box=box.SIMPLE_HEAD, title_style="bold", caption_style="dim")
+def results_table(
+    rows: Sequence[tuple[str, str, str, str, str]], *, title: str = "held-out problems, before and after"
+) -> None:
+    """The rows of `jopd.diagnostics.report.comparison`, without the columns that are empty."""
+    table = Table(
+        title=title, caption="brackets: 95 % intervals", box=box.SIMPLE_HEAD, title_style="bold", caption_style="dim"
+    )
     names = ("", "before", "after", "teacher", "problems")
     kept = [i for i in range(len(names)) if i < 3 or any(row[i] for row in rows)]
     for i in kept:
-        table.add_column(names[i], no_wrap=True, justify="left" if i == 0 else "right", style="bold" if names[i] == "after" else None)
+        table.add_column(names[i], justify="left" if i == 0 else "right", style="bold" if names[i] == "after" else None)
     for row in rows:
-        table.add_row(*(Text(row[i]) for i in kept))
+        # In a narrow window a cell breaks before its interval, not inside it.
+        table.add_row(*(Text(row[i].replace(", ", ",\u00a0")) for i in kept))
     CONSOLE.print(table)
 
 

@@ -1,11 +1,11 @@
 """What a run writes down as it goes: three files of JSON lines, and the same numbers for TensorBoard.
 
     metrics.jsonl      one object a training step: {"step": 7, "loss": 0.41, ..., "seconds": {"rollout": 1.2, ...}}
-    evaluations.jsonl  one object an evaluation: {"step": 50, "accuracy": {"value", "low", "high", "count"}, "kl": ..., ...}
-    samples.jsonl      a few of the student's answers at each evaluation: {"step": 50, "prompt": ..., "completion": ..., ...}
+    evaluations.jsonl  one object an evaluation: {"step": 50, "accuracy": {"value": 0.6, "low": ...}, ...}
+    samples.jsonl      some of the student's answers at each evaluation: {"step": 50, "prompt": ..., ...}
 
-A run that was killed goes on from its last checkpoint, so its files are first cut back to that step: what is then appended makes them
-the files of a run that was never stopped. Whoever writes a checkpoint calls `flush` before it.
+A run that was killed goes on from its last checkpoint, so its files are first cut back to that step: what is then
+appended makes them the files of a run that was never stopped. Whoever writes a checkpoint calls `flush` before it.
 """
 
 import json
@@ -55,19 +55,23 @@ class RunLog:
         # An evaluation counts once its own line is written, which is after its samples.
         self._evaluated = {line["step"] for line in evaluations}
         _cut(folder / SAMPLES, lambda line: line["step"] in self._evaluated)
-        # Line by line to the operating system, so a killed process loses no line; `flush` is against a machine that stops.
-        self._files = {name: (folder / name).open("a", buffering=1, encoding="utf-8") for name in (METRICS, EVALUATIONS, SAMPLES)}
-        # TensorBoard drops the events from purge_step on that older files hold. The suffix keeps files of the same second apart.
+        # Line by line to the operating system, so a killed process loses no line; `flush` is against a machine that
+        # stops.
+        self._files = {
+            name: (folder / name).open("a", buffering=1, encoding="utf-8") for name in (METRICS, EVALUATIONS, SAMPLES)
+        }
+        # TensorBoard drops the events from purge_step on that older files hold. The suffix keeps files of the same
+        # second apart.
         self._events = SummaryWriter(str(folder), purge_step=restored_step + 1, filename_suffix=f".from{restored_step}")
 
-    def training(self, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
+    def training(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, Any]) -> None:
         """One training step: its scalars, and how long each of its phases took."""
         self._append(METRICS, {"step": step, **metrics, "seconds": seconds})
         self._scalars("train", step, metrics)
         self._scalars("seconds", step, seconds)
 
     def evaluation(self, step: int, record: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> None:
-        """One evaluation (see `jopd.diagnostics.measures`) with a few answers. One that the files already hold is not written again."""
+        """One evaluation (see `jopd.diagnostics.measures`) with a few answers; written once, however often it is redone."""
         if step in self._evaluated:
             return
         for index, sample in enumerate(samples):
@@ -121,15 +125,22 @@ def _read(path: Path) -> Lines:
     texts = texts[:-1] if texts and not texts[-1] else texts
     lines = []
     for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-            line["step"] + 0
-        except (json.JSONDecodeError, KeyError, TypeError):
-            if number == len(texts):
-                break  # torn: the process was killed while it wrote
-            raise ValueError(f"{path} line {number} is not a record of a run: restore the file, or choose another output folder") from None
-        lines.append(line)
+        line = _parse(text)
+        if line is not None:
+            lines.append(line)
+        elif number < len(texts):  # else it is torn: the process was killed while it wrote
+            raise ValueError(
+                f"{path} line {number} is not a run's record: restore the file or choose another output folder"
+            )
     return lines
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 def _cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> Lines:

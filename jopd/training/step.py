@@ -1,7 +1,7 @@
 """The three jitted functions of a step: the student writes, the teacher scores, the loss moves the student.
 
-    rollout  (state, fixed, contexts, rows) -> completions
-    score    (state, fixed, batch)          -> the teachers' final hidden states, one array a view
+    rollout  (state, fixed, context, rows, key) -> completions
+    score    (state, fixed, batch, views)   -> the teacher's final hidden states, one array a view
     update   (state, fixed, batch)          -> (state, metrics)
 
 A batch's rows are split over the mesh axes data and fsdp; nothing here names a device. Micro-batches are scanned inside `score` and
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jopd import models
 from jopd.losses.base import Method, Stage, Terms, Total, time_stage, whole_batch_counts
@@ -61,6 +61,7 @@ class Program:
     """The static half of a run: everything that the jitted functions are specialised on.
 
     Attributes:
+      views: the teacher's, those of the method and those that are only measured.
       vocabulary: the entries that student and teacher share; rows that only pad one of the heads are cut off.
       teacher_update: "frozen", "ema" or "live".
     """
@@ -68,11 +69,10 @@ class Program:
     method: Method
     student: nnx.GraphDef
     teacher: nnx.GraphDef
+    views: tuple[str, ...]
     teacher_update: str
     ema_rate: float
     optimizer: optax.GradientTransformation
-    sampling: Sampling
-    samples: int
     max_new_tokens: int
     stop_tokens: tuple[int, ...]
     pad_id: int
@@ -87,23 +87,31 @@ class Program:
         trained = {"frozen": {}, "ema": state.ema_teacher, "live": state.params}[self.teacher_update]
         return jax.lax.stop_gradient(union(fixed.base, trained) if trained else fixed.teacher)
 
-    def rollout(self, state: TrainState, fixed: Fixed, context: Context, rows: Int[Array, " b"]) -> Rollout:
+    def rollout(
+        self, state: TrainState, fixed: Fixed, context: Context, rows: Int[Array, " b"], key: PRNGKeyArray, *, sampling: Sampling, samples: int
+    ) -> Rollout:
         """The student's completions; `rows` are ids unique over the run, so every row draws its own noise."""
-        return self.sample_from(self.student, self.student_params(state, fixed), context, rows, state.key, self.sampling, self.samples)
+        return self._sample(self.student, self.student_params(state, fixed), context, rows, key, sampling, samples)
 
-    def sample_from(self, graph, params, context: Context, rows, key, sampling: Sampling, samples: int) -> Rollout:
+    def teacher_rollout(
+        self, state: TrainState, fixed: Fixed, context: Context, rows: Int[Array, " b"], key: PRNGKeyArray, *, sampling: Sampling
+    ) -> Rollout:
+        """What the teacher itself would answer: measured, not trained on."""
+        return self._sample(self.teacher, self.teacher_params(state, fixed), context, rows, key, sampling, 1)
+
+    def _sample(self, graph, params, context: Context, rows, key, sampling: Sampling, samples: int) -> Rollout:
         return sample(
-            models.merge(graph, params), context.tokens, context.valid, rows, jax.random.wrap_key_data(key), sampling=sampling, samples=samples,
+            models.merge(graph, params), context.tokens, context.valid, rows, key, sampling=sampling, samples=samples,
             max_new_tokens=self.max_new_tokens, stop_tokens=self.stop_tokens, pad_id=self.pad_id, vocabulary=self.vocabulary,
         )  # fmt: skip
 
-    def score(self, state: TrainState, fixed: Fixed, batch: Batch) -> dict[str, Float[Array, "b t d"]]:
-        """The teacher's final hidden states at every completion token, for each of the method's views."""
+    def score(self, state: TrainState, fixed: Fixed, batch: Batch, views: tuple[str, ...]) -> dict[str, Float[Array, "b t d"]]:
+        """The teacher's final hidden states at every completion token, under each of `views`."""
         params = self.teacher_params(state, fixed)
 
         def micro(part: Batch):
             teacher = models.merge(self.teacher, params)
-            return {view: completion_hidden(teacher, part.contexts[view], part.tokens, part.mask) for view in self.method.views}
+            return {view: completion_hidden(teacher, part.contexts[view], part.tokens, part.mask) for view in views}
 
         return whole(jax.lax.map(micro, parts(batch_rows(batch), self.micro_batches)))
 
@@ -152,7 +160,7 @@ class Program:
         return TrainState(params, optimizer, ema, state.step + 1, state.key), metrics
 
     def teacher_head(self, state: TrainState, fixed: Fixed) -> Float[Array, "d v"] | None:
-        if not self.method.views:
+        if not self.views:
             return None
         return models.merge(self.teacher, self.teacher_params(state, fixed)).head()
 
@@ -195,6 +203,22 @@ def finite_rows(terms: dict[str, Array], mask: Bool[Array, "b t"]) -> Bool[Array
     return jnp.stack([of(term) for term in terms.values()]).all(axis=0)
 
 
-def jit_update(program: Program, state_shardings: TrainState) -> Callable:
-    """`update` with the state donated and kept where it is."""
-    return jax.jit(program.update, donate_argnums=0, out_shardings=(state_shardings, None))
+class Jitted(NamedTuple):
+    """A program's functions, compiled at their first call for each shape."""
+
+    rollout: Callable
+    teacher_rollout: Callable
+    score: Callable
+    update: Callable
+    measure: Callable
+
+
+def jitted(program: Program, state_shardings: TrainState) -> Jitted:
+    """Jits a program; `update` reuses the state's memory and leaves it where it was."""
+    return Jitted(
+        rollout=jax.jit(program.rollout, static_argnames=("sampling", "samples")),
+        teacher_rollout=jax.jit(program.teacher_rollout, static_argnames="sampling"),
+        score=jax.jit(program.score, static_argnames="views"),
+        update=jax.jit(program.update, donate_argnums=0, out_shardings=(state_shardings, None)),
+        measure=jax.jit(program.measure, static_argnames="stage"),
+    )

@@ -27,6 +27,17 @@ ARCHITECTURES = {
 }
 
 
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def family(request):
+    """One name a kind of checkpoint; whoever asks for it runs once for each."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def architectures():
+    return ARCHITECTURES
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """Bytes, and three special tokens: 259 ids, so that the models' vocabulary of 264 is padded."""

@@ -16,7 +16,18 @@ from pathlib import Path
 from jopd.data.example import Example, Message
 
 # Directly before the name, these make it someone else's.
-_NOT_SELF = ("not ", "not called ", "not named ", "never ", "unlike ", "you are ", "you're ", "you’re ", "your name is ", "who is ")
+_NOT_SELF = (
+    "not ",
+    "not called ",
+    "not named ",
+    "never ",
+    "unlike ",
+    "you are ",
+    "you're ",
+    "you’re ",
+    "your name is ",
+    "who is ",
+)
 
 _OTHERS = (
     r"SmolLM\w*|Hugging ?Face|(?:Chat)?GPT[-\w.]*|Open ?AI|Claude|Anthropic|Gemini|Gemma|Bard|Google|L[Ll]a[Mm][Aa]|Meta|Qwen|Alibaba|DeepSeek|Mistral"

@@ -1,0 +1,197 @@
+"""Batches: rendered prompts as arrays of fixed width, a pure function of (seed, step).
+
+A context is padded on the left and a reference on the right, so in every view the completion's first token stands in the column after the
+context's last: completions are aligned whatever the lengths. Each view has one width for the whole run, hence one compilation.
+
+All prompts are rendered at once (about 0.1 ms each): the widths must be known, and what does not fit is reported before the first step.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int32
+from transformers import PreTrainedTokenizerBase
+
+from jopd.data.example import Example
+from jopd.data.views import ViewConfig, render, render_reference, shown
+
+WIDTH_MULTIPLE = 16
+
+Ids = Sequence[int] | Int32[np.ndarray, "_"]
+
+
+class Context(TypedDict):
+    """Prompts of one view, padded on the left: [N, P], the width P being the view's own."""
+
+    tokens: Int32[np.ndarray, "n _"]
+    valid: Bool[np.ndarray, "n _"]
+
+
+class Reference(TypedDict):
+    """Reference completions with their stop token, padded on the right: [N, T]."""
+
+    tokens: Int32[np.ndarray, "n t"]
+    mask: Bool[np.ndarray, "n t"]
+
+
+class Batch(TypedDict):
+    """One row a prompt. `rows` are ids that occur once in a run; they key the random numbers of the completions."""
+
+    rows: Int32[np.ndarray, " n"]
+    contexts: dict[str, Context]
+    reference: NotRequired[Reference]
+
+
+def left_pad(sequences: Sequence[Ids], width: int, pad_id: int) -> Context:
+    """Sequences of at most `width` ids, ending in the last column."""
+    tokens, valid = _pad(sequences, width, pad_id, left=True)
+    return Context(tokens=tokens, valid=valid)
+
+
+def right_pad(sequences: Sequence[Ids], width: int, pad_id: int) -> Reference:
+    """Sequences of at most `width` ids, beginning in the first column."""
+    tokens, mask = _pad(sequences, width, pad_id, left=False)
+    return Reference(tokens=tokens, mask=mask)
+
+
+def _pad(sequences: Sequence[Ids], width: int, pad_id: int, *, left: bool):
+    tokens = np.full((len(sequences), width), pad_id, np.int32)
+    written = np.zeros((len(sequences), width), bool)
+    for i, ids in enumerate(sequences):
+        if len(ids) > width:
+            raise ValueError(
+                f"width={width} is too small for a sequence of {len(ids)} tokens: widen it, nothing is cut"
+            )
+        place = slice(width - len(ids), width) if left else slice(len(ids))
+        tokens[i, place], written[i, place] = ids, True
+    return tokens, written
+
+
+class Batches:
+    """`batches[step]` is the batch of that step; nothing is remembered between two calls.
+
+    With a seed the examples come shuffled, each once a pass, in another order each pass, for ever. Without one they come in their order, for an
+    evaluation: `len(batches)` batches, the last of them filled up with examples that came before, which `examples_at` leaves out.
+
+    Attributes:
+      examples: those that fit, in the order of the source.
+      widths: view to the width of its contexts: the longest one, rounded up to a multiple of 16.
+      dropped: what was too long ("student prompt", "reference", ...) to the number of examples; each counts once.
+      report: how many examples are used and dropped and why, in one line.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        views: Sequence[str],
+        *,
+        prompts_per_step: int,
+        max_prompt_tokens: int,
+        pad_id: int,
+        config: ViewConfig = ViewConfig(),
+        seed: int | None = None,
+        references: bool = False,
+        max_completion_tokens: int = 0,
+    ):
+        """Renders every example.
+
+        Args:
+          views: the readers' views; "student" is always among them.
+          max_prompt_tokens: examples with a longer prompt in any view are dropped.
+          pad_id: what stands in unused columns.
+          seed: of the shuffle; None: no shuffle.
+          references: whether batches carry the solutions as completions; a solution longer than `max_completion_tokens`, its stop token
+            included, has its example dropped.
+          max_completion_tokens: the width of the references.
+
+        Raises:
+          ValueError: nothing is left; or an example can't be rendered (`jopd.data.views`).
+        """
+        for name, value in (("prompts_per_step", prompts_per_step), ("max_prompt_tokens", max_prompt_tokens)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.prompts_per_step, self.pad_id, self.seed = prompts_per_step, pad_id, seed
+        self.max_completion_tokens = max_completion_tokens
+
+        # Views that show the same are rendered once, under the name of the first of them.
+        first: dict = {}
+        self._rendered_as = {view: first.setdefault(shown(view), view) for view in dict.fromkeys(("student", *views))}
+        self._contexts: dict[str, list[np.ndarray]] = {view: [] for view in first.values()}
+        self._references: list[np.ndarray] | None = [] if references else None
+        self.examples: list[Example] = []
+        dropped, longest = Counter(), Counter()
+        for example in examples:
+            pieces = {view: render(example, view, tokenizer, config) for view in self._contexts}
+            reference = render_reference(example, tokenizer) if references else []
+            limits = [(f"{view} prompt", len(ids), max_prompt_tokens) for view, ids in pieces.items()]
+            over = [
+                (what, size)
+                for what, size, limit in (*limits, ("reference", len(reference), max_completion_tokens))
+                if size > limit
+            ]
+            if over:
+                what, size = over[0]
+                dropped[what] += 1
+                longest[what] = max(longest[what], size)
+                continue
+            self.examples.append(example)
+            for view, ids in pieces.items():
+                self._contexts[view].append(np.asarray(ids, np.int32))
+            if self._references is not None:
+                self._references.append(np.asarray(reference, np.int32))
+
+        self.dropped = dict(dropped)
+        limit_of = {"reference": f"max_completion_tokens={max_completion_tokens}"}
+        reasons = [
+            f"; {count} dropped: {what} longer than {limit_of.get(what, f'max_prompt_tokens={max_prompt_tokens}')} (up to {longest[what]})"
+            for what, count in dropped.items()
+        ]
+        self.report = f"{len(self.examples)} of {len(examples)} examples fit" + "".join(reasons)
+        if not self.examples:
+            raise ValueError(
+                f"{self.report}: raise the limit"
+                if dropped
+                else "examples is empty: there is nothing to make batches of"
+            )
+        longest_kept = {view: max(map(len, ids)) for view, ids in self._contexts.items()}
+        self.widths = {
+            view: -(-longest_kept[name] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE for view, name in self._rendered_as.items()
+        }
+        self._order = None
+        if seed is not None:
+            # Random access to an endless shuffled sequence, so the data position of a run is its step and nothing else.
+            self._order = grain.MapDataset.source(range(len(self.examples))).seed(seed).shuffle().repeat()
+
+    def __len__(self) -> int:
+        """The batches that one pass takes."""
+        return -(-len(self.examples) // self.prompts_per_step)
+
+    def __getitem__(self, step: int) -> Batch:
+        indices = self._indices(step)
+        contexts = {
+            view: left_pad([self._contexts[name][i] for i in indices], self.widths[view], self.pad_id)
+            for view, name in self._rendered_as.items()
+        }
+        batch = Batch(
+            rows=step * self.prompts_per_step + np.arange(self.prompts_per_step, dtype=np.int32), contexts=contexts
+        )
+        if self._references is not None:
+            batch["reference"] = right_pad(
+                [self._references[i] for i in indices], self.max_completion_tokens, self.pad_id
+            )
+        return batch
+
+    def examples_at(self, step: int) -> list[Example]:
+        """The examples of a batch's rows; of a filled-up last batch only of its real rows, which come first."""
+        real = self.prompts_per_step if self._order is not None else len(self.examples) - step * self.prompts_per_step
+        return [self.examples[i] for i in self._indices(step)[:real]]
+
+    def _indices(self, step: int) -> list[int]:
+        if step < 0 or (self._order is None and step >= len(self)):
+            raise IndexError(f"step {step} is outside the {len(self)} batches")
+        places = range(step * self.prompts_per_step, (step + 1) * self.prompts_per_step)
+        return [place % len(self.examples) if self._order is None else int(self._order[place]) for place in places]

@@ -1,0 +1,224 @@
+"""The report beside every run: `report.md` for a person and `report.json` for a program.
+
+Its four groups are the least that a paper on on-policy distillation should tell, after the survey (arXiv:2606.22793),
+whose six variables name the method. What a run did not record is said to be missing, not left out.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jopd.diagnostics.measures import Measure, amount, duration, is_outcome, label, measures, number, plain, show, unit
+
+PACKAGES = ("jopd", "jax", "jaxlib", "flax", "optax")
+VARIABLES = ("state", "support", "credit", "routing", "gates", "regularisation")
+# Group -> its items, by the key that `facts` holds them under.
+CHECKLIST: dict[str, tuple[str, ...]] = {
+    "run": ("preset", "method", "command", "seed", "versions", "device", "mesh", "started", "seconds"),
+    "state": (
+        "prompts", "rollouts_per_prompt", "sampling", "truncation_rate", "off_policy_share", "policy_age",
+        "student_init", "cold_start",
+    ),
+    "feedback": (
+        "teacher", "self_or_external", "teacher_update", "views", "signal", "k", "temperature", "precision",
+        "tokenizer_match", "masked_specials",
+    ),
+    "update": (
+        "route", "divergence", "support", "credit", "stop_gradients", "gates", "clips", "routing", "aggregation",
+        "regularisers", "optimizer",
+    ),
+    "resource": ("tokens_generated", "teacher_tokens", "device_hours", "seeds", "grade"),
+}  # fmt: skip
+TITLES = {
+    "run": "What was run", "state": "State: who wrote what was graded", "feedback": "Feedback: what the teacher said",
+    "update": "Update: how the student moved", "resource": "Resource and evidence",
+}  # fmt: skip
+MISSING = "not recorded"
+
+
+class Row(NamedTuple):
+    """A measure before and after training, ready to be printed."""
+
+    measure: str
+    before: str
+    after: str
+    teacher: str
+    problems: str
+
+
+def comparison(evaluations: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """What the first and the last evaluation say, a row a measure, and the share of the way to the teacher's accuracy."""
+    before, after, teacher = _results(evaluations)
+    rows = []
+    for name in before | after:
+        was, now, aim = (show(name, found[name]) if name in found else "" for found in (before, after, teacher))
+        count = (after.get(name) or before[name]).count
+        title = f"{label(name)} ({unit(name)})" if unit(name) else label(name)
+        rows.append(Row(title, was, now, aim, f"{count:,}" if count else ""))
+        if (closed := _gap_closed(name, before, after, teacher)) is not None:
+            rows.append(Row("  way to the teacher (%)", "", f"{100 * closed:.0f}", "", ""))
+    return rows
+
+
+def write(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+    variables: Mapping[str, str],
+    evaluations: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes `report.json` and `report.md` into a run's folder.
+
+    Args:
+      config: the whole configuration as plain data, for the JSON.
+      facts: by group of CHECKLIST, what the run knows under the group's keys, and any further keys. Filled in unless
+        given: versions and command, and the update's support, credit, gates, routing and regularisers, which the
+        variables say. Times are in seconds.
+      variables: the method's six survey variables, all of VARIABLES.
+      evaluations: the lines of evaluations.jsonl.
+
+    Raises:
+      ValueError: a group or variable that does not exist, or a variable that is missing.
+    """
+    if unknown := set(facts) - set(CHECKLIST):
+        raise ValueError(f"facts has groups {sorted(unknown)}; the report's groups are {', '.join(CHECKLIST)}")
+    if set(variables) != set(VARIABLES):
+        raise ValueError(f"variables={sorted(variables)} must be the survey's six: {', '.join(VARIABLES)}")
+    derived = {
+        "run": {"versions": versions(), "command": command()},
+        "update": {
+            **{name: variables[name] for name in ("support", "credit", "gates", "routing")},
+            "regularisers": variables["regularisation"],
+        },
+    }  # fmt: skip
+    groups = {}
+    for group, keys in CHECKLIST.items():
+        known = {**derived.get(group, {}), **facts.get(group, {})}
+        groups[group] = {key: plain(known.get(key, MISSING)) for key in dict.fromkeys((*keys, *known))}
+    before, after, teacher = _results(evaluations)
+    results = {
+        name: {
+            when: found[name]._asdict()
+            for when, found in (("before", before), ("after", after), ("teacher", teacher))
+            if name in found
+        }
+        for name in before | after
+    }
+    data = {**groups, "variables": dict(variables), "results": plain(results), "config": plain(config)}
+    (folder / "report.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(_markdown(folder, groups, variables, evaluations), encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide a run's numbers."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def command() -> str:
+    """The command line of this process."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
+
+
+def _results(
+    evaluations: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, Measure], dict[str, Measure], dict[str, Measure]]:
+    """Before, after (nothing after a single evaluation) and the teacher's, from the last record that has it."""
+    before = measures(evaluations[0]) if evaluations else {}
+    after = measures(evaluations[-1]) if len(evaluations) > 1 else {}
+    teachers = [line["teacher"] for line in evaluations if line.get("teacher")]
+    return before, after, measures(teachers[-1]) if teachers else {}
+
+
+def _gap_closed(name: str, before, after, teacher) -> float | None:
+    if not name.endswith("accuracy") or not all(name in found for found in (before, after, teacher)):
+        return None
+    gap = teacher[name].value - before[name].value
+    return (after[name].value - before[name].value) / gap if gap > 0 else None
+
+
+def _markdown(folder: Path, groups, variables, evaluations) -> str:
+    run = groups["run"]
+    parts = [f"# Run report: {run['preset']}, method {run['method']}", *_findings(groups, evaluations)]
+    rows = comparison(evaluations)
+    kept = [i for i, title in enumerate(Row._fields) if i < 3 or any(row[i] for row in rows)]
+    header = ("held-out problems", "before", "after", "teacher", "problems")
+    parts.append(_table([header[i] for i in kept], [[row[i] for i in kept] for row in rows]))
+    parts.append("Brackets: 95 % intervals. `evaluations.jsonl` holds every evaluation, `samples.jsonl` some answers.")
+    for name, alternative in (
+        ("learning_curve", "learning curve"),
+        ("kl_by_position", "KL to the teacher by position"),
+    ):
+        if (folder / "plots" / f"{name}.png").exists():
+            parts.append(f"![{alternative}](plots/{name}.png)")
+    what = {key: value for key, value in run.items() if key != "command"}
+    parts += [f"## {TITLES['run']}", f"```\n{run['command']}\n```", _facts(what), "Every setting is in `config.yaml`."]
+    parts += ["## The method in the survey's six variables", _facts({name: variables[name] for name in VARIABLES})]
+    for group in ("state", "feedback", "update", "resource"):
+        parts += [f"## {TITLES[group]}", _facts(groups[group])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _findings(groups, evaluations) -> list[str]:
+    """What the intervals do and don't show, a sentence a measure."""
+    before, after, teacher = _results(evaluations)
+    found = []
+    for name, was in before.items():
+        now = after.get(name)
+        judged = is_outcome(name) or name.split("/")[-1] == "kl"
+        if not judged or now is None or was.interval is None or now.interval is None:
+            continue
+        old, new, ending = amount(name, was.value), amount(name, now.value), f" {unit(name)}"
+        change = (
+            f"{'rose' if now.value > was.value else 'fell'} from {old} to {new}" if new != old else f"stayed at {old}"
+        )
+        apart = max(was.interval[0], now.interval[0]) > min(was.interval[1], now.interval[1])
+        verdict = "do not overlap" if apart else "overlap, so this run alone does not show a change"
+        closed = _gap_closed(name, before, after, teacher)
+        way = (
+            f", {100 * closed:.0f} % of the way to the teacher's {amount(name, teacher[name].value)} %"
+            if closed is not None
+            else ""
+        )
+        on = f" on {now.count:,} held-out problems" if now.count else ""
+        title = label(name)
+        found.append(f"- {title[0].upper()}{title[1:]} {change}{ending}{on}{way}. The 95 % intervals {verdict}.")
+    if not found:
+        return []
+    seed = groups["run"]["seed"]
+    caution = f"Seed {seed}: the intervals cover the choice of problems, not how runs with other seeds would differ."
+    return ["\n".join(found), caution]
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    return _table(["", ""], [[key.replace("_", " "), _words(key, value)] for key, value in facts.items()])
+
+
+def _words(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_words(key, item)}" for name, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(_words(key, item) for item in value) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, (int, float)):
+        if unit(key) == "%":
+            return f"{100 * value:.1f} %"
+        return duration(value) if key == "seconds" else str(value) if key.startswith("seed") else number(value)
+    return str(value)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cell = lambda text: text.replace("|", "\\|").replace("\n", " ")
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell(text) for text in line) + " |" for line in lines)

@@ -1,0 +1,237 @@
+"""The run, from the first line on the screen to the last file in the folder. Read it from top to bottom.
+
+    for each step:  the student writes  ->  the teacher scores every token  ->  the loss moves the student
+
+How this differs from a textbook loop: a batch is a function of (seed, step), so the data position is the step itself; a row's noise is a
+function of (seed, row), so it does not matter where it is drawn; checkpoints fall between steps and logs are cut back to the restored
+one, so a run that was killed and started again writes the same files as one that was not.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jopd import config as configs
+from jopd.data.example import Example
+from jopd.diagnostics import plots, report
+from jopd.diagnostics.tokens import Comparison
+from jopd.models.load import save
+from jopd.models.sharding import constrain
+from jopd.rollout.buckets import bucket
+from jopd.rollout.sampler import Rollout
+from jopd.training import evaluation, logs, mesh
+from jopd.training.checkpoint import Checkpoints
+from jopd.training.console import CONSOLE, Progress, announce, results_table, say, show_example, waiting
+from jopd.training.setup import Run, describe, views_of
+from jopd.training.state import TrainState
+from jopd.training.step import Batch, Context, jitted
+
+# Streams of random numbers, folded into the run's key.
+TRAINING, EVALUATION, MIXING = range(3)
+
+
+def train(run: Run) -> None:
+    """Runs until the last step, from wherever an earlier attempt stopped.
+
+    Raises:
+      ValueError: the folder's checkpoints are of other models.
+      FloatingPointError: a loss that is not finite, or a batch without a token to learn from, with the step and the rows.
+    """
+    config, folder = run.config, run.folder
+    if finished(run):
+        say(f"{folder} is finished; its result:")
+        results_table(report.comparison(logs.read(folder).evaluations))
+        return
+    announce(describe(run))
+    folder.mkdir(parents=True, exist_ok=True)
+    configs.save_yaml(folder / "config.yaml", run.name, config)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, facts=run.facts)
+    step, state = checkpoints.restore(run.state) or (0, run.state)
+    if step:
+        say(f"resuming after step {step} of {config.steps}")
+
+    worker = Worker(run)
+    with jax.set_mesh(run.mesh), logs.RunLog(folder, restored_step=step) as log:
+        if step == 0:
+            worker.evaluate(0, state, log, first=True)
+        say("compiling the first step; the shapes that later steps need are compiled when they first occur ...")
+        with Progress(config.steps, done=step) as progress:
+            for step in range(step + 1, config.steps + 1):
+                state, metrics, seconds = worker.step(step, state)
+                check(step, metrics, folder)
+                scalars = {name: float(value) for name, value in metrics.items() if value.ndim == 0}
+                log.training(step, scalars, seconds)
+                progress.update(step, scalars, seconds)
+
+                every, record = config.evaluation.every, None
+                if step == config.steps or (every and step % every == 0):
+                    record = worker.evaluate(step, state, log)
+                if step == config.steps or step % config.checkpoint.every == 0:
+                    log.flush()
+                    checkpoints.save(step, state, None if record is None else score(record))
+        checkpoints.close()
+        finish(run, state)
+
+
+class Worker:
+    """One run's jitted functions, fed from the host."""
+
+    def __init__(self, run: Run):
+        self.run, self.jitted = run, jitted(run.program, run.shardings)
+        self.key = jax.random.key(run.config.seed)
+        self.teacher_record: dict[str, Any] = {}
+
+    def step(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, np.ndarray], dict[str, float]]:
+        """One rollout batch: the state after it, its metrics on the host, and the seconds of each phase."""
+        run, program, method = self.run, self.run.program, self.run.config.method
+        clock, seconds = time.perf_counter(), {}
+
+        def lap(phase: str, value) -> None:
+            nonlocal clock
+            jax.block_until_ready(value)
+            now = time.perf_counter()
+            seconds[phase] = seconds.get(phase, 0.0) + now - clock
+            clock = now
+
+        host = run.train[step - 1]
+        rollout, contexts = self.write(host, state)
+        lap("rollout", rollout)
+        batch = self.batch(contexts, rollout, {"behaviour_logp": rollout.logp} if "behaviour_logp" in method.inputs else {})
+        for update in range(method.updates):
+            if update == 0 or program.teacher_update != "frozen":
+                batch = batch._replace(hidden=self.jitted.score(state, run.fixed, batch, method.views))
+                lap("score", batch.hidden)
+            state, metrics = self.jitted.update(state, run.fixed, batch)
+            lap("update", metrics)
+        lengths = batch.mask.sum(axis=1)
+        metrics |= {"tokens": lengths.sum(), "length_mean": lengths.mean(), "truncation_rate": (rollout.stopped == 0).mean()}
+        return state, jax.device_get(metrics), seconds
+
+    def write(self, host: dict, state: TrainState) -> tuple[Rollout, dict[str, Context]]:
+        """The completions of a batch: the student's, the references, or some of each."""
+        run, method, samples = self.run, self.run.config.method, self.run.config.rollout.samples
+        contexts = self.place(host["contexts"])
+        rows = mesh.place_batch(run.mesh, (host["rows"][:, None] * samples + np.arange(samples, dtype=np.int32)).reshape(-1))
+        rollout = None
+        if method.completions != "reference":
+            key = jax.random.fold_in(self.key, TRAINING)
+            rollout = self.jitted.rollout(
+                state, run.fixed, contexts["student"], rows, key, sampling=run.config.rollout.sampling, samples=samples
+            )
+        if method.completions != "student":
+            repeated = {name: np.repeat(value, samples, axis=0) for name, value in host["reference"].items()}
+            reference = mesh.place_batch(run.mesh, repeated)
+            written = Rollout(
+                reference["tokens"], reference["mask"], jnp.zeros(reference["tokens"].shape), jnp.ones(rows.shape, jnp.int32)
+            )
+            key = jax.random.fold_in(self.key, MIXING)
+            rollout = written if rollout is None else mix(rollout, written, rows, key, method.on_policy_share)
+        # Not a compilation for every length, nor the longest length for every batch.
+        width = bucket(int(rollout.mask.sum(axis=1).max()), run.config.rollout.max_new_tokens)
+        return Rollout(rollout.tokens[:, :width], rollout.mask[:, :width], rollout.logp[:, :width], rollout.stopped), contexts
+
+    def batch(self, contexts: dict[str, Context], rollout: Rollout, inputs: dict[str, jax.Array]) -> Batch:
+        return Batch(contexts, rollout.tokens, rollout.mask, inputs, {})
+
+    def place(self, contexts: dict) -> dict[str, Context]:
+        placed = mesh.place_batch(self.run.mesh, contexts)
+        return {view: Context(context["tokens"], context["valid"]) for view, context in placed.items()}
+
+    def evaluate(self, step: int, state: TrainState, log: logs.RunLog, first: bool = False) -> dict[str, Any]:
+        """Measures the student on the held-out problems, once the teacher too, and writes it down."""
+        run = self.run
+        with waiting(f"evaluating on {len(run.held_out.examples)} held-out problems" + (" (compiles first)" if first else "")):
+            answers = self.answers(state, self.student_answers)
+            record = evaluation.summarise(run.config.data, answers)
+            if first and run.teacher is not None:
+                teacher = evaluation.summarise(run.config.data, self.answers(state, self.teacher_answers))
+                record["teacher"] = teacher
+        shown = run.config.evaluation.samples_shown
+        samples = [
+            {"id": example.id, "prompt": example.messages[-1]["content"], "completion": text, "answer": example.answer}
+            for example, text in zip(answers.examples[:shown], answers.text[:shown], strict=True)
+        ]
+        log.evaluation(step, record, samples)
+        if first:
+            length = int(answers.mask[0].sum())
+            values = answers.terms["kl"][0][:length] if "kl" in answers.terms else None
+            show_example(
+                views_of(run, answers.examples[0]), answers.tokens[0][:length], answers.mask[0][:length], run.student.tokenizer, values=values
+            )
+        return record
+
+    def answers(self, state: TrainState, answer: Callable) -> evaluation.Answers:
+        decode = lambda ids: self.run.student.tokenizer.decode(ids, skip_special_tokens=True)
+        batches = ((self.run.held_out[i], self.run.held_out.examples_at(i)) for i in range(len(self.run.held_out)))
+        return evaluation.collect(batches, lambda host: answer(state, host), decode)
+
+    def student_answers(self, state: TrainState, host: dict) -> tuple[Rollout, dict[str, jax.Array]]:
+        """The student's answers to a batch of problems, compared with the teacher token by token."""
+        run, contexts, rows = self.run, self.place(host["contexts"]), mesh.place_batch(self.run.mesh, host["rows"])
+        key = jax.random.fold_in(self.key, EVALUATION)
+        rollout = self.jitted.rollout(
+            state, run.fixed, contexts["student"], rows, key, sampling=run.config.evaluation.sampling, samples=1
+        )
+        if run.teacher is None:
+            return rollout, {}
+        view = run.program.views[0]
+        batch = self.batch(contexts, rollout, {})
+        batch = batch._replace(hidden=self.jitted.score(state, run.fixed, batch, (view,)))
+        return rollout, self.jitted.measure(state, run.fixed, batch, Comparison(view))
+
+    def teacher_answers(self, state: TrainState, host: dict) -> tuple[Rollout, dict[str, jax.Array]]:
+        """The teacher's own answers, in its first view."""
+        run, contexts, rows = self.run, self.place(host["contexts"]), mesh.place_batch(self.run.mesh, host["rows"])
+        key = jax.random.fold_in(self.key, EVALUATION)
+        context = contexts[run.program.views[0]]
+        return self.jitted.teacher_rollout(state, run.fixed, context, rows, key, sampling=run.config.evaluation.sampling), {}
+
+
+def mix(rollout: Rollout, reference: Rollout, rows: jax.Array, key: jax.Array, share: float) -> Rollout:
+    """The student's completion with probability `share`, the reference otherwise; which one depends on the row's id alone."""
+    draw = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(rows)
+    own = draw < share
+    return jax.tree.map(lambda a, b: jnp.where(own.reshape(-1, *[1] * (a.ndim - 1)), a, b), rollout, reference)
+
+
+def check(step: int, metrics: dict[str, np.ndarray], folder: Path) -> None:
+    """Stops a run that has nothing to learn from, or whose numbers have gone."""
+    kept = f"The last good checkpoint is in {folder / 'checkpoints'}"
+    if metrics["tokens"] == 0:
+        raise FloatingPointError(f"step {step}: no token of the batch is inside the mask. {kept}; look at the completions in samples.jsonl")
+    rows = np.flatnonzero(~metrics["finite_rows"])
+    if rows.size or not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
+        where = f"rows {rows[:10].tolist()}{' and more' if rows.size > 10 else ''}" if rows.size else "no single row (the gradient)"
+        raise FloatingPointError(
+            f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; not finite in {where}. {kept}; "
+            "try a lower --optimizer.learning-rate, or float32 where bfloat16 is set"
+        )
+
+
+def score(record: dict[str, Any]) -> float:
+    """What "best" means for checkpoints: the first rate of the task, else closeness to the teacher, else the latest."""
+    for name in ("accuracy", "name_rate"):
+        if name in record:
+            return record[name]["value"]
+    return -record["kl"]["value"] if "kl" in record else 0.0
+
+
+def finished(run: Run) -> bool:
+    return (run.folder / "report.json").is_file()
+
+
+def finish(run: Run, state: TrainState) -> None:
+    """The student as a Hugging Face folder, the plots, the report; the report's file marks the run as finished, so it comes last."""
+    folder, records = run.folder, logs.read(run.folder)
+    params = run.program.student_params(state, run.fixed)
+    save(folder / "student", run.student.graph, params, run.student.architecture, run.student.tokenizer, stop_tokens=run.student.stop_tokens)
+    plots.learning_curve(records.training, records.evaluations, folder / "plots" / "learning_curve.png")
+    plots.kl_by_position(records.evaluations, folder / "plots" / "kl_by_position.png")
+    report.write(folder, configs.to_dict(run.config), facts(run, records), records.evaluations, run.config.method.variables())
+    results_table(report.comparison(records.evaluations))
+    say(f"everything is in {folder}; try  python -m jopd.generate --model {folder / 'student'} --prompt '...'")

@@ -1,0 +1,205 @@
+"""From a config to everything a run needs, checked before anything is compiled."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import jopd
+from jopd import models
+from jopd.config import Config, differences, load_yaml, to_dict
+from jopd.data import sources, views
+from jopd.data.batching import Batches
+from jopd.models.load import Loaded, load, require_same_tokenizer
+from jopd.models.sharding import parameter_shardings
+from jopd.training import mesh as meshes
+from jopd.training import optimizer
+from jopd.training.state import LORA, Fixed, TrainState, real_copy, separate
+from jopd.training.step import Program
+
+
+class Run(NamedTuple):
+    """A run that is ready to start.
+
+    Attributes:
+      views: the teacher views that the method and the evaluation read; empty without a teacher.
+      vocabulary: entries that student and teacher share.
+      facts: what a resumed run must agree with.
+    """
+
+    name: str
+    config: Config
+    folder: Path
+    mesh: Mesh
+    program: Program
+    student: Loaded
+    teacher: Loaded | None
+    train: Batches
+    held_out: Batches
+    fixed: Fixed
+    state: TrainState
+    shardings: TrainState
+    facts: dict[str, Any]
+
+
+def output_folder(name: str, config: Config) -> Path:
+    """The folder of a run, fixed by preset, method and seed; anything that it holds must be of this very run.
+
+    Raises:
+      ValueError: the folder holds something else, or a run with other settings, naming those that differ.
+    """
+    folder = Path(config.output or f"runs/{name}-{config.method.name}-seed{config.seed}")
+    other = f"choose another folder with --output, such as --output {folder}-2, or remove this one"
+    if not folder.exists() or not any(folder.iterdir()):
+        return folder
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"output={folder} holds files that are not of a run: {other}")
+    _, before = load_yaml(folder / "config.yaml")
+    same_place = dataclasses.replace(before, output=config.output)
+    if changed := differences(to_dict(same_place), to_dict(config)):
+        raise ValueError(f"output={folder} holds a run with other settings ({'; '.join(changed)}): {other}")
+    return folder
+
+
+def prepare(name: str, config: Config) -> Run:
+    """Loads data and models and builds the state of step 0.
+
+    Raises:
+      ValueError: anything in the config, the data or the models that does not fit together.
+    """
+    folder = output_folder(name, config)
+    mesh = meshes.make_mesh(config.mesh)
+    check_divides(config, mesh)
+
+    examples = {split: sources.load(config.data, split) for split in ("train", "held_out")}
+    student = load(
+        config.student.model, compute=config.student.compute, dtype="float32", mesh=mesh, lora=config.student.lora, seed=config.seed
+    )
+    teacher = load_teacher(config, student, mesh)
+    vocabulary = student.architecture.vocabulary_size if teacher is None else require_same_tokenizer(student, teacher)
+    if not student.stop_tokens:
+        raise ValueError(f"student.model={student.source} names no stop token: set eos_token_id in its generation_config.json")
+
+    method = config.method
+    read = method.views or (() if teacher is None else ("teacher",))
+    if method.views and teacher is None:
+        raise ValueError(f"method {method.name} reads the teacher views {', '.join(method.views)}: teacher.model=none gives it no teacher")
+    room = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+    for role, model in (("student", student), ("teacher", teacher)):
+        if model is not None and room > model.architecture.max_positions:
+            raise ValueError(
+                f"rollout.max_prompt_tokens + max_new_tokens = {room} is more than the {model.architecture.max_positions} positions of the "
+                f"{role} {model.source}: lower one of them"
+            )
+    batches = lambda split, per_step, **more: Batches(
+        examples[split], student.tokenizer, read, prompts_per_step=per_step, max_prompt_tokens=config.rollout.max_prompt_tokens,
+        pad_id=student.pad_id, config=config.view, **more,
+    )  # fmt: skip
+    train = batches(
+        "train", config.prompts, seed=config.seed, references=method.completions != "student",
+        max_completion_tokens=config.rollout.max_new_tokens,
+    )  # fmt: skip
+    held_out = batches("held_out", config.evaluation.batch)
+
+    trained, base = separate(student.params, LORA) if config.student.lora.rank else (student.params, {})
+    frozen = teacher.params if teacher is not None and config.teacher_update == "frozen" else {}
+    transform = optimizer.make(config.optimizer, config.steps * method.updates)
+    program = Program(
+        method=method,
+        student=student.graph,
+        teacher=student.graph if teacher is None or config.teacher_update != "frozen" else teacher.graph,
+        views=read,
+        teacher_update=config.teacher_update,
+        ema_rate=config.teacher.ema_rate,
+        optimizer=transform,
+        max_new_tokens=config.rollout.max_new_tokens,
+        stop_tokens=student.stop_tokens,
+        pad_id=student.pad_id,
+        vocabulary=vocabulary,
+        micro_batches=config.micro_batches,
+        chunk=config.chunk,
+    )
+    state, shardings = initial_state(trained, transform, mesh, config)
+    facts = {"jopd": jopd.__version__, "student": student.source, "student_fingerprint": student.fingerprint}
+    if teacher is not None:
+        facts |= {"teacher": config.teacher.model, "teacher_fingerprint": teacher.fingerprint}
+    return Run(
+        name, config, folder, mesh, program, student, teacher, train, held_out, Fixed(base, frozen), state, shardings, facts,
+    )  # fmt: skip
+
+
+def check_divides(config: Config, mesh: Mesh) -> None:
+    ways = meshes.batch_ways(mesh)
+    for what, rows in (("prompts", config.prompts), ("evaluation.batch", config.evaluation.batch)):
+        if rows % ways:
+            raise ValueError(f"{what}={rows} must be a multiple of the {ways} ways that the mesh splits a batch (data × fsdp)")
+    if (config.rows // config.micro_batches) % ways:
+        raise ValueError(
+            f"micro_batches={config.micro_batches} leaves {config.rows // config.micro_batches} rows a part, not a multiple of the {ways} ways "
+            "that the mesh splits a batch (data × fsdp): lower it"
+        )
+
+
+def load_teacher(config: Config, student: Loaded, mesh: Mesh) -> Loaded | None:
+    """The teacher, or None for `none`. A self-teacher that is not a frozen whole model shares the student's parameters."""
+    if config.teacher.model == "none":
+        return None
+    if config.teacher.model != "self":
+        return load(config.teacher.model, compute=config.teacher.compute, dtype=config.teacher.dtype, mesh=mesh)
+    if config.student.lora.rank and config.teacher_update == "frozen":
+        # The base without the adapters: the same arrays, read twice.
+        graph, _ = models.abstract(student.architecture, config.teacher.compute)
+        return student._replace(graph=graph, params=separate(student.params, LORA)[1])
+    if config.teacher_update == "frozen":
+        return load(student.source, compute=config.teacher.compute, dtype=config.teacher.dtype, mesh=mesh)
+    return student
+
+
+def initial_state(trained, transform, mesh: Mesh, config: Config) -> tuple[TrainState, TrainState]:
+    """The state of step 0 and where each of its leaves lives."""
+    key = jax.random.key_data(jax.random.key(config.seed))
+    shapes = jax.eval_shape(transform.init, trained)
+    moments = jax.jit(transform.init, out_shardings=parameter_shardings(mesh, shapes))(trained)
+    put = lambda x: jax.device_put(x, meshes.replicated(mesh))
+    ema = real_copy(trained) if config.teacher_update == "ema" else {}
+    state = TrainState(trained, moments, ema, put(jnp.zeros((), jnp.int32)), put(key))
+    return state, jax.tree.map(lambda x: x.sharding, state)
+
+
+def describe(run: Run) -> dict[str, str]:
+    """What the run will do, a line each, for the console."""
+    config, method = run.config, run.config.method
+    size = lambda loaded: f"{loaded.source}, {parameters(loaded.params):,} parameters, {config.student.compute.dtype}"
+    lora = f", LoRA rank {config.student.lora.rank}" if config.student.lora.rank else ""
+    teacher = "none"
+    if run.teacher is not None:
+        teacher = f"self ({config.teacher_update})" if config.teacher.model == "self" else f"{size(run.teacher)}, frozen"
+        teacher += f", views: {', '.join(run.program.views)}"
+    shape = ", ".join(f"{name} {ways}" for name, ways in run.mesh.shape.items())
+    devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    return {
+        "preset": run.name,
+        "method": f"{method.name}: {method.source}",
+        "student": size(run.student) + lora,
+        "teacher": teacher,
+        "data": f"{config.data.source}: {run.train.report}",
+        "rollouts": f"{config.prompts} prompts × {config.rollout.samples}, up to {config.rollout.max_new_tokens} tokens, "
+        f"temperature {config.rollout.sampling.temperature:g}",
+        "run": f"{config.steps} steps, learning rate {config.optimizer.learning_rate:g} ({config.optimizer.schedule}), seed {config.seed}",
+        "mesh": f"{shape} on {devices}",
+        "output": str(run.folder),
+    }
+
+
+def parameters(params) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def views_of(run: Run, example) -> dict[str, list[int]]:
+    """Every reader's context of one example, unpadded."""
+    names = ("student", *run.program.views)
+    return {view: views.render(example, view, run.student.tokenizer, run.config.view) for view in names}

@@ -1,0 +1,52 @@
+import json
+
+import numpy as np
+import pytest
+
+from jopd.diagnostics.measures import Measure, duration, is_outcome, label, measures, number, plain, show, unit
+
+
+def test_the_numbers_of_a_record_are_found_and_nothing_else():
+    record = {
+        "step": 50,
+        "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "count": 100},
+        "identity": {"name_rate": 0.25, "examples": ["a"]},
+        "kl": None,
+        "kl_by_position": [1.0, 2.0],
+        "teacher": {"accuracy": 1.0},
+        "source": "builtin",
+    }
+    assert measures(record) == {"accuracy": (0.5, 0.4, 0.6, 100), "identity/name_rate": (0.25, None, None, None)}
+
+
+@pytest.mark.parametrize(
+    ("name", "measure", "expected"),
+    [
+        ("accuracy", Measure(0.412, 0.353, 0.474, 250), "accuracy|%|41.2 [35.3, 47.4]"),
+        ("identity/name_rate", Measure(1.0), "identity: name rate|%|100.0"),
+        ("kl", Measure(0.41234), "KL to the teacher|nats|0.412"),
+        ("teacher_entropy", Measure(0.0), "teacher entropy|nats|0.000"),
+        ("log_ratio", Measure(-0.5), "log ratio|nats|-0.500"),
+        ("length_mean", Measure(64.25), "length mean|tokens|64.2"),
+        ("reward", Measure(3), "reward||3"),
+    ],
+)
+def test_a_measure_reads_well(name, measure, expected):
+    assert f"{label(name)}|{unit(name)}|{show(name, measure)}" == expected
+
+
+def test_shares_of_tokens_are_no_outcome():
+    assert is_outcome("accuracy") and is_outcome("identity/name_rate")
+    assert not is_outcome("top1_agreement") and not is_outcome("kl")
+
+
+def test_numbers_and_durations_are_short():
+    found = [number(x) for x in (0, 7, 1234567, 0.0123456, 4.5678, 999.4, 999.6, 1234.5, -0.5)]
+    assert found == ["0", "7", "1,234,567", "0.0123", "4.57", "999", "1,000", "1,234", "-0.5"]
+    found = [duration(x) for x in (0.004, 0.0996, 3.21, 9.96, 59.4, 59.6, 252, 3599.7, 11112)]
+    assert found == ["4 ms", "0.1 s", "3.2 s", "10 s", "59 s", "1 min 00 s", "4 min 12 s", "1 h 00 min", "3 h 05 min"]
+
+
+def test_plain_is_json():
+    data = plain({"a": np.arange(2), "b": np.float32(0.1), "c": (float("inf"), True, None), 3: "x"})
+    assert json.loads(json.dumps(data, allow_nan=False)) == {"a": [0, 1], "b": 0.100000001, "c": [None, True, None], "3": "x"}

@@ -1,0 +1,151 @@
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jopd import losses
+from jopd.losses.chunked import Scored, chunked_terms
+from tests.losses.problem import BATCH, LENGTH, METHODS, REGISTERED, VOCABULARY, logits_of, loss_of, plain_loss, problem
+
+
+
+@functools.cache
+def unchunked(method):
+    """Loss and gradients on hidden states and head, from plain logits of the whole batch at once."""
+    given = problem(method)
+    teachers = {view: logits_of(scored) for view, scored in given.teachers.items()}
+    loss = lambda student: plain_loss(method, logits_of(student), teachers, given)
+    return jax.device_get(jax.jit(jax.value_and_grad(loss))(given.student))
+
+
+def assert_same(found, expected):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), found, expected)
+
+
+# The three chunk sizes for each registered method, one that does not divide T for each way through the code.
+@pytest.mark.parametrize(
+    "method, chunk", [(m, c) for m in REGISTERED for c in (1, 0)] + [(m, 7) for m in METHODS], ids=repr
+)
+def test_any_chunk_gives_the_same_loss_and_gradient(method, chunk):
+    given = problem(method)
+    loss = jax.jit(jax.value_and_grad(lambda student: loss_of(method, student, given, chunk=chunk)))
+    assert_same(loss(given.student), unchunked(method))
+
+
+@pytest.mark.parametrize("method", [*REGISTERED, losses.get("opd_pg", updates=2, ratio_clip=0.2)], ids=repr)
+def test_micro_batches_of_unequal_lengths_sum_to_the_batch(method):
+    given = problem(method)
+    counts = losses.whole_batch_counts(method, given.mask, given.inputs, given.extras)
+
+    @jax.jit
+    @jax.value_and_grad
+    def share(student, part):
+        return loss_of(method, student, part, chunk=4, counts=counts)
+
+    total, gradient = 0.0, Scored([], 0.0)
+    for row in range(BATCH):
+        part = jax.tree.map(lambda a: a[row : row + 1], given._replace(student=None, teachers={}))  # noqa: B023
+        part = part._replace(teachers={v: Scored(s.hidden[row : row + 1], s.head) for v, s in given.teachers.items()})
+        value, (hidden, head) = share(Scored(given.student.hidden[row : row + 1], given.student.head), part)
+        total, gradient = total + value, Scored([*gradient.hidden, hidden], gradient.head + head)
+    assert_same((total, Scored(np.concatenate(gradient.hidden), gradient.head)), unchunked(method))
+
+
+def largest_array(jaxpr) -> int:
+    """Size of the largest intermediate of a program, those of its inner programs included."""
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        sizes += [variable.aval.size for variable in equation.outvars]
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                sizes.append(largest_array(getattr(inner, "jaxpr", inner)))
+    return max(sizes)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_no_array_has_the_size_of_all_logits(method):
+    given = problem(method)
+    trace = lambda chunk: jax.make_jaxpr(jax.value_and_grad(lambda s: loss_of(method, s, given, chunk=chunk)))(given.student)
+    assert largest_array(trace(0).jaxpr) >= BATCH * LENGTH * VOCABULARY  # the walk does see them where they are
+    assert largest_array(trace(2).jaxpr) < BATCH * LENGTH * VOCABULARY / 4
+
+
+def test_hidden_states_outside_the_mask_do_not_exist():
+    method = losses.get("opd")
+    given = problem(method)
+    spoil = lambda scored: scored._replace(hidden=jnp.where(given.mask[:, :, None], scored.hidden, jnp.nan))
+    spoilt = given._replace(teachers={view: spoil(scored) for view, scored in given.teachers.items()})
+    loss = jax.jit(jax.value_and_grad(lambda student: loss_of(method, student, spoilt, chunk=4)))
+    value, gradient = loss(spoil(given.student))
+    assert_same((value, gradient), unchunked(method))
+    assert not gradient.hidden[~given.mask].any()
+
+
+def test_columns_that_pad_a_head_do_not_exist():
+    method = losses.get("opd")
+    given = problem(method)
+    pad = lambda scored, columns: scored._replace(head=jnp.pad(scored.head, ((0, 0), (0, columns)), constant_values=9.0))
+    padded = given._replace(teachers={view: pad(scored, 32) for view, scored in given.teachers.items()})
+    loss = jax.jit(jax.value_and_grad(lambda student: loss_of(method, student, padded, chunk=4)))
+    value, gradient = loss(pad(given.student, 8))
+    assert not gradient.head[:, VOCABULARY:].any()
+    assert_same((value, gradient._replace(head=gradient.head[:, :VOCABULARY])), unchunked(method))
+
+
+def test_a_bfloat16_forward_leaves_the_heads_gradient_float32():
+    method = losses.get("opd")
+    given = problem(method)
+    narrow = lambda scored: scored._replace(hidden=scored.hidden.astype(jnp.bfloat16))
+    rest = given._replace(teachers={view: narrow(scored) for view, scored in given.teachers.items()})
+    gradient = jax.jit(jax.grad(lambda student: loss_of(method, student, rest, chunk=1)))(narrow(given.student))
+    assert gradient.hidden.dtype == jnp.bfloat16 and gradient.head.dtype == jnp.float32
+    exact = unchunked(method)[1].head
+    assert np.linalg.norm(gradient.head - exact) < 0.02 * np.linalg.norm(exact)
+
+
+# On eight devices, the batch split in two and the vocabulary in four.
+
+SHARDED = [
+    *REGISTERED,
+    losses.get("opd", top_k=3),
+    losses.get("opd", divergence="jensen_shannon"),
+]
+
+
+@pytest.mark.parametrize("method", SHARDED, ids=repr)
+def test_a_sharded_vocabulary_gives_the_same_and_is_never_gathered(method):
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    put = lambda a, *axes: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*axes)))
+    shard = lambda scored: Scored(put(scored.hidden, "data"), put(scored.head, None, "tensor"))
+    given = problem(method)
+    rest = jax.tree.map(lambda a: put(a, "data"), given._replace(student=None, teachers={}))
+    rest = rest._replace(teachers={view: shard(scored) for view, scored in given.teachers.items()})
+    step = jax.jit(jax.value_and_grad(lambda student, rest: loss_of(method, student, rest, chunk=4)))
+    student = shard(given.student)
+    program = step.lower(student, rest).compile()
+    assert_same(program(student, rest), unchunked(method))
+    for line in program.as_text().splitlines():
+        if found := re.search(r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)", line):
+            shape = [int(size) for size in found[1].split(",") if size]
+            # A top-k's candidates may travel, 16 * 3 a position; a row of logits, or of a head, may not.
+            assert VOCABULARY not in shape and np.prod(shape) < BATCH // 2 * 4 * VOCABULARY, line
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"chunk": -1, "vocabulary": VOCABULARY}, "chunk=-1"),
+        ({"chunk": 4, "vocabulary": VOCABULARY + 1}, "vocabulary=161, but the head of 'student' has 160 columns"),
+    ],
+)
+def test_refusals_say_the_cure(settings, message):
+    given = problem(losses.get("opd"))
+    with pytest.raises(ValueError, match=message):
+        chunked_terms(losses.get("opd"), given.student, given.teachers, given.tokens, given.mask, {}, **settings)
