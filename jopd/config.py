@@ -23,6 +23,11 @@ from jopd.models import Compute, LoRA
 from jopd.rollout.sampler import Sampling
 
 
+def _at_least(least: int, name: str, value: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Student:
     """The model that is trained.
@@ -214,11 +219,6 @@ class Config:
         if self.teacher.model != "self":
             return "frozen"
         return self.method.teacher_update if self.teacher.update == "method" else self.teacher.update
-
-
-def _at_least(least: int, name: str, value: int) -> None:
-    if value < least:
-        raise ValueError(f"{name}={value} must be at least {least}")
 
 
 # Presets and the command line.

@@ -6,7 +6,8 @@ import tempfile
 
 import hypothesis
 import jax
-from jaxtyping import install_import_hook
+import jaxtyping
+import pytest
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
@@ -22,13 +23,15 @@ hypothesis.settings.load_profile("jopd")
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
-    parser.addoption("--jaxtyping", choices=("on", "off"), default="on", help="check array types and shapes at run time")
+    parser.addoption(
+        "--jaxtyping", choices=("on", "off"), default="on", help="check array types and shapes at run time"
+    )
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: needs a real model or minutes; run with --slow")
     if config.getoption("--jaxtyping") == "on":
-        install_import_hook("jopd", "beartype.beartype")
+        jaxtyping.install_import_hook("jopd", "beartype.beartype")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -37,3 +40,11 @@ def pytest_collection_modifyitems(config, items):
     slow = [item for item in items if "slow" in item.keywords]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if "slow" not in item.keywords]
+
+
+@pytest.fixture
+def types_unchecked():
+    """Types unchecked, as users run it: for tests of the messages that a type error would come before."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

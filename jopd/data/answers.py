@@ -21,16 +21,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from jopd.data.example import Example
 
 CHECKS = ("exact", "number", "regex", "math", "gym")
 AnswerCheck = Literal["auto", "exact", "number", "regex", "math"]
 
-MATH_TIMEOUT = (
-    10.0  # seconds for one completion; math-verify's own alarms (3 s) come first, unless one C call outlasts them
-)
+# Seconds for one completion. math-verify's own alarms (3 s) come first, unless a single C call outlasts them.
+MATH_TIMEOUT = 10.0
 _MATH_START = 120.0  # seconds until the first worker answers
 
 
@@ -60,15 +59,22 @@ def score(example: Example, completion: str) -> float:
 def scores(examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
     """`score` of each pair; the math checks run in parallel."""
     values = [0.0] * len(examples)
-    math = []
+    math: dict[int, tuple[str, str]] = {}
     for i, (example, completion) in enumerate(zip(examples, completions, strict=True)):
-        if example.answer is None:
+        answer, kind = example.answer, example.answer_check
+        if answer is None:
             raise ValueError(f"example {example.id} has no answer to check: give it one, or evaluate without accuracy")
-        if example.answer_check == "math":
-            math.append(i)
+        if kind == "math":
+            math[i] = (answer, completion)
+        elif kind == "gym":
+            values[i] = _gym(example, completion)
+        elif kind in _TEXT_CHECKS:
+            values[i] = float(_TEXT_CHECKS[kind](answer, completion))
         else:
-            values[i] = float(_SCORERS[_known(example)](example, completion))
-    for i, right in zip(math, _math([(examples[i].answer, completions[i]) for i in math]), strict=True):
+            raise ValueError(
+                f"example {example.id}: answer_check={kind!r} is not known: use one of {', '.join(CHECKS)}"
+            )
+    for i, right in zip(math, _math(list(math.values())), strict=True):
         values[i] = float(right)
     return values
 
@@ -103,14 +109,6 @@ def require(module: str, package: str, setting: str) -> None:
         raise ValueError(f"{setting} needs the package {package}: pip install {package}")
 
 
-def _known(example: Example) -> str:
-    if example.answer_check not in CHECKS:
-        raise ValueError(
-            f"example {example.id}: answer_check={example.answer_check!r} is not known: use one of {', '.join(CHECKS)}"
-        )
-    return example.answer_check
-
-
 # Final answers.
 
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -132,8 +130,8 @@ def _normalise(text: str) -> str:
     return " ".join(text.split()).casefold().strip(" .*`'\"")
 
 
-def _exact(example: Example, completion: str) -> bool:
-    want = _normalise(example.answer)
+def _exact(answer: str, completion: str) -> bool:
+    want = _normalise(answer)
     return bool(want) and want == _normalise(final_answer(completion))
 
 
@@ -157,20 +155,23 @@ def last_number(text: str) -> Fraction | None:
         return None
 
 
-def _number(example: Example, completion: str) -> bool:
-    want = last_number(example.answer)
+def _number(answer: str, completion: str) -> bool:
+    want = last_number(answer)
     return want is not None and want == last_number(completion)
 
 
-def _regex(example: Example, completion: str) -> bool:
-    return re.search(example.answer, completion) is not None
+def _regex(answer: str, completion: str) -> bool:
+    return re.search(answer, completion) is not None
+
+
+_TEXT_CHECKS = {"exact": _exact, "number": _number, "regex": _regex}
 
 
 # reasoning-gym.
 
 
 @functools.cache
-def _gym_scorer(generator: str):
+def _gym_scorer(generator: str) -> Any:  # its own annotation is wrong: (answer, entry) -> float
     import reasoning_gym
 
     return reasoning_gym.get_score_answer_fn(generator)
@@ -181,13 +182,11 @@ def _gym(example: Example, completion: str) -> float:
         raise ValueError(
             f"example {example.id}: answer_check='gym' is for problems of the source gym:NAME; use exact, number, regex or math"
         )
+    scorer = _gym_scorer(example.generator)
     try:
-        return _gym_scorer(example.generator)(final_answer(completion, lines="all"), example.entry)
+        return scorer(final_answer(completion, lines="all"), example.entry)
     except Exception:  # some scorers raise on text that they can't read: that text is no right answer
         return 0.0
-
-
-_SCORERS = {"exact": _exact, "number": _number, "regex": _regex, "gym": _gym}
 
 
 # Mathematics. math-verify stops itself with SIGALRM, which only a main thread may use and which long C calls ignore: it runs in processes of its

@@ -3,12 +3,12 @@
 A context is padded on the left and a reference on the right, so in every view the completion's first token stands in the column after the
 context's last: completions are aligned whatever the lengths. Each view has one width for the whole run, hence one compilation.
 
-All prompts are rendered at once (about 0.1 ms each): the widths must be known, and what does not fit is reported before the first step.
+All prompts are rendered at once (a fraction of a millisecond each): the widths must be known, and what does not fit is reported before the first step.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import grain
 import numpy as np
@@ -115,53 +115,44 @@ class Batches:
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.prompts_per_step, self.pad_id, self.seed = prompts_per_step, pad_id, seed
-        self.max_completion_tokens = max_completion_tokens
+        self.max_completion_tokens, self._has_references = max_completion_tokens, references
 
         # Views that show the same are rendered once, under the name of the first of them.
         first: dict = {}
         self._rendered_as = {view: first.setdefault(shown(view), view) for view in dict.fromkeys(("student", *views))}
         self._contexts: dict[str, list[np.ndarray]] = {view: [] for view in first.values()}
-        self._references: list[np.ndarray] | None = [] if references else None
+        self._references: list[np.ndarray] = []
         self.examples: list[Example] = []
+        limits = {f"{view} prompt": max_prompt_tokens for view in self._contexts} | {"reference": max_completion_tokens}
         dropped, longest = Counter(), Counter()
         for example in examples:
-            pieces = {view: render(example, view, tokenizer, config) for view in self._contexts}
+            contexts = {view: render(example, view, tokenizer, config) for view in self._contexts}
             reference = render_reference(example, tokenizer) if references else []
-            limits = [(f"{view} prompt", len(ids), max_prompt_tokens) for view, ids in pieces.items()]
-            over = [
-                (what, size)
-                for what, size, limit in (*limits, ("reference", len(reference), max_completion_tokens))
-                if size > limit
-            ]
-            if over:
-                what, size = over[0]
-                dropped[what] += 1
-                longest[what] = max(longest[what], size)
+            sizes = {f"{view} prompt": len(ids) for view, ids in contexts.items()} | {"reference": len(reference)}
+            over = next((what for what, size in sizes.items() if size > limits[what]), None)
+            if over is not None:
+                dropped[over] += 1
+                longest[over] = max(longest[over], sizes[over])
                 continue
             self.examples.append(example)
-            for view, ids in pieces.items():
+            for view, ids in contexts.items():
                 self._contexts[view].append(np.asarray(ids, np.int32))
-            if self._references is not None:
-                self._references.append(np.asarray(reference, np.int32))
+            self._references.append(np.asarray(reference, np.int32))
 
         self.dropped = dict(dropped)
-        limit_of = {"reference": f"max_completion_tokens={max_completion_tokens}"}
-        reasons = [
-            f"; {count} dropped: {what} longer than {limit_of.get(what, f'max_prompt_tokens={max_prompt_tokens}')} (up to {longest[what]})"
+        setting = {what: "max_completion_tokens" if what == "reference" else "max_prompt_tokens" for what in limits}
+        self.report = f"{len(self.examples)} of {len(examples)} examples fit" + "".join(
+            f"; {count} dropped: {what} longer than {setting[what]}={limits[what]} (up to {longest[what]})"
             for what, count in dropped.items()
-        ]
-        self.report = f"{len(self.examples)} of {len(examples)} examples fit" + "".join(reasons)
+        )
         if not self.examples:
-            raise ValueError(
-                f"{self.report}: raise the limit"
-                if dropped
-                else "examples is empty: there is nothing to make batches of"
-            )
+            what = f"{self.report}: raise the limit" if dropped else "examples is empty: nothing to make batches of"
+            raise ValueError(what)
         longest_kept = {view: max(map(len, ids)) for view, ids in self._contexts.items()}
         self.widths = {
             view: -(-longest_kept[name] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE for view, name in self._rendered_as.items()
         }
-        self._order = None
+        self._order: Any = None
         if seed is not None:
             # Random access to an endless shuffled sequence, so the data position of a run is its step and nothing else.
             self._order = grain.MapDataset.source(range(len(self.examples))).seed(seed).shuffle().repeat()
@@ -176,13 +167,11 @@ class Batches:
             view: left_pad([self._contexts[name][i] for i in indices], self.widths[view], self.pad_id)
             for view, name in self._rendered_as.items()
         }
-        batch = Batch(
-            rows=step * self.prompts_per_step + np.arange(self.prompts_per_step, dtype=np.int32), contexts=contexts
-        )
-        if self._references is not None:
-            batch["reference"] = right_pad(
-                [self._references[i] for i in indices], self.max_completion_tokens, self.pad_id
-            )
+        first = step * self.prompts_per_step
+        batch = Batch(rows=np.arange(first, first + self.prompts_per_step, dtype=np.int32), contexts=contexts)
+        if self._has_references:
+            references = [self._references[i] for i in indices]
+            batch["reference"] = right_pad(references, self.max_completion_tokens, self.pad_id)
         return batch
 
     def examples_at(self, step: int) -> list[Example]:

@@ -20,7 +20,9 @@ import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+
+import numpy as np
 
 from jopd.data import answers, persona
 from jopd.data.answers import AnswerCheck, GymExample, require
@@ -215,7 +217,7 @@ def _example(row: Mapping, names: Mapping[str, str], identity: str, check: Answe
         wanted = " or ".join(repr(names[field]) for field in ("prompt", "messages") if field in names)
         has = "neither" if prompt is None else "both: leave one out, or set columns.prompt=none"
         raise ValueError(f"{identity}: needs either {wanted}, and has {has}")
-    messages = [Message(role="user", content=prompt)] if messages is None else _messages(messages, identity)
+    messages = [Message(role="user", content=prompt)] if prompt is not None else _messages(messages, identity)
     solution = fields.get("solution")
     if messages[-1]["role"] == "assistant":
         if solution is not None:
@@ -297,7 +299,7 @@ def _tfds(config: DataConfig, split: Split) -> Sequence[Example]:
 
     try:
         # The format that can be read without TensorFlow.
-        builder = tfds.builder(config.name, data_dir=config.data_dir, file_format="array_record")
+        builder: Any = tfds.builder(config.name, data_dir=config.data_dir, file_format="array_record")
         builder.download_and_prepare()
     except Exception as error:
         raise ValueError(
@@ -319,7 +321,7 @@ def _tfds(config: DataConfig, split: Split) -> Sequence[Example]:
 
 def _hf(config: DataConfig, split: Split) -> Sequence[Example]:
     require("datasets", "datasets", config.source)
-    import datasets
+    import datasets  # pyright: ignore[reportMissingImports]
 
     name, _, subset = config.name.partition(":")
     try:
@@ -370,7 +372,7 @@ def _plain(value: object) -> object:
         if row and all(isinstance(part, list) for part in row.values()):
             return [dict(zip(row, parts, strict=True)) for parts in zip(*row.values(), strict=True)]
         return row
-    if hasattr(value, "tolist"):  # a NumPy array or scalar
+    if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, list):
         return [_plain(part) for part in value]

@@ -11,7 +11,7 @@ write: a completion continues any view of its example.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -140,7 +140,7 @@ def stop_token(tokenizer: PreTrainedTokenizerBase) -> int:
     text = _apply(tokenizer, turns, "the end of a turn", tokenize=False)
     special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
     ending = tokenizer.encode(text.rpartition("That is it.")[2], add_special_tokens=False)
-    stop = next((token for token in ending if token in special), tokenizer.eos_token_id)
+    stop: Any = next((token for token in ending if token in special), tokenizer.eos_token_id)
     if stop is None:
         raise ValueError(
             f"nothing ends an assistant's turn for {tokenizer.name_or_path!r}: set the tokenizer's eos_token"
@@ -152,9 +152,7 @@ def describe(
     example: Example, views: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: ViewConfig
 ) -> dict[str, str]:
     """View name to its text, as the model gets it, special tokens included: what a run shows of its first example."""
-    return {
-        view: tokenizer.decode(render(example, view, tokenizer, config), skip_special_tokens=False) for view in views
-    }
+    return {view: str(tokenizer.decode(render(example, view, tokenizer, config))) for view in views}
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -165,7 +163,8 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: {cure}") from None
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[Message], what: str, **options):
+def _apply(tokenizer: PreTrainedTokenizerBase, turns: Any, what: str, **options) -> Any:
+    """`apply_chat_template` (its annotations know neither TypedDicts nor which of its six results comes), with a refusal in our words."""
     _template(tokenizer)
     try:
         return tokenizer.apply_chat_template(turns, **options)

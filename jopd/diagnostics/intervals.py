@@ -1,8 +1,13 @@
 """Confidence intervals of what is measured on a finite set of problems."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Shaped
+
+Numbers = Sequence[int | float] | Shaped[np.ndarray, " B"]
 
 
 def wilson(successes: int | float, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -30,9 +35,7 @@ def wilson(successes: int | float, count: int, confidence: float = 0.95) -> tupl
     return low, high
 
 
-def token_mean(
-    sums: Iterable[int | float], counts: Iterable[int | float], confidence: float = 0.95
-) -> tuple[float, float]:
+def token_mean(sums: Numbers, counts: Numbers, confidence: float = 0.95) -> tuple[float, float]:
     """A normal interval of `sum(sums) / sum(counts)`, a mean over tokens whose unit is the row.
 
     Tokens of one completion are not independent, so the spread is taken over rows: with mean m, the standard error is
@@ -52,7 +55,7 @@ def token_mean(
     n, total = len(sums), sum(counts)
     if n != len(counts) or total <= 0:
         raise ValueError(
-            f"sums of {n} rows, counts of {len(counts)} rows, {total:g} tokens: give both for the same rows, with tokens"
+            f"sums of {n} rows, counts of {len(counts)} rows, {total:g} tokens: give both for the same rows, not empty"
         )
     z, mean = _quantile(confidence), sum(sums) / total
     if n == 1:

@@ -1,7 +1,7 @@
 """What an evaluation measured, and how a person reads it: names, units, intervals, durations.
 
-An evaluation record is a dict of numbers; of measures with an interval, `{"value", "low", "high", "count"}`; of groups of
-these (`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists of numbers along the completion. The unit
+An evaluation record is a dict of numbers; of measures with an interval, `{"value", "low", "high", "count"}`; of groups
+of these (`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists of numbers along the completion. The unit
 follows from the name's last part: `accuracy`, `*_rate`, `*_share` and `*_agreement` are shares, `kl`, `*_entropy` and
 `log_ratio` are nats a token, `length*` counts tokens. Under "teacher" a record may hold the teacher's own measures on
 the same problems.
@@ -28,7 +28,7 @@ class Measure(NamedTuple):
 
 
 def measures(record: Mapping[str, Any]) -> dict[str, Measure]:
-    """The numbers of an evaluation record, those of nested groups under names joined with "/"; no profiles, no texts."""
+    """The numbers of an evaluation record, those of nested groups under names joined by "/"; no profiles, no texts."""
     found = {}
     for name, value in record.items():
         if name in NOT_MEASURES or isinstance(value, (bool, str)):

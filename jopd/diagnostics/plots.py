@@ -51,14 +51,18 @@ def learning_curve(training: Lines, evaluations: Lines, path: Path) -> Figure:
         return _save(figure, path)
 
 
-def kl_by_position(evaluations: Lines, path: Path) -> Figure:
+def kl_by_position(evaluations: Lines, path: Path) -> Figure | None:
     """The KL to the teacher along the completion, before and after training, with thin lines in between.
+
+    Without a single such evaluation (a method without a teacher) there is no picture.
 
     Args:
       evaluations: those with "kl_by_position", the mean KL in bins of equal width from a completion's first token to
         its last; null for a bin without tokens.
     """
     profiles = [(line["step"], line["kl_by_position"]) for line in evaluations if line.get("kl_by_position")]
+    if not profiles:
+        return None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
         axes = figure.subplots()
@@ -77,8 +81,7 @@ def kl_by_position(evaluations: Lines, path: Path) -> Figure:
             xlim=(0, 100),
         )
         axes.set(ylabel="KL to the teacher (nats per token)", ylim=(0, None))
-        if profiles:
-            axes.legend()
+        axes.legend()
         return _save(figure, path)
 
 

@@ -51,15 +51,14 @@ class Row(NamedTuple):
 
 
 def comparison(evaluations: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """What the first and the last evaluation say, a row a measure, and the share of the way to the teacher's accuracy."""
-    before, after, teacher = _results(evaluations)
-    rows = []
-    for name in before | after:
-        was, now, aim = (show(name, found[name]) if name in found else "" for found in (before, after, teacher))
-        count = (after.get(name) or before[name]).count
+    """The first and the last evaluation, a row a measure, and the share of the way to the teacher's accuracy."""
+    results, rows = _results(evaluations), []
+    for name in results.before | results.after:
+        was, now, aim = (show(name, found[name]) if name in found else "" for found in results)
+        count = (results.after.get(name) or results.before[name]).count
         title = f"{label(name)} ({unit(name)})" if unit(name) else label(name)
         rows.append(Row(title, was, now, aim, f"{count:,}" if count else ""))
-        if (closed := _gap_closed(name, before, after, teacher)) is not None:
+        if (closed := results.gap_closed(name)) is not None:
             rows.append(Row("  way to the teacher (%)", "", f"{100 * closed:.0f}", "", ""))
     return rows
 
@@ -95,23 +94,22 @@ def write(
             **{name: variables[name] for name in ("support", "credit", "gates", "routing")},
             "regularisers": variables["regularisation"],
         },
-    }  # fmt: skip
+    }
     groups = {}
     for group, keys in CHECKLIST.items():
         known = {**derived.get(group, {}), **facts.get(group, {})}
         groups[group] = {key: plain(known.get(key, MISSING)) for key in dict.fromkeys((*keys, *known))}
-    before, after, teacher = _results(evaluations)
+    found = _results(evaluations)
     results = {
-        name: {
-            when: found[name]._asdict()
-            for when, found in (("before", before), ("after", after), ("teacher", teacher))
-            if name in found
-        }
-        for name in before | after
+        name: {when: values[name]._asdict() for when, values in found._asdict().items() if name in values}
+        for name in found.before | found.after
     }
     data = {**groups, "variables": dict(variables), "results": plain(results), "config": plain(config)}
-    (folder / "report.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "report.md").write_text(_markdown(folder, groups, variables, evaluations), encoding="utf-8")
+    # Last, and whole or not at all: a folder with a report.json is that of a finished run.
+    partial = folder / ".report.json.partial"
+    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(folder / "report.json")
 
 
 def versions() -> dict[str, str]:
@@ -130,24 +128,34 @@ def command() -> str:
     return shlex.join(["python", *sys.orig_argv[1:]])
 
 
-def _results(
-    evaluations: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, Measure], dict[str, Measure], dict[str, Measure]]:
-    """Before, after (nothing after a single evaluation) and the teacher's, from the last record that has it."""
+class _Results(NamedTuple):
+    """The measures before, after (none after a single evaluation) and of the teacher, from the last record with any."""
+
+    before: dict[str, Measure]
+    after: dict[str, Measure]
+    teacher: dict[str, Measure]
+
+    def gap_closed(self, name: str) -> float | None:
+        """For an accuracy, the share of the way from before to the teacher's."""
+        if not name.endswith("accuracy") or not all(name in found for found in self):
+            return None
+        gap = self.teacher[name].value - self.before[name].value
+        return (self.after[name].value - self.before[name].value) / gap if gap > 0 else None
+
+
+def _results(evaluations: Sequence[Mapping[str, Any]]) -> _Results:
     before = measures(evaluations[0]) if evaluations else {}
     after = measures(evaluations[-1]) if len(evaluations) > 1 else {}
     teachers = [line["teacher"] for line in evaluations if line.get("teacher")]
-    return before, after, measures(teachers[-1]) if teachers else {}
+    return _Results(before, after, measures(teachers[-1]) if teachers else {})
 
 
-def _gap_closed(name: str, before, after, teacher) -> float | None:
-    if not name.endswith("accuracy") or not all(name in found for found in (before, after, teacher)):
-        return None
-    gap = teacher[name].value - before[name].value
-    return (after[name].value - before[name].value) / gap if gap > 0 else None
-
-
-def _markdown(folder: Path, groups, variables, evaluations) -> str:
+def _markdown(
+    folder: Path,
+    groups: Mapping[str, Any],
+    variables: Mapping[str, str],
+    evaluations: Sequence[Mapping[str, Any]],
+) -> str:
     run = groups["run"]
     parts = [f"# Run report: {run['preset']}, method {run['method']}", *_findings(groups, evaluations)]
     rows = comparison(evaluations)
@@ -169,27 +177,22 @@ def _markdown(folder: Path, groups, variables, evaluations) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _findings(groups, evaluations) -> list[str]:
+def _findings(groups: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the intervals do and don't show, a sentence a measure."""
-    before, after, teacher = _results(evaluations)
-    found = []
-    for name, was in before.items():
-        now = after.get(name)
+    results, found = _results(evaluations), []
+    for name, was in results.before.items():
+        now = results.after.get(name)
         judged = is_outcome(name) or name.split("/")[-1] == "kl"
         if not judged or now is None or was.interval is None or now.interval is None:
             continue
         old, new, ending = amount(name, was.value), amount(name, now.value), f" {unit(name)}"
-        change = (
-            f"{'rose' if now.value > was.value else 'fell'} from {old} to {new}" if new != old else f"stayed at {old}"
-        )
+        verb = "rose" if now.value > was.value else "fell"
+        change = f"stayed at {old}" if new == old else f"{verb} from {old} to {new}"
         apart = max(was.interval[0], now.interval[0]) > min(was.interval[1], now.interval[1])
         verdict = "do not overlap" if apart else "overlap, so this run alone does not show a change"
-        closed = _gap_closed(name, before, after, teacher)
-        way = (
-            f", {100 * closed:.0f} % of the way to the teacher's {amount(name, teacher[name].value)} %"
-            if closed is not None
-            else ""
-        )
+        way = ""
+        if (closed := results.gap_closed(name)) is not None:
+            way = f", {100 * closed:.0f} % of the way to the teacher's {amount(name, results.teacher[name].value)} %"
         on = f" on {now.count:,} held-out problems" if now.count else ""
         title = label(name)
         found.append(f"- {title[0].upper()}{title[1:]} {change}{ending}{on}{way}. The 95 % intervals {verdict}.")

@@ -11,12 +11,14 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import rich.progress
+from jaxtyping import Int, Shaped
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -47,8 +49,8 @@ CONSOLE = _console()
 
 
 def say(message: str) -> None:
-    """One line."""
-    CONSOLE.print(Text(message))
+    """One line, however long: a log file's lines are not folded."""
+    CONSOLE.print(Text(message), soft_wrap=True)
 
 
 def announce(lines: Mapping[str, str], *, title: str = "jopd") -> None:
@@ -75,16 +77,19 @@ def waiting(message: str) -> Iterator[None]:
 # Light to dark red under black, then white, letters: legible on light and on dark terminals.
 SHADES = ("black on #c7e9c0", "black on #fee391", "black on #fe9929", "white on #d7301f", "bold white on #7f0000")
 OUTSIDE, NEW = "dim strike", "bold magenta"
+
+Tokens = Sequence[int] | Int[np.ndarray, " _"]
+Numbers = Sequence[int | float] | Shaped[np.ndarray, " _"]
 Values = list[float] | None
 
 
 def show_example(
-    views: Mapping[str, Iterable[int]],
-    completion: Iterable[int],
-    mask: Iterable[int | float],
+    views: Mapping[str, Tokens],
+    completion: Tokens,
+    mask: Numbers,
     tokenizer: Decoder,
     *,
-    values: Iterable[int | float] | None = None,
+    values: Numbers | None = None,
     value_name: str = "KL to the teacher in nats",
     limit: int = 400,
 ) -> None:
@@ -184,14 +189,19 @@ def _largest(pieces: list[str], mask: list[float], values: list[float], value_na
 
 def _new_in(context: Sequence[int], student: Sequence[int]) -> list[bool]:
     """Which tokens of a context the student's lacks."""
-    new = [True] * len(context)
-    for block in SequenceMatcher(None, student, context, autojunk=False).get_matching_blocks():
-        new[block.b : block.b + block.size] = [False] * block.size
+    # Most contexts differ in one place: what begins and ends the same way need not be searched, which takes its square.
+    shorter = min(len(context), len(student))
+    head = next((i for i in range(shorter) if context[i] != student[i]), shorter)
+    tail = next((i for i in range(shorter - head) if context[-1 - i] != student[-1 - i]), shorter - head)
+    middle, theirs = context[head : len(context) - tail], student[head : len(student) - tail]
+    new = [False] * head + [True] * len(middle) + [False] * tail
+    for block in SequenceMatcher(None, theirs, middle, autojunk=False).get_matching_blocks():
+        new[head + block.b : head + block.b + block.size] = [False] * block.size
     return new
 
 
 def _pieces(tokenizer: Decoder, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds; one that ends inside a character adds nothing, and the next the whole character."""
+    """The text that each token adds; one that ends inside a character adds none, the next the whole character."""
 
     def decode(ids) -> str:
         return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,6 +1,6 @@
 """Held-out problems: what a model answers, how often that is right, and how far the student still is from its teacher."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -59,23 +59,24 @@ def by_position(values: np.ndarray, mask: np.ndarray) -> list[float | None]:
 
 
 def collect(
-    batches: Sequence[tuple[dict, list[Example], int]], answer: Callable[[dict], tuple[Any, dict]], decode: Callable[[np.ndarray], str]
+    batches: Iterable[tuple[dict, list[Example]]], answer: Callable[[dict], tuple[Any, dict]], decode: Callable[[np.ndarray], str]
 ) -> Answers:
     """Runs `answer` over batches of problems and puts the rows together.
 
     Args:
-      batches: host batch, its problems, and how many of its rows are real (the last batch is filled up).
+      batches: host batch and the problems of its first rows; what a filled-up last batch has more is left out.
       answer: gives a batch's rollout and its per-token terms.
       decode: token ids to text.
     """
     found: list[Answers] = []
-    for batch, examples, real in batches:
+    for batch, examples in batches:
+        real = len(examples)
         rollout, terms = jax.device_get(answer(batch))
         width = rollout.tokens.shape[1]
         pad = lambda x: np.pad(x, [(0, 0), (0, width - x.shape[1])])[:real]
         text = [decode(row[kept]) for row, kept in zip(rollout.tokens[:real], rollout.mask[:real], strict=True)]
         measured = {name: pad(values) for name, values in terms.items()}
-        found.append(Answers(examples[:real], rollout.tokens[:real], rollout.mask[:real], rollout.stopped[:real], text, measured))
+        found.append(Answers(examples, rollout.tokens[:real], rollout.mask[:real], rollout.stopped[:real], text, measured))
     join = lambda name: np.concatenate([getattr(part, name) for part in found])
     return Answers(
         examples=sum((part.examples for part in found), []),

@@ -71,7 +71,7 @@ class RunLog:
         self._scalars("seconds", step, seconds)
 
     def evaluation(self, step: int, record: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> None:
-        """One evaluation (see `jopd.diagnostics.measures`) with a few answers; written once, however often it is redone."""
+        """One evaluation (see `jopd.diagnostics.measures`) with a few answers; written once, even if redone."""
         if step in self._evaluated:
             return
         for index, sample in enumerate(samples):

@@ -7,6 +7,7 @@ function of (seed, row), so it does not matter where it is drawn; checkpoints fa
 one, so a run that was killed and started again writes the same files as one that was not.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,11 @@ from jopd.data.example import Example
 from jopd.diagnostics import plots, report
 from jopd.diagnostics.tokens import Comparison
 from jopd.models.load import save
-from jopd.models.sharding import constrain
 from jopd.rollout.buckets import bucket
 from jopd.rollout.sampler import Rollout
 from jopd.training import evaluation, logs, mesh
 from jopd.training.checkpoint import Checkpoints
-from jopd.training.console import CONSOLE, Progress, announce, results_table, say, show_example, waiting
+from jopd.training.console import Progress, announce, results_table, say, show_example, waiting
 from jopd.training.setup import Run, describe, views_of
 from jopd.training.state import TrainState
 from jopd.training.step import Batch, Context, jitted
@@ -232,6 +232,74 @@ def finish(run: Run, state: TrainState) -> None:
     save(folder / "student", run.student.graph, params, run.student.architecture, run.student.tokenizer, stop_tokens=run.student.stop_tokens)
     plots.learning_curve(records.training, records.evaluations, folder / "plots" / "learning_curve.png")
     plots.kl_by_position(records.evaluations, folder / "plots" / "kl_by_position.png")
-    report.write(folder, configs.to_dict(run.config), facts(run, records), records.evaluations, run.config.method.variables())
+    report.write(
+        folder,
+        config=configs.to_dict(run.config),
+        facts=facts(run, records),
+        variables=run.config.method.variables()._asdict(),
+        evaluations=records.evaluations,
+    )
     results_table(report.comparison(records.evaluations))
     say(f"everything is in {folder}; try  python -m jopd.generate --model {folder / 'student'} --prompt '...'")
+
+
+def facts(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
+    """What the report tells of a run besides its settings, in the survey's groups."""
+    config, method = run.config, run.config.method
+    sampling, last = config.rollout.sampling, records.training[-1]
+    tokens = int(sum(line["tokens"] for line in records.training))
+    seconds = sum(sum(line["seconds"].values()) for line in records.training)
+    loss = dataclasses.asdict(method)
+    teacher = run.teacher
+    return {
+        "run": {
+            "preset": run.name,
+            "method": method.name,
+            "seed": config.seed,
+            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            "mesh": dict(run.mesh.shape),
+            "seconds": seconds,
+        },
+        "state": {
+            "prompts": f"{config.data.source}, {run.train.report}",
+            "rollouts_per_prompt": config.rollout.samples,
+            "sampling": dataclasses.asdict(sampling),
+            "truncated_sampling_biases_sampled_token_estimators": sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0,
+            "truncation_rate": last["truncation_rate"],
+            "off_policy_share": 1 - method.on_policy_share,
+            "policy_age": f"at most {method.updates - 1} optimiser steps",
+            "student_init": f"{run.student.source} ({run.student.fingerprint})",
+            "cold_start": "none in this run",
+        },
+        "feedback": {
+            "teacher": "none" if teacher is None else f"{teacher.source} ({teacher.fingerprint})",
+            "self_or_external": "self" if config.teacher.model == "self" else "external",
+            "teacher_update": run.program.teacher_update,
+            "views": list(method.views),
+            "temperature": loss.get("temperature", 1.0),
+            "k": loss.get("top_k") or "full vocabulary",
+            "signal": method.variables().support,
+            "precision": {
+                "student": config.student.compute.dtype,
+                "teacher": config.teacher.compute.dtype,
+                "softmax_and_divergences": "float32",
+            },
+            "tokenizer_match": "the same tokens and ids, checked",
+            "masked_specials": "none",
+        },
+        "update": {
+            "route": method.variables().credit,
+            "divergence": loss.get("divergence", "see the method"),
+            "stop_gradients": "teacher; sampling",
+            "clips": {"gradient_norm": config.optimizer.clip_norm, **{k: v for k, v in loss.items() if "clip" in k or "clamp" in k}},
+            "aggregation": "mean over the batch's completion tokens",
+            "optimizer": dataclasses.asdict(config.optimizer),
+        },
+        "resource": {
+            "tokens_generated": tokens if method.completions != "reference" else 0,
+            "teacher_tokens": tokens * len(method.views) * method.updates,
+            "device_hours": seconds * jax.device_count() / 3600,
+            "seeds": [config.seed],
+            "grade": method.source,
+        },
+    }

@@ -53,7 +53,7 @@ def test_token_mean_covers_the_truth_where_tokens_of_a_row_go_together():
     [
         (lambda: wilson(3, 2), "successes=3"),
         (lambda: wilson(-1, 2), "successes=-1"),
-        (lambda: wilson(1, 2, confidence=95), "confidence=95"),
+        (lambda: wilson(1, 2, confidence=95.0), "confidence=95"),
         (lambda: token_mean([1, 2], [1]), "same rows"),
         (lambda: token_mean([0, 0], [0, 0]), "tokens"),
     ],

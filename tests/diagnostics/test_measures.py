@@ -49,4 +49,9 @@ def test_numbers_and_durations_are_short():
 
 def test_plain_is_json():
     data = plain({"a": np.arange(2), "b": np.float32(0.1), "c": (float("inf"), True, None), 3: "x"})
-    assert json.loads(json.dumps(data, allow_nan=False)) == {"a": [0, 1], "b": 0.100000001, "c": [None, True, None], "3": "x"}
+    assert json.loads(json.dumps(data, allow_nan=False)) == {
+        "a": [0, 1],
+        "b": 0.100000001,
+        "c": [None, True, None],
+        "3": "x",
+    }

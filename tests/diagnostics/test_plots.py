@@ -33,7 +33,9 @@ def test_the_learning_curve_shows_training_held_out_and_teacher(path):
 
 def test_a_run_without_a_teacher_shows_its_loss_and_every_share(path):
     training = [{"step": line["step"], "loss": line["loss"]} for line in TRAINING]
-    groups = [{"step": step, "identity": {"name_rate": share(step)}, "other": {"name_rate": share(1)}} for step in (0, 40)]
+    groups = [
+        {"step": step, "identity": {"name_rate": share(step)}, "other": {"name_rate": share(1)}} for step in (0, 40)
+    ]
     left, right = plots.learning_curve(training, groups, path).axes
     assert left.get_ylabel() == "loss" and left.get_ylim()[0] < -0.1  # losses may be negative
     assert len(right.lines) == 2 and right.get_title(loc="left") == "Held-out name rate"
@@ -46,6 +48,7 @@ def test_a_side_without_data_is_left_out(path):
 
 
 def test_kl_by_position_before_between_and_after(path):
+    assert plots.kl_by_position([{"step": 0, "accuracy": share(1)}], path) is None and not path.exists()
     (axes,) = plots.kl_by_position([*EVALUATIONS, {"step": 50, "accuracy": share(1)}], path).axes
     before, _, after = axes.lines
     np.testing.assert_allclose(before.get_xdata(), [100 / 6, 50, 500 / 6])

@@ -16,7 +16,8 @@ VARIABLES = {
 }
 FACTS = {
     "run": {
-        "preset": "default", "method": "opd", "seed": 1234, "device": "cpu x 2", "seconds": {"total": 312.0, "rollout": 85.5},
+        "preset": "default", "method": "opd", "seed": 1234, "device": "cpu x 2",
+        "seconds": {"total": 312.0, "rollout": 85.5},
     },
     "state": {"prompts": 64, "sampling": {"temperature": 1.0, "top_k": 0}, "truncation_rate": 0.02, "cold_start": None},
     "feedback": {"teacher": "a | b", "views": ["partial", "full"], "tokenizer_match": True},
@@ -54,7 +55,8 @@ def test_it_says_what_was_run_with_what(written):
     for expected in (
         "| seed | 1234 |", "| seconds | total 5 min 12 s, rollout 1 min 26 s |", "| device | cpu x 2 |",
         "| tokens generated | 1,234,567 |", "| teacher tokens | 2,345,678 |", "| sampling | temperature 1, top k 0 |",
-        "| truncation rate | 2.0 % |", "| cold start | none |", "| views | partial, full |", "| tokenizer match | yes |",
+        "| truncation rate | 2.0 % |", "| cold start | none |",
+        "| views | partial, full |", "| tokenizer match | yes |",
         r"| teacher | a \| b |", "![KL to the teacher by position](plots/kl_by_position.png)",
     ):  # fmt: skip
         assert expected in text
@@ -68,7 +70,9 @@ def test_before_and_after_with_intervals(written):
     text, data = written
     # Wilson of 80 and 150 of 200; the way from 40 % to the teacher's 98 %: 35 of 58 points.
     assert "| accuracy (%) | 40.0 [33.5, 46.9] | 75.0 [68.6, 80.5] | 98.0 [95.0, 99.2] | 200 |" in text
-    assert "Accuracy rose from 40.0 to 75.0 % on 200 held-out problems, 60 % of the way to the teacher's 98.0 %." in text
+    assert (
+        "Accuracy rose from 40.0 to 75.0 % on 200 held-out problems, 60 % of the way to the teacher's 98.0 %." in text
+    )
     assert "KL to the teacher fell from 0.400 to 0.100 nats on 200 held-out problems. The 95 % intervals do not" in text
     assert "Seed 1234: the intervals cover the choice of problems" in text
     assert data["results"]["accuracy"]["after"]["value"] == 0.75

@@ -86,7 +86,12 @@ def write(tmp_path):
                 writer.add_tensor(name, gguf.quantize(part, kind), raw_dtype=kind)
         if rope is not None:
             writer.add_tensor("rope_freqs.weight", rope)
-        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        for step in (
+            writer.write_header_to_file,
+            writer.write_kv_data_to_file,
+            writer.write_tensors_to_file,
+            writer.close,
+        ):
             step()
         return path
 

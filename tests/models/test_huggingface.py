@@ -31,7 +31,10 @@ def edit_config(folder, **changes):
 
 
 def test_an_architecture_survives_its_config(family, architectures):
-    assert architecture_from(json.loads(json.dumps(config_from(architectures[family], "float32")))) == architectures[family]
+    assert (
+        architecture_from(json.loads(json.dumps(config_from(architectures[family], "float32"))))
+        == architectures[family]
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,11 @@ def test_an_architecture_survives_its_config(family, architectures):
         ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, None),
         ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, 5e5, RopeScaling(8.0, 1.0, 4.0, 32)),
         ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, 5e5, None),
-        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}}, 5e5, RopeScaling(8.0, 1.0, 4.0, 32)),
+        (
+            {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}},
+            5e5,
+            RopeScaling(8.0, 1.0, 4.0, 32),
+        ),
     ],
 )
 def test_both_spellings_of_rope(rope, theta, scaling):
@@ -76,7 +83,10 @@ def test_a_sliding_window_that_reaches_no_layer_is_no_obstacle():
         ({"model_type": "qwen3", "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"model_type": "llama", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"model_type": "llama", "rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "full_attention"),
-        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "sliding_window=4"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+            "sliding_window=4",
+        ),
         ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding_window"),
         ({"model_type": "llama", "hidden_size": None}, "lacks hidden_size"),
     ],
@@ -91,7 +101,9 @@ def test_missing_and_unexpected_tensors_are_named(folder):
     edit_tensors(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(ValueError, match=r"1 tensors .*model\.layers\.1\.mlp\.up_proj\.weight"):
         load(folder)
-    edit_tensors(folder, lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": np.zeros((48, 32), "f4")}))
+    edit_tensors(
+        folder, lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": np.zeros((48, 32), "f4")})
+    )
     load(folder)
     edit_tensors(folder, lambda tensors: tensors.update({"model.layers.1.self_attn.q_proj.bias": np.zeros(32, "f4")}))
     with pytest.raises(ValueError, match=r"model\.layers\.1\.self_attn\.q_proj\.bias"):
@@ -105,7 +117,9 @@ def test_a_shape_that_the_config_contradicts_is_named(folder):
 
 
 def test_a_tied_checkpoint_may_store_its_head_but_not_another(folder):
-    edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}))
+    edit_tensors(
+        folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
+    )
     assert "output_head" not in load(folder).params
     edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}))
     with pytest.raises(ValueError, match="set tie_word_embeddings to false"):
@@ -140,7 +154,9 @@ def test_an_incomplete_folder_says_what_it_lacks(folder, absent):
 
 
 def test_a_sharded_checkpoint_with_a_file_missing_names_it(tmp_path, architectures, tokenizer, random_model):
-    save(tmp_path / "model", *random_model(architectures["llama"]), architectures["llama"], tokenizer, file_bytes=30_000)
+    save(
+        tmp_path / "model", *random_model(architectures["llama"]), architectures["llama"], tokenizer, file_bytes=30_000
+    )
     next((tmp_path / "model").glob("model-00002-of-*")).unlink()
     with pytest.raises(ValueError, match="model-00002-of-"):
         load(tmp_path / "model")

@@ -39,7 +39,9 @@ def test_what_is_saved_is_what_is_loaded(folder, loaded, architectures, random_m
     assert (loaded.stop_tokens, loaded.pad_id) == ((256, 257), 256)  # no padding token: a stop token fills
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count=4")
+@pytest.mark.skipif(
+    jax.device_count() < 4, reason="needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count=4"
+)
 @pytest.mark.parametrize("shape", [(1, 4, 1), (2, 2, 1), (1, 2, 2), (1, 1, 4)])
 def test_each_device_reads_its_own_shards(shape, folder, loaded):
     mesh = jax.make_mesh(shape, MESH_AXES, devices=jax.devices()[:4])
@@ -50,7 +52,9 @@ def test_each_device_reads_its_own_shards(shape, folder, loaded):
     assert gate.addressable_shards[0].data.shape == (3, 32 // shape[1], 48 // shape[2])
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count=4")
+@pytest.mark.skipif(
+    jax.device_count() < 4, reason="needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count=4"
+)
 def test_a_sharded_model_is_saved_whole(folder, loaded, tmp_path):
     mesh = jax.make_mesh((1, 2, 2), MESH_AXES, devices=jax.devices()[:4])
     sharded = load(folder, mesh=mesh)
@@ -89,7 +93,9 @@ def test_merged_adapters_give_the_adapted_logits(architectures, random_model, to
     save(tmp_path / "merged", graph, params, architectures["llama"], tokenizer)
     merged = load(tmp_path / "merged")
     assert not any(key[-1].startswith("lora") for key in flatten_dict(merged.params))
-    np.testing.assert_allclose(logits_of(merged.graph, merged.params, *batch), logits_of(graph, params, *batch), atol=1e-5)
+    np.testing.assert_allclose(
+        logits_of(merged.graph, merged.params, *batch), logits_of(graph, params, *batch), atol=1e-5
+    )
 
 
 def test_a_fingerprint_is_of_the_contents(folder, loaded, tmp_path, tokenizer):
@@ -142,11 +148,19 @@ def test_the_wheel_that_is_missing_is_named(monkeypatch):
 
 def test_a_hub_name_fetches_no_more_than_is_read(folder, loaded, monkeypatch):
     asked = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **settings: asked.update(settings, name=name) or str(folder))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **settings: asked.update(settings, name=name) or str(folder)
+    )
     assert load("some-user/some-model").fingerprint == loaded.fingerprint
     assert asked["name"] == "some-user/some-model"
     keeps = lambda file: list(huggingface_hub.utils.filter_repo_objects([file], allow_patterns=asked["allow_patterns"]))
-    assert all(map(keeps, [path.name for path in folder.iterdir()] + ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]))
+    assert all(
+        map(
+            keeps,
+            [path.name for path in folder.iterdir()]
+            + ["model-00001-of-00002.safetensors", "model.safetensors.index.json"],
+        )
+    )
     assert not any(map(keeps, ["pytorch_model.bin", "consolidated.safetensors", "README.md", "model.gguf"]))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from jopd.models import LoRA
 from jopd.models.load import load, save
+
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch", reason="parity with transformers needs torch: pip install 'jopd[parity]'")
 
@@ -23,7 +24,9 @@ def reference_model(name):
             tie_word_embeddings=True,
             rope_parameters={**llama3, "rope_theta": 5e5, "original_max_position_embeddings": 32},
         ),
-        "qwen2": lambda: transformers.Qwen2Config(**sizes, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+        "qwen2": lambda: transformers.Qwen2Config(
+            **sizes, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
+        ),
         "qwen2 untied": lambda: transformers.Qwen2Config(**sizes),
         "qwen3": lambda: transformers.Qwen3Config(**sizes, head_dim=16),
     }[name]()

@@ -64,8 +64,9 @@ def test_rematerialisation_changes_no_gradient(architectures, random_model, batc
 
 
 def test_bfloat16_compute_is_close(architectures, random_model, batch, logits_of):
-    (tokens, valid), exact, rounded = batch, *(
-        random_model(architectures["llama"], compute=Compute(dtype=dtype)) for dtype in ("float32", "bfloat16")
+    (tokens, valid), exact, rounded = (
+        batch,
+        *(random_model(architectures["llama"], compute=Compute(dtype=dtype)) for dtype in ("float32", "bfloat16")),
     )
     difference = logits_of(*rounded, tokens, valid) - logits_of(*exact, tokens, valid)
     assert 0 < np.abs(difference[valid]).mean() < 0.05
@@ -82,7 +83,9 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(architectures, r
     assert len(adapters) == 2 * 7  # every linear layer has its pair
     base = unflatten_dict({key: leaf for key, leaf in flatten_dict(params).items() if key not in adapters})
     base_graph, _ = random_model(architectures["qwen3"])
-    fresh = unflatten_dict({key: leaf if key[-1] != "lora_b" else 0 * leaf for key, leaf in flatten_dict(params).items()})
+    fresh = unflatten_dict(
+        {key: leaf if key[-1] != "lora_b" else 0 * leaf for key, leaf in flatten_dict(params).items()}
+    )
     expected = logits_of(base_graph, base, *batch)
     np.testing.assert_array_equal(logits_of(graph, fresh, *batch), expected)
     assert np.abs(logits_of(graph, params, *batch) - expected).max() > 0.1

@@ -41,10 +41,10 @@ def printed(monkeypatch):
 @pytest.fixture
 def terminal(monkeypatch):
     screen = io.StringIO()
-    recorder = Console(width=100, file=screen, force_terminal=True, color_system="truecolor", highlight=False)
-    recorder.is_dumb_terminal  # noqa: B018
-    monkeypatch.setattr(console, "CONSOLE", recorder)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    recorder = Console(width=100, file=screen, force_terminal=True, color_system="truecolor", highlight=False)
+    monkeypatch.setattr(console, "CONSOLE", recorder)
     return screen.getvalue
 
 
@@ -66,9 +66,11 @@ def test_announce_says_every_line(printed):
 def test_the_example_shows_each_reader_and_what_the_loss_sees_without_colours(printed):
     console.show_example({"privileged": FULL, "student": BARE}, ANSWER, MASK, TOKENIZER, values=KL)
     text = printed()
-    assert text.index("The student reads  6 tokens") < text.index("The teacher reads (view: privileged)  11 tokens, 5 for")
+    assert text.index("The student reads  6 tokens") < text.index(
+        "The teacher reads (view: privileged)  11 tokens, 5 for"
+    )
     assert "{+SYS you are Zorblax. <end>+} <user> who are you?" in text
-    assert re.search(r"\[i am\] a\[ bot\. ↵\s*\n", text)
+    assert re.search(r"\[i am\] a\[ bot\. ↵[\s│]*\n", text)
     assert re.search(r"<end>\] <pad> \(× 5\)", text)
     assert "6 tokens, 5 seen by the loss" in text
     assert "“am a bot.” 1.5, " in text  # the largest inside the loss: the 9.0 is outside
@@ -91,15 +93,23 @@ def test_on_a_terminal_the_example_is_coloured_by_the_value(terminal):
 
 def test_shades_double_and_leave_out_what_the_loss_does_not_see():
     # The largest inside is 1.6: the shades begin at 0.1, 0.2, 0.4 and 0.8.
-    assert console._shades([1, 1, 1, 1, 1, 0], [0.0, 0.1, 0.39, -0.5, 1.6, 9.0]) == [0, 1, 2, 3, 4, None]
-    assert console._shades([1, 0], None) == [0, None]
-    assert console._shades([1, 1], [0.0, 0.0]) == [0, 0]
+    assert console._shades([1.0, 1.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.1, 0.39, -0.5, 1.6, 9.0]) == [0, 1, 2, 3, 4, None]
+    assert console._shades([1.0, 0.0], None) == [0, None]
+    assert console._shades([1.0, 1.0], [0.0, 0.0]) == [0, 0]
+
+
+def test_what_is_new_to_a_reader_is_found_wherever_it_stands():
+    assert console._new_in([1, 2, 3], [1, 2, 3]) == [False] * 3
+    assert console._new_in([1, 9, 2, 3, 8, 4], [1, 2, 3, 4]) == [False, True, False, False, True, False]
+    assert console._new_in([1, 1, 1, 2], [1, 1, 2]) == [False, False, True, False]
+    assert console._new_in([1, 2], [1, 7, 7, 2]) == [False, False]
+    assert console._new_in([5], []) == [True]
 
 
 def test_long_texts_lose_their_middle_and_say_so(printed):
     tokens = TOKENIZER.encode(" ".join(["you"] * 3000))
-    console.show_example({"student": tokens}, tokens, [1] * 3000, TOKENIZER, limit=30)
-    assert printed().count("2,970 tokens not shown") == 2
+    console.show_example({"student": tokens}, tokens, [1.0] * 3000, TOKENIZER, limit=30)
+    assert re.sub(r"[\s│]+", " ", printed()).count("2,970 tokens not shown") == 2
     assert printed().count("you") == 60
     assert all(len(line) <= 100 for line in printed().splitlines())
 
@@ -167,7 +177,10 @@ def test_waiting_says_how_long_it_took(printed, two_seconds_a_step):
 
 
 def test_the_results_table_leaves_out_empty_columns_and_breaks_before_intervals(printed):
-    rows = [("accuracy (%)", "41.2 [35.3, 47.4]", "78.0 [72.5, 82.7]", "", "250"), ("length (tokens)", "24", "26", "", "")]
+    rows = [
+        ("accuracy (%)", "41.2 [35.3, 47.4]", "78.0 [72.5, 82.7]", "", "250"),
+        ("length (tokens)", "24", "26", "", ""),
+    ]
     console.results_table(rows)
     assert "41.2 [35.3, 47.4]" in printed().replace("\u00a0", " ")
     assert "250" in printed() and "95 % intervals" in printed() and "teacher" not in printed()

@@ -131,7 +131,9 @@ def test_flush_reaches_the_disk(tmp_path, monkeypatch):
     with RunLog(tmp_path) as log:
         steps(log, 1, 2)
         synced, fsync = [], os.fsync
-        monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor)))
+        monkeypatch.setattr(
+            os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor))
+        )
         log.flush()
         files = {(tmp_path / name).stat().st_ino for name in (METRICS, EVALUATIONS, SAMPLES)}
         assert files < set(synced)  # and the event file
@@ -149,4 +151,7 @@ def test_tensorboard_gets_the_scalars_and_forgets_what_was_cut(tmp_path):
     assert any(tag.startswith("samples/0") for tag, _ in tags)
     starts = [event.step for event in second if event.HasField("session_log")]
     assert starts == [3]  # purge_step: TensorBoard drops older files' events from here on
-    assert {value.tag for event in second for value in event.summary.value} == {"train/kl", *(f"seconds/{n}" for n in SECONDS)}
+    assert {value.tag for event in second for value in event.summary.value} == {
+        "train/kl",
+        *(f"seconds/{n}" for n in SECONDS),
+    }

@@ -1,0 +1,18 @@
+"""The built-in task, a baby student and its stronger teacher: plain on-policy distillation, a few minutes on two CPU cores."""
+
+from jopd import losses
+from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig
+from jopd.data.sources import DataConfig
+
+
+def config() -> Config:
+    return Config(
+        method=losses.get("opd"),
+        data=DataConfig(source="builtin", held_out=200),
+        rollout=RolloutConfig(max_prompt_tokens=128, max_new_tokens=192),
+        optimizer=Optimizer(learning_rate=1e-3),
+        evaluation=Evaluation(every=50, batch=100),
+        checkpoint=Checkpointing(every=50),
+        steps=150,
+        prompts=32,
+    )
