@@ -48,16 +48,14 @@ class Teacher:
     """The model that grades.
 
     Attributes:
-      model: as for the student, or `self`: the student's own weights.
-      update: for `self`, which weights: `frozen` (the initial ones), `ema` (an average that follows the student), `live` (the current
-        ones); `method` takes what the method is defined with. Any other model is frozen.
-      ema_rate: the share of the student in each update of the average.
+      model: as for the student; or `self`, the student's own weights: the initial ones, an average of them or the current ones, as
+        the method says (`teacher_update`); or `none`, for a method that needs no teacher.
+      ema_rate: the share of the student in each update of an averaged teacher.
       dtype: what a frozen teacher's parameters are stored in.
       compute: how its forward pass runs.
     """
 
     model: str = "jopd:baby-teacher"
-    update: Literal["method", "frozen", "ema", "live"] = "method"
     ema_rate: float = 0.01
     dtype: Literal["float32", "bfloat16"] = "float32"
     compute: Compute = Compute()
@@ -65,8 +63,6 @@ class Teacher:
     def __post_init__(self):
         if not 0 < self.ema_rate <= 1:
             raise ValueError(f"teacher.ema_rate={self.ema_rate} must lie in (0, 1]; 0.01 follows over about a hundred steps")
-        if self.model != "self" and self.update in ("ema", "live"):
-            raise ValueError(f"teacher.update={self.update} needs the student's own weights: set --teacher.model self, or leave update out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +175,7 @@ class Config:
       micro_batches: parts that a batch is scored and back-propagated in, to save memory; the result is the same.
       chunk: tokens along time whose logits exist at once; 0 is all of them. The result is the same.
       seed: of the data order, the rollouts and new parameters.
-      output: folder; by default `runs/PRESET-METHOD-seedN`.
+      output: folder; empty, it is `runs/PRESET-METHOD-seedN`.
     """
 
     method: Method
@@ -206,19 +202,21 @@ class Config:
         _at_least(0, "seed", self.seed)
         if self.rows % self.micro_batches:
             raise ValueError(f"micro_batches={self.micro_batches} must divide the {self.rows} rows of a batch (prompts × rollout.samples)")
+        if self.method.teacher_update != "frozen" and self.teacher.model != "self":
+            raise ValueError(
+                f"method.teacher_update={self.method.teacher_update} makes the teacher of the student's own weights, but "
+                f"teacher.model={self.teacher.model}: set --teacher.model self, or --method.teacher-update frozen"
+            )
+        if self.method.views and self.teacher.model == "none":
+            raise ValueError(f"teacher.model=none, but method {self.method.name} needs a teacher: name a model, or `self`")
+        if self.method.completions == "reference" and self.rollout.samples > 1:
+            raise ValueError(f"rollout.samples={self.rollout.samples}: method {self.method.name} has one reference a prompt: set it to 1")
         if self.method.updates > 1 and self.rollout.sampling.temperature == 0:
             raise ValueError("rollout.sampling.temperature=0 gives no behaviour distribution for a ratio: sample, or set --method.updates 1")
 
     @property
     def rows(self) -> int:
         return self.prompts * self.rollout.samples
-
-    @property
-    def teacher_update(self) -> str:
-        """What the teacher does over the run, the method's own choice resolved."""
-        if self.teacher.model != "self":
-            return "frozen"
-        return self.method.teacher_update if self.teacher.update == "method" else self.teacher.update
 
 
 # Presets and the command line.
@@ -262,8 +260,8 @@ def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tup
       SystemExit: after `--help`, and for flags that tyro refuses, with its message.
     """
     rest = list(arguments)
-    method = _take(rest, "--method")
-    if (saved := _take(rest, "--config")) is not None:
+    method = take(rest, "--method")
+    if (saved := take(rest, "--config")) is not None:
         if rest[:1] and not rest[0].startswith("-"):
             raise ValueError(f"--config {saved} already says the whole run: leave out the preset {rest[0]!r}")
         name, base = load_yaml(Path(saved))
@@ -283,7 +281,7 @@ def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tup
     return (Path(name).stem if name.endswith(".py") else name), config
 
 
-def _take(arguments: list[str], flag: str) -> str | None:
+def take(arguments: list[str], flag: str) -> str | None:
     """Removes `flag VALUE` or `flag=VALUE` and returns the value."""
     for index, argument in enumerate(arguments):
         if argument == flag:

@@ -201,7 +201,7 @@ def _kl(logp, other_logp, rankings, k, support, tail):
 
 
 def _restricted(logp, inside):
-    """Log-probabilities renormalised over the entries `inside`, -inf for the others (and for all where none has mass)."""
+    """Log-probabilities renormalised over the entries `inside`, -inf for the others, and for all if none has mass."""
     mass = _log_mass(logp, inside)[..., None]
     return jnp.where(inside, logp - jnp.where(mass > -jnp.inf, mass, 0), -jnp.inf)
 

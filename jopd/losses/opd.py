@@ -63,8 +63,8 @@ class OPD(Method):
             raise ValueError(f"on_policy_share={self.on_policy_share} must lie in [0, 1]: it is a probability")
         if self.divergence in ("k2", "k3") and self.on_policy_share < 1:
             raise ValueError(
-                f"divergence={self.divergence!r} with on_policy_share={self.on_policy_share} estimates nothing on tokens "
-                "that the student did not sample: use reverse_kl or forward_kl"
+                f"divergence={self.divergence!r} with on_policy_share={self.on_policy_share} estimates nothing where "
+                "the student did not sample: use reverse_kl or forward_kl"
             )
 
     def _chosen(self):

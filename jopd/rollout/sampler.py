@@ -89,23 +89,28 @@ def sample(
     """
     batch = tokens.shape[0] * samples
     if rows.shape != (batch,):
-        raise ValueError(f"rows has shape {rows.shape}, but {tokens.shape[0]} prompts x samples={samples} make {batch} rows: give each an id")
+        raise ValueError(
+            f"rows has shape {rows.shape}, but {tokens.shape[0]} prompts x samples={samples} make {batch} rows: give each an id"
+        )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if not 0 < vocabulary <= model.architecture.vocabulary_size:
-        raise ValueError(f"vocabulary={vocabulary} must lie in 1..{model.architecture.vocabulary_size}, the rows of the embedding")
+        raise ValueError(
+            f"vocabulary={vocabulary} must lie in 1..{model.architecture.vocabulary_size}, the rows of the embedding"
+        )
     if unreachable := [stop for stop in stop_tokens if not 0 <= stop < vocabulary]:
         raise ValueError(f"stop_tokens={unreachable} can never be drawn from vocabulary={vocabulary}: take them out")
 
     model = in_compute_dtype(model)
-    head = model.head()[:, :vocabulary]
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
     def write(state: State, hidden: Float[Array, "b d"]) -> State:
         """Draws each row's next token and writes it down; a row that has ended writes padding."""
         t, running = state.written, state.stopped == 0
+        # Without the barrier XLA hoists the transpose of a tied head out of the loop: a second embedding in memory.
+        head = jax.lax.optimization_barrier(model).head()
         keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, t)
-        token, logp = draw(project(hidden, head), keys, sampling)
+        token, logp = draw(project(hidden, head)[:, :vocabulary], keys, sampling)
         stopped = state.stopped
         for code, stop in enumerate(stop_tokens, start=1):
             stopped = jnp.where((stopped == 0) & (token == stop), code, stopped)

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def truncate(logp: Float[Array, "*n v"], *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Float[Array, "*n v"]:
+def truncate(
+    logp: Float[Array, "*n v"], *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Float[Array, "*n v"]:
     """`logp` with every token that the rules cut set to -inf, not renormalised.
 
     Args:

@@ -9,7 +9,6 @@ one, so a run that was killed and started again writes the same files as one tha
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jopd import config as configs
-from jopd.data.example import Example
 from jopd.diagnostics import plots, report
-from jopd.diagnostics.tokens import Comparison
 from jopd.models.load import save
-from jopd.rollout.buckets import bucket
+from jopd.rollout.buckets import bucket, trim
 from jopd.rollout.sampler import Rollout
 from jopd.training import evaluation, logs, mesh
 from jopd.training.checkpoint import Checkpoints
@@ -58,7 +55,7 @@ def train(run: Run) -> None:
     worker = Worker(run)
     with jax.set_mesh(run.mesh), logs.RunLog(folder, restored_step=step) as log:
         if step == 0:
-            worker.evaluate(0, state, log, first=True)
+            worker.evaluate(0, state, log)
         say("compiling the first step; the shapes that later steps need are compiled when they first occur ...")
         with Progress(config.steps, done=step) as progress:
             for step in range(step + 1, config.steps + 1):
@@ -84,11 +81,14 @@ class Worker:
     def __init__(self, run: Run):
         self.run, self.jitted = run, jitted(run.program, run.shardings)
         self.key = jax.random.key(run.config.seed)
-        self.teacher_record: dict[str, Any] = {}
+        self.evaluator = evaluation.Evaluator(
+            run.program, self.jitted, run.mesh, run.held_out, run.student.tokenizer, run.config.evaluation.sampling,
+            jax.random.fold_in(self.key, EVALUATION),
+        )  # fmt: skip
 
     def step(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, np.ndarray], dict[str, float]]:
         """One rollout batch: the state after it, its metrics on the host, and the seconds of each phase."""
-        run, program, method = self.run, self.run.program, self.run.config.method
+        run, method = self.run, self.run.config.method
         clock, seconds = time.perf_counter(), {}
 
         def lap(phase: str, value) -> None:
@@ -98,12 +98,10 @@ class Worker:
             seconds[phase] = seconds.get(phase, 0.0) + now - clock
             clock = now
 
-        host = run.train[step - 1]
-        rollout, contexts = self.write(host, state)
-        lap("rollout", rollout)
-        batch = self.batch(contexts, rollout, {"behaviour_logp": rollout.logp} if "behaviour_logp" in method.inputs else {})
+        batch, rollout = self.write(run.train[step - 1], state)
+        lap("rollout", batch)
         for update in range(method.updates):
-            if update == 0 or program.teacher_update != "frozen":
+            if update == 0 or method.teacher_update != "frozen":
                 batch = batch._replace(hidden=self.jitted.score(state, run.fixed, batch, method.views))
                 lap("score", batch.hidden)
             state, metrics = self.jitted.update(state, run.fixed, batch)
@@ -112,84 +110,47 @@ class Worker:
         metrics |= {"tokens": lengths.sum(), "length_mean": lengths.mean(), "truncation_rate": (rollout.stopped == 0).mean()}
         return state, jax.device_get(metrics), seconds
 
-    def write(self, host: dict, state: TrainState) -> tuple[Rollout, dict[str, Context]]:
+    def write(self, host: dict, state: TrainState) -> tuple[Batch, Rollout]:
         """The completions of a batch: the student's, the references, or some of each."""
         run, method, samples = self.run, self.run.config.method, self.run.config.rollout.samples
-        contexts = self.place(host["contexts"])
+        contexts = {view: Context(**mesh.place_batch(run.mesh, context)) for view, context in host["contexts"].items()}
         rows = mesh.place_batch(run.mesh, (host["rows"][:, None] * samples + np.arange(samples, dtype=np.int32)).reshape(-1))
         rollout = None
         if method.completions != "reference":
             key = jax.random.fold_in(self.key, TRAINING)
-            rollout = self.jitted.rollout(
-                state, run.fixed, contexts["student"], rows, key, sampling=run.config.rollout.sampling, samples=samples
-            )
+            sampling = run.config.rollout.sampling
+            rollout = self.jitted.rollout(state, run.fixed, contexts["student"], rows, key, sampling=sampling, samples=samples)
         if method.completions != "student":
             repeated = {name: np.repeat(value, samples, axis=0) for name, value in host["reference"].items()}
-            reference = mesh.place_batch(run.mesh, repeated)
-            written = Rollout(
-                reference["tokens"], reference["mask"], jnp.zeros(reference["tokens"].shape), jnp.ones(rows.shape, jnp.int32)
-            )
+            reference = references(**mesh.place_batch(run.mesh, repeated))
             key = jax.random.fold_in(self.key, MIXING)
-            rollout = written if rollout is None else mix(rollout, written, rows, key, method.on_policy_share)
+            rollout = reference if rollout is None else mix(rollout, reference, rows, key, method.on_policy_share)
         # Not a compilation for every length, nor the longest length for every batch.
-        width = bucket(int(rollout.mask.sum(axis=1).max()), run.config.rollout.max_new_tokens)
-        return Rollout(rollout.tokens[:, :width], rollout.mask[:, :width], rollout.logp[:, :width], rollout.stopped), contexts
+        rollout = trim(rollout, bucket(int(rollout.mask.sum(axis=1).max()), run.config.rollout.max_new_tokens))
+        inputs = {"behaviour_logp": rollout.logp} if "behaviour_logp" in method.inputs else {}
+        return Batch(contexts, rollout.tokens, rollout.mask, inputs, {}), rollout
 
-    def batch(self, contexts: dict[str, Context], rollout: Rollout, inputs: dict[str, jax.Array]) -> Batch:
-        return Batch(contexts, rollout.tokens, rollout.mask, inputs, {})
-
-    def place(self, contexts: dict) -> dict[str, Context]:
-        placed = mesh.place_batch(self.run.mesh, contexts)
-        return {view: Context(context["tokens"], context["valid"]) for view, context in placed.items()}
-
-    def evaluate(self, step: int, state: TrainState, log: logs.RunLog, first: bool = False) -> dict[str, Any]:
-        """Measures the student on the held-out problems, once the teacher too, and writes it down."""
-        run = self.run
+    def evaluate(self, step: int, state: TrainState, log: logs.RunLog) -> dict[str, Any]:
+        """Measures the student on the held-out problems, before training the teacher too, and writes it down."""
+        run, data, first = self.run, self.run.config.data, step == 0
         with waiting(f"evaluating on {len(run.held_out.examples)} held-out problems" + (" (compiles first)" if first else "")):
-            answers = self.answers(state, self.student_answers)
-            record = evaluation.summarise(run.config.data, answers)
+            answers = self.evaluator.student(state, run.fixed)
+            record = evaluation.summarise(data, answers)
             if first and run.teacher is not None:
-                teacher = evaluation.summarise(run.config.data, self.answers(state, self.teacher_answers))
-                record["teacher"] = teacher
-        shown = run.config.evaluation.samples_shown
-        samples = [
-            {"id": example.id, "prompt": example.messages[-1]["content"], "completion": text, "answer": example.answer}
-            for example, text in zip(answers.examples[:shown], answers.text[:shown], strict=True)
-        ]
-        log.evaluation(step, record, samples)
+                record["teacher"] = evaluation.summarise(data, self.evaluator.teacher(state, run.fixed))
+        log.evaluation(step, record, evaluation.samples(answers, run.config.evaluation.samples_shown))
         if first:
             length = int(answers.mask[0].sum())
-            values = answers.terms["kl"][0][:length] if "kl" in answers.terms else None
             show_example(
-                views_of(run, answers.examples[0]), answers.tokens[0][:length], answers.mask[0][:length], run.student.tokenizer, values=values
-            )
+                views_of(run, answers.examples[0]), answers.tokens[0][:length], answers.mask[0][:length], run.student.tokenizer,
+                values=answers.terms["kl"][0][:length] if "kl" in answers.terms else None,
+            )  # fmt: skip
         return record
 
-    def answers(self, state: TrainState, answer: Callable) -> evaluation.Answers:
-        decode = lambda ids: self.run.student.tokenizer.decode(ids, skip_special_tokens=True)
-        batches = ((self.run.held_out[i], self.run.held_out.examples_at(i)) for i in range(len(self.run.held_out)))
-        return evaluation.collect(batches, lambda host: answer(state, host), decode)
 
-    def student_answers(self, state: TrainState, host: dict) -> tuple[Rollout, dict[str, jax.Array]]:
-        """The student's answers to a batch of problems, compared with the teacher token by token."""
-        run, contexts, rows = self.run, self.place(host["contexts"]), mesh.place_batch(self.run.mesh, host["rows"])
-        key = jax.random.fold_in(self.key, EVALUATION)
-        rollout = self.jitted.rollout(
-            state, run.fixed, contexts["student"], rows, key, sampling=run.config.evaluation.sampling, samples=1
-        )
-        if run.teacher is None:
-            return rollout, {}
-        view = run.program.views[0]
-        batch = self.batch(contexts, rollout, {})
-        batch = batch._replace(hidden=self.jitted.score(state, run.fixed, batch, (view,)))
-        return rollout, self.jitted.measure(state, run.fixed, batch, Comparison(view))
-
-    def teacher_answers(self, state: TrainState, host: dict) -> tuple[Rollout, dict[str, jax.Array]]:
-        """The teacher's own answers, in its first view."""
-        run, contexts, rows = self.run, self.place(host["contexts"]), mesh.place_batch(self.run.mesh, host["rows"])
-        key = jax.random.fold_in(self.key, EVALUATION)
-        context = contexts[run.program.views[0]]
-        return self.jitted.teacher_rollout(state, run.fixed, context, rows, key, sampling=run.config.evaluation.sampling), {}
+def references(tokens: jax.Array, mask: jax.Array) -> Rollout:
+    """Reference completions in the form of a rollout: nobody sampled them, and all of them end."""
+    return Rollout(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.ones(tokens.shape[:1], jnp.int32))
 
 
 def mix(rollout: Rollout, reference: Rollout, rows: jax.Array, key: jax.Array, share: float) -> Rollout:
@@ -274,7 +235,7 @@ def facts(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
         "feedback": {
             "teacher": "none" if teacher is None else f"{teacher.source} ({teacher.fingerprint})",
             "self_or_external": "self" if config.teacher.model == "self" else "external",
-            "teacher_update": run.program.teacher_update,
+            "teacher_update": method.teacher_update,
             "views": list(method.views),
             "temperature": loss.get("temperature", 1.0),
             "k": loss.get("top_k") or "full vocabulary",

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 import jopd
@@ -14,6 +16,7 @@ from jopd import models
 from jopd.config import Config, differences, load_yaml, to_dict
 from jopd.data import sources, views
 from jopd.data.batching import Batches
+from jopd.data.example import Example
 from jopd.models.load import Loaded, load, require_same_tokenizer
 from jopd.models.sharding import parameter_shardings
 from jopd.training import mesh as meshes
@@ -26,8 +29,6 @@ class Run(NamedTuple):
     """A run that is ready to start.
 
     Attributes:
-      views: the teacher views that the method and the evaluation read; empty without a teacher.
-      vocabulary: entries that student and teacher share.
       facts: what a resumed run must agree with.
     """
 
@@ -65,6 +66,20 @@ def output_folder(name: str, config: Config) -> Path:
     return folder
 
 
+class Models(NamedTuple):
+    """The models of a run.
+
+    Attributes:
+      views: the teacher's, those of the method and, without any, the plain one that evaluations measure; empty without a teacher.
+      vocabulary: entries that student and teacher share.
+    """
+
+    student: Loaded
+    teacher: Loaded | None
+    views: tuple[str, ...]
+    vocabulary: int
+
+
 def prepare(name: str, config: Config) -> Run:
     """Loads data and models and builds the state of step 0.
 
@@ -74,8 +89,30 @@ def prepare(name: str, config: Config) -> Run:
     folder = output_folder(name, config)
     mesh = meshes.make_mesh(config.mesh)
     check_divides(config, mesh)
-
     examples = {split: sources.load(config.data, split) for split in ("train", "held_out")}
+    loaded = load_models(config, mesh)
+    student, teacher, method = loaded.student, loaded.teacher, config.method
+    train = make_batches(
+        config, loaded, examples["train"], config.prompts, seed=config.seed, references=method.completions != "student",
+        max_completion_tokens=config.rollout.max_new_tokens,
+    )  # fmt: skip
+    held_out = make_batches(config, loaded, examples["held_out"], config.evaluation.batch)
+
+    trained, base = separate(student.params, LORA) if config.student.lora.rank else (student.params, {})
+    frozen = teacher.params if teacher is not None and method.teacher_update == "frozen" else {}
+    transform = optimizer.make(config.optimizer, config.steps * method.updates)
+    state, shardings = initial_state(trained, transform, mesh, config)
+    facts = {"jopd": jopd.__version__, "student": student.source, "student_fingerprint": student.fingerprint}
+    if teacher is not None:
+        facts |= {"teacher": config.teacher.model, "teacher_fingerprint": teacher.fingerprint}
+    program = make_program(config, loaded, transform)
+    return Run(
+        name, config, folder, mesh, program, student, teacher, train, held_out, Fixed(base, frozen), state, shardings, facts
+    )
+
+
+def load_models(config: Config, mesh: Mesh) -> Models:
+    """Loads the student and the teacher and checks that they fit each other and the lengths asked for."""
     student = load(
         config.student.model, compute=config.student.compute, dtype="float32", mesh=mesh, lora=config.student.lora, seed=config.seed
     )
@@ -83,11 +120,6 @@ def prepare(name: str, config: Config) -> Run:
     vocabulary = student.architecture.vocabulary_size if teacher is None else require_same_tokenizer(student, teacher)
     if not student.stop_tokens:
         raise ValueError(f"student.model={student.source} names no stop token: set eos_token_id in its generation_config.json")
-
-    method = config.method
-    read = method.views or (() if teacher is None else ("teacher",))
-    if method.views and teacher is None:
-        raise ValueError(f"method {method.name} reads the teacher views {', '.join(method.views)}: teacher.model=none gives it no teacher")
     room = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None and room > model.architecture.max_positions:
@@ -95,41 +127,33 @@ def prepare(name: str, config: Config) -> Run:
                 f"rollout.max_prompt_tokens + max_new_tokens = {room} is more than the {model.architecture.max_positions} positions of the "
                 f"{role} {model.source}: lower one of them"
             )
-    batches = lambda split, per_step, **more: Batches(
-        examples[split], student.tokenizer, read, prompts_per_step=per_step, max_prompt_tokens=config.rollout.max_prompt_tokens,
-        pad_id=student.pad_id, config=config.view, **more,
-    )  # fmt: skip
-    train = batches(
-        "train", config.prompts, seed=config.seed, references=method.completions != "student",
-        max_completion_tokens=config.rollout.max_new_tokens,
-    )  # fmt: skip
-    held_out = batches("held_out", config.evaluation.batch)
+    return Models(student, teacher, config.method.views or (() if teacher is None else ("teacher",)), vocabulary)
 
-    trained, base = separate(student.params, LORA) if config.student.lora.rank else (student.params, {})
-    frozen = teacher.params if teacher is not None and config.teacher_update == "frozen" else {}
-    transform = optimizer.make(config.optimizer, config.steps * method.updates)
-    program = Program(
-        method=method,
+
+def make_batches(config: Config, loaded: Models, examples: Sequence[Example], prompts_per_step: int, **settings) -> Batches:
+    """Batches of every view that is read; see `jopd.data.batching`."""
+    return Batches(
+        examples, loaded.student.tokenizer, loaded.views, prompts_per_step=prompts_per_step, pad_id=loaded.student.pad_id,
+        max_prompt_tokens=config.rollout.max_prompt_tokens, config=config.view, **settings,
+    )  # fmt: skip
+
+
+def make_program(config: Config, loaded: Models, transform: optax.GradientTransformation) -> Program:
+    student, teacher = loaded.student, loaded.teacher
+    return Program(
+        method=config.method,
         student=student.graph,
-        teacher=student.graph if teacher is None or config.teacher_update != "frozen" else teacher.graph,
-        views=read,
-        teacher_update=config.teacher_update,
+        teacher=student.graph if teacher is None else teacher.graph,
+        views=loaded.views,
         ema_rate=config.teacher.ema_rate,
         optimizer=transform,
         max_new_tokens=config.rollout.max_new_tokens,
         stop_tokens=student.stop_tokens,
         pad_id=student.pad_id,
-        vocabulary=vocabulary,
+        vocabulary=loaded.vocabulary,
         micro_batches=config.micro_batches,
         chunk=config.chunk,
     )
-    state, shardings = initial_state(trained, transform, mesh, config)
-    facts = {"jopd": jopd.__version__, "student": student.source, "student_fingerprint": student.fingerprint}
-    if teacher is not None:
-        facts |= {"teacher": config.teacher.model, "teacher_fingerprint": teacher.fingerprint}
-    return Run(
-        name, config, folder, mesh, program, student, teacher, train, held_out, Fixed(base, frozen), state, shardings, facts,
-    )  # fmt: skip
 
 
 def check_divides(config: Config, mesh: Mesh) -> None:
@@ -150,11 +174,11 @@ def load_teacher(config: Config, student: Loaded, mesh: Mesh) -> Loaded | None:
         return None
     if config.teacher.model != "self":
         return load(config.teacher.model, compute=config.teacher.compute, dtype=config.teacher.dtype, mesh=mesh)
-    if config.student.lora.rank and config.teacher_update == "frozen":
+    if config.student.lora.rank and config.method.teacher_update == "frozen":
         # The base without the adapters: the same arrays, read twice.
         graph, _ = models.abstract(student.architecture, config.teacher.compute)
         return student._replace(graph=graph, params=separate(student.params, LORA)[1])
-    if config.teacher_update == "frozen":
+    if config.method.teacher_update == "frozen":
         return load(student.source, compute=config.teacher.compute, dtype=config.teacher.dtype, mesh=mesh)
     return student
 
@@ -165,7 +189,7 @@ def initial_state(trained, transform, mesh: Mesh, config: Config) -> tuple[Train
     shapes = jax.eval_shape(transform.init, trained)
     moments = jax.jit(transform.init, out_shardings=parameter_shardings(mesh, shapes))(trained)
     put = lambda x: jax.device_put(x, meshes.replicated(mesh))
-    ema = real_copy(trained) if config.teacher_update == "ema" else {}
+    ema = real_copy(trained) if config.method.teacher_update == "ema" else {}
     state = TrainState(trained, moments, ema, put(jnp.zeros((), jnp.int32)), put(key))
     return state, jax.tree.map(lambda x: x.sharding, state)
 
@@ -177,7 +201,7 @@ def describe(run: Run) -> dict[str, str]:
     lora = f", LoRA rank {config.student.lora.rank}" if config.student.lora.rank else ""
     teacher = "none"
     if run.teacher is not None:
-        teacher = f"self ({config.teacher_update})" if config.teacher.model == "self" else f"{size(run.teacher)}, frozen"
+        teacher = f"self ({config.method.teacher_update})" if config.teacher.model == "self" else f"{size(run.teacher)}, frozen"
         teacher += f", views: {', '.join(run.program.views)}"
     shape = ", ".join(f"{name} {ways}" for name, ways in run.mesh.shape.items())
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"

@@ -63,14 +63,12 @@ class Program:
     Attributes:
       views: the teacher's, those of the method and those that are only measured.
       vocabulary: the entries that student and teacher share; rows that only pad one of the heads are cut off.
-      teacher_update: "frozen", "ema" or "live".
     """
 
     method: Method
     student: nnx.GraphDef
     teacher: nnx.GraphDef
     views: tuple[str, ...]
-    teacher_update: str
     ema_rate: float
     optimizer: optax.GradientTransformation
     max_new_tokens: int
@@ -84,7 +82,7 @@ class Program:
         return union(fixed.base, state.params)
 
     def teacher_params(self, state: TrainState, fixed: Fixed) -> Params:
-        trained = {"frozen": {}, "ema": state.ema_teacher, "live": state.params}[self.teacher_update]
+        trained = {"frozen": {}, "ema": state.ema_teacher, "live": state.params}[self.method.teacher_update]
         return jax.lax.stop_gradient(union(fixed.base, trained) if trained else fixed.teacher)
 
     def rollout(

@@ -14,8 +14,10 @@ LENGTHS = (9, 1, 5, 2)
 
 # Every registered method as it comes, and the settings that take another way through the code.
 REGISTERED = [losses.get(name) for name in losses.names()]
+UPDATES = losses.get("opd_pg", updates=2, ratio_clip=0.2, log_ratio_clip=1.0)
 METHODS = [
     *REGISTERED,
+    UPDATES,
     losses.get("opd", divergence="forward_kl", temperature=2.0),
     losses.get("opd", divergence="jensen_shannon", beta=0.1),
     losses.get("opd", divergence="total_variation"),
@@ -23,7 +25,6 @@ METHODS = [
     losses.get("opd", divergence="k3"),
     losses.get("opd", top_k=3),
     losses.get("opd", divergence="forward_kl", top_k=3, support="student", tail="renormalise"),
-    losses.get("opd_pg", updates=2, ratio_clip=0.2, log_ratio_clip=1.0),
     losses.get("opsd", entry_clamp=None),
 ]
 

@@ -9,7 +9,18 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jopd import losses
 from jopd.losses.chunked import Scored, chunked_terms
-from tests.losses.problem import BATCH, LENGTH, METHODS, REGISTERED, VOCABULARY, logits_of, loss_of, plain_loss, problem
+from tests.losses.problem import (
+    BATCH,
+    LENGTH,
+    METHODS,
+    REGISTERED,
+    UPDATES,
+    VOCABULARY,
+    logits_of,
+    loss_of,
+    plain_loss,
+    problem,
+)
 
 
 @functools.cache
@@ -35,7 +46,7 @@ def test_any_chunk_gives_the_same_loss_and_gradient(method, chunk):
     assert_same(loss(given.student), unchunked(method))
 
 
-@pytest.mark.parametrize("method", [*REGISTERED, losses.get("opd_pg", updates=2, ratio_clip=0.2)], ids=repr)
+@pytest.mark.parametrize("method", [*REGISTERED, UPDATES], ids=repr)
 def test_micro_batches_of_unequal_lengths_sum_to_the_batch(method):
     given = problem(method)
     counts = losses.whole_batch_counts(method, given.mask, given.inputs, given.extras)
@@ -65,14 +76,19 @@ def largest_array(jaxpr) -> int:
     return max(sizes)
 
 
+def largest_of_a_step(method, chunk):
+    given = problem(method)
+    loss = lambda student: loss_of(method, student, given, chunk=chunk)
+    return largest_array(jax.make_jaxpr(jax.value_and_grad(loss))(given.student).jaxpr)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_no_array_has_the_size_of_all_logits(method):
-    given = problem(method)
-    trace = lambda chunk: jax.make_jaxpr(jax.value_and_grad(lambda s: loss_of(method, s, given, chunk=chunk)))(
-        given.student
-    )
-    assert largest_array(trace(0).jaxpr) >= BATCH * LENGTH * VOCABULARY  # the walk does see them where they are
-    assert largest_array(trace(2).jaxpr) < BATCH * LENGTH * VOCABULARY / 4
+    assert largest_of_a_step(method, chunk=2) < BATCH * LENGTH * VOCABULARY / 4
+
+
+def test_unchunked_there_is_such_an_array():
+    assert largest_of_a_step(losses.get("opd"), chunk=0) >= BATCH * LENGTH * VOCABULARY
 
 
 def test_hidden_states_outside_the_mask_do_not_exist():

@@ -8,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jopd import losses
-from tests.losses.problem import BATCH, LENGTH, METHODS, logits_of, plain_loss, problem
+from tests.losses.problem import BATCH, LENGTH, METHODS, REGISTERED, UPDATES, logits_of, plain_loss, problem
 from tests.reference import divergences as reference
-
-every_method = pytest.mark.parametrize("method", METHODS, ids=repr)
 
 # By hand: pi = (1/4, 3/4), q = (1/2, 1/2).
 PI, Q = [0.25, 0.75], [0.5, 0.5]
@@ -146,25 +144,29 @@ def test_identity(method):
     np.testing.assert_allclose(gradient, 0, atol=1e-7)
 
 
-@every_method
+@pytest.mark.parametrize("method", [*REGISTERED, UPDATES], ids=repr)
 def test_tokens_outside_the_mask_do_not_exist(method):
-    given = problem(method)
-    student, teachers = logits_of(given.student), {view: logits_of(scored) for view, scored in given.teachers.items()}
+    batch = problem(method)
+    student, teachers = logits_of(batch.student), {view: logits_of(scored) for view, scored in batch.teachers.items()}
 
     @jax.jit
     def value_and_gradients(mask, poison):
-        spoilt = lambda a: jnp.where(jnp.expand_dims(mask, range(2, a.ndim)), a, poison.astype(a.dtype))
-        spoilt_all = lambda tree: jax.tree.map(spoilt, tree)
-        rest = given._replace(
-            tokens=spoilt(given.tokens), mask=mask, inputs=spoilt_all(given.inputs), extras=spoilt_all(given.extras)
-        )
-        loss = lambda s, t: plain_loss(method, s, t, rest)
-        return jax.value_and_grad(loss, argnums=(0, 1))(spoilt(student), spoilt_all(teachers))
+        def spoil(tree):
+            spoilt = lambda a: jnp.where(jnp.expand_dims(mask, range(2, a.ndim)), a, poison.astype(a.dtype))
+            return jax.tree.map(spoilt, tree)
 
-    @given_masks
+        rest = spoil(batch._replace(student=None, teachers={}))._replace(mask=mask)
+        return jax.value_and_grad(lambda s, t: plain_loss(method, s, t, rest), argnums=(0, 1))(
+            spoil(student), spoil(teachers)
+        )
+
+    @given(
+        mask=st.lists(st.booleans(), min_size=BATCH * LENGTH, max_size=BATCH * LENGTH),
+        poison=st.sampled_from([np.nan, np.inf, -1e30, 1e30]),
+    )
     def holds(mask, poison):
         mask = np.array(mask).reshape(BATCH, LENGTH)
-        clean, spoilt = (jax.device_get(value_and_gradients(mask, jnp.float32(p))) for p in (0.0, poison))
+        clean, spoilt = (jax.device_get(value_and_gradients(mask, jnp.float32(p))) for p in (0, poison))
         jax.tree.map(np.testing.assert_array_equal, spoilt, clean)
         value, (gradient, teacher_gradients) = spoilt
         assert np.isfinite(value) and not gradient[~mask].any()
@@ -173,13 +175,7 @@ def test_tokens_outside_the_mask_do_not_exist(method):
     holds()
 
 
-given_masks = given(
-    st.lists(st.booleans(), min_size=BATCH * LENGTH, max_size=BATCH * LENGTH),
-    st.sampled_from([np.nan, np.inf, -1e30, 1e30]),
-)
-
-
-@every_method
+@pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_describes_itself(method):
     assert all(isinstance(word, str) and word for word in method.variables())
     assert hash(method) == hash(losses.get(method.name, **vars(method)))  # static under jit

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jopd.models import LoRA, load as loading
+from jopd.models import LoRA
+from jopd.models import load as loading
 from jopd.models.load import load, require_same_tokenizer, save
 from jopd.models.sharding import MESH_AXES
 
@@ -71,12 +72,16 @@ def test_only_the_slices_of_a_shard_are_read(folder, monkeypatch):
     assert sum(part.shape == (3, 32 // ways, 48) for part in asked) == 2 * ways  # gate and up, each slice once
 
 
-def test_frozen_parameters_may_be_bfloat16_but_adapters_are_float32(folder, loaded):
-    half = flatten_dict(load(folder, dtype="bfloat16", lora=LoRA(rank=2)).params)
+def test_frozen_parameters_may_be_bfloat16_but_adapters_are_float32(folder, loaded, batch, logits_of):
+    frozen = load(folder, dtype="bfloat16", lora=LoRA(rank=2))
+    half = flatten_dict(frozen.params)
     for key, leaf in half.items():
         assert leaf.dtype == (jnp.float32 if key[-1].startswith("lora") else jnp.bfloat16), key
     exact = loaded.params["layers"]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(half["layers", "mlp", "up", "kernel"], exact.astype(jnp.bfloat16))
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), loaded.params)
+    expected = logits_of(loaded.graph, rounded, *batch)
+    np.testing.assert_allclose(logits_of(frozen.graph, frozen.params, *batch), expected, atol=1e-5)
 
 
 def test_adapters_are_drawn_from_the_seed(folder):
