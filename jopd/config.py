@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 import yaml
@@ -272,12 +272,11 @@ def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tup
         base = dataclasses.replace(base, method=losses.get(method))
     description = (
         f"Preset {name} (others: {', '.join(n for n in preset_names() if n != name)}), method {base.method.name}. "
-        f"Choose with `{program} PRESET --method NAME`; methods: {', '.join(losses.names())}. "
-        "Shown below: this preset's and this method's settings and their values."
+        f"Choose with `{program} PRESET --method NAME`; methods: {', '.join(losses.names())}. `--config FILE` runs a config.yaml again. "
+        "Below: the settings of this preset and this method, with their values."
     )
-    # One class a method: the fields of --method.X are then that method's own, with their own types.
-    concrete = Annotated[Config, tyro.conf.arg(name="")]
-    config = tyro.cli(concrete, default=base, args=rest, prog=program, description=description, config=(tyro.conf.AvoidSubcommands,))
+    # tyro reads the method's class off the default, so --method.X are that method's own fields.
+    config = tyro.cli(Config, default=base, args=rest, prog=program, description=description)
     return (Path(name).stem if name.endswith(".py") else name), config
 
 

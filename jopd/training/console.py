@@ -329,8 +329,9 @@ def results_table(
     table = Table(
         title=title, caption="brackets: 95 % intervals", box=box.SIMPLE_HEAD, title_style="bold", caption_style="dim"
     )
-    names = ("", "before", "after", "teacher", "problems")
-    kept = [i for i in range(len(names)) if i < 3 or any(row[i] for row in rows)]
+    filled = [any(row[i] for row in rows) for i in range(5)]
+    names = ("", "before" if filled[2] else "value", "after", "teacher", "problems")
+    kept = [i for i in range(len(names)) if i == 0 or filled[i]]
     for i in kept:
         table.add_column(names[i], justify="left" if i == 0 else "right", style="bold" if names[i] == "after" else None)
     for row in rows:

