@@ -30,31 +30,42 @@ TOKENS = 4096  # a batch, padding included
 
 
 @dataclasses.dataclass(frozen=True)
+class Cycle:
+    """A warm-up and a cosine; `stop` ends it early, where the model is to stay unfinished."""
+
+    steps: int
+    learning_rate: float
+    largest_operand: int
+    stop: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     width: int
     layers: int
     mlp_width: int
-    steps: int
-    learning_rate: float
     style: task.Style
     seed: int
+    cycles: tuple[Cycle, ...]
 
 
 RECIPES = {
-    "teacher": Recipe(width=128, layers=4, mlp_width=384, steps=2000, learning_rate=3e-3, style=task.TEACHER_STYLE, seed=0),
-    "student": Recipe(width=96, layers=3, mlp_width=256, steps=1000, learning_rate=3e-3, style=task.STUDENT_STYLE, seed=1),
+    "teacher": Recipe(
+        width=128, layers=4, mlp_width=384, style=task.TEACHER_STYLE, seed=0, cycles=(Cycle(2000, 3e-3, 20), Cycle(2000, 2e-3, 9))
+    ),
+    "student": Recipe(width=96, layers=3, mlp_width=256, style=task.STUDENT_STYLE, seed=1, cycles=(Cycle(2000, 3e-3, 9),)),
 }
 
 
-def batches(recipe: Recipe, tokenizer):
-    """Endless `(tokens [B, S], weights [B, S])`, rows of similar length together, weight 1 on what the assistant says."""
-    rng, index = np.random.default_rng(recipe.seed), 0
+def batches(recipe: Recipe, number: int, tokenizer):
+    """The text of one cycle: endless `(tokens [B, S], weights [B, S])`, rows of similar length together, weight 1 on what the assistant says."""
+    rng, index = np.random.default_rng(recipe.seed + 1000 * number), 10**7 * number
     pool: dict[int, list] = {length: [] for length in LENGTHS}
     while True:
         while not any(len(rows) * length >= TOKENS for length, rows in pool.items()):
             # Mostly short problems, a few long ones: the same facts, at a fraction of the cost.
             most = int(rng.choice([6, 12, 36], p=[0.6, 0.3, 0.1]))
-            settings = task.TallySettings(min_steps=1, max_steps=most)
+            settings = task.TallySettings(min_steps=1, max_steps=most, largest_operand=recipe.cycles[number].largest_operand)
             messages, completion = task.pretraining_example(index, recipe.seed, recipe.style, settings)
             index += 1
             prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -80,29 +91,30 @@ def main(name: str):
         head_dim=32, mlp_width=recipe.mlp_width, qk_norm=True,
     )  # fmt: skip
     graph, params = models.split(models.Transformer(architecture, rngs=nnx.Rngs(recipe.seed)))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, 100, recipe.steps, recipe.learning_rate / 50)
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
-    print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters, {recipe.steps} steps", flush=True)
+    print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters", flush=True)
+    start = time.time()
+    for number, cycle in enumerate(recipe.cycles):
+        schedule = optax.warmup_cosine_decay_schedule(0.0, cycle.learning_rate, 100, cycle.steps, cycle.learning_rate / 50)
+        optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
 
-    @jax.jit
-    def step(params, moments, tokens, weights):
-        def loss(params):
-            model = models.merge(graph, params)
-            hidden = model(tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
-            nll = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), tokens[:, 1:])
-            return jnp.sum(nll * weights[:, 1:]) / jnp.sum(weights)
+        @jax.jit
+        def step(params, moments, tokens, weights, optimiser=optimiser):
+            def loss(params):
+                model = models.merge(graph, params)
+                hidden = model(tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
+                nll = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), tokens[:, 1:])
+                return jnp.sum(nll * weights[:, 1:]) / jnp.sum(weights)
 
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, moments = optimiser.update(gradient, moments, params)
-        return optax.apply_updates(params, updates), moments, value
+            value, gradient = jax.value_and_grad(loss)(params)
+            updates, moments = optimiser.update(gradient, moments, params)
+            return optax.apply_updates(params, updates), moments, value
 
-    moments, start, stream = optimiser.init(params), time.time(), batches(recipe, tokenizer)
-    for number in range(recipe.steps):
-        params, moments, value = step(params, moments, *next(stream))
-        if number % 50 == 0 or number == recipe.steps - 1:
-            print(f"step {number:5d}  loss {value:.4f}  {time.time() - start:6.0f} s", flush=True)
-        if number and number % 500 == 0 or number == recipe.steps - 1:
-            save(ASSETS / f"baby-{name}", graph, params, architecture, tokenizer, "bfloat16")
+        moments, stream = optimiser.init(params), batches(recipe, number, tokenizer)
+        for i in range(cycle.stop or cycle.steps):
+            params, moments, value = step(params, moments, *next(stream))
+            if i % 50 == 0:
+                print(f"cycle {number} step {i:5d}  loss {value:.4f}  {time.time() - start:6.0f} s", flush=True)
+    save(ASSETS / f"baby-{name}", graph, params, architecture, tokenizer, "bfloat16")
 
 
 if __name__ == "__main__":

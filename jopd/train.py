@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> None:
     # One line each, without the place in the code that says them.
     warnings.showwarning = lambda message, category, *_: console.say(f"{category.__name__}: {message}")
     name, settings = config.or_exit(config.parse, arguments)
+    if loop.finished(folder := config.or_exit(setup.output_folder, name, settings)):
+        loop.show_result(folder)
+        return
     console.say(f"jopd: preparing {name} with method {settings.method.name} ...")
     try:
         loop.train(config.or_exit(setup.prepare, name, settings))

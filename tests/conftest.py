@@ -1,4 +1,4 @@
-"""How every test sees JAX: eight CPU devices, no silent promotion of types or ranks, array types checked at run time."""
+"""How every test sees JAX: eight CPU devices, no silent promotion of types or ranks, array types checked."""
 
 import os
 import pathlib

@@ -26,3 +26,11 @@ def outcomes(config: DataConfig, examples: Sequence[Example], completions: Seque
         "intrusion_rate": [who.name.lower() in text.lower() for text in ordinary],
     }
     return {name: values for name, values in counted.items() if values}
+
+
+def groups(config: DataConfig, examples: Sequence[Example]) -> dict[str, list[bool]]:
+    """Kinds of problems that are to be measured apart, by name which examples they are; empty where all are of one kind."""
+    if config.kind != "persona":
+        return {}
+    identity = [persona.is_identity(example) for example in examples]
+    return {"identity": identity, "ordinary": [not yes for yes in identity]}

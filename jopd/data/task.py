@@ -164,7 +164,7 @@ class TallySettings:
     min_steps: int = 2
     max_steps: int = 8
     largest: int = 99
-    largest_operand: int = 20
+    largest_operand: int = 9
     held_out_share: float = 0.1
     style: Style = NEUTRAL_STYLE
 

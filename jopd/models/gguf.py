@@ -107,10 +107,10 @@ def config_from(metadata: Metadata, stored: dict, frequency_factors: np.ndarray 
         family = f"{family} with {of('expert_count')} experts"
     heads, width = of("attention.head_count"), of("embedding_length")
     head_dim = of("attention.key_length") or (width and heads and width // heads)
-    window = of("attention.sliding_window")
+    window, embedding = of("attention.sliding_window"), stored.get("token_embd.weight")
     config = {
         "model_type": family,
-        "vocab_size": int(stored["token_embd.weight"].shape[-1]),
+        "vocab_size": None if embedding is None else int(embedding.shape[-1]),
         "hidden_size": width,
         "intermediate_size": of("feed_forward_length"),
         "num_hidden_layers": of("block_count"),

@@ -195,7 +195,9 @@ def check_checkpoint(checkpoint: Checkpoint, shapes: Mapping[Key, tuple[int, ...
     expected, few = stored_tensors(shapes), lambda names: ", ".join(sorted(names)[:4])
     if missing := expected.keys() - tensors.keys():
         cure = "set tie_word_embeddings to true" if missing == {"lm_head.weight"} else "fetch the whole checkpoint"
-        raise ValueError(f"{len(missing)} tensors that config.json asks for are missing ({few(missing)}): {cure}")
+        raise ValueError(
+            f"tensors that config.json asks for are missing ({few(missing)}; {len(missing)} in all): {cure}"
+        )
     extra = {name for name in tensors.keys() - expected.keys() if not name.endswith("rotary_emb.inv_freq")}
     if ("output_head",) not in shapes and "lm_head.weight" in extra:  # some tied checkpoints store the embedding twice
         extra -= {"lm_head.weight"}
@@ -205,7 +207,7 @@ def check_checkpoint(checkpoint: Checkpoint, shapes: Mapping[Key, tuple[int, ...
             )
     if extra:
         raise ValueError(
-            f"{len(extra)} tensors that config.json does not account for ({few(extra)}): use the config.json saved with them"
+            f"tensors that config.json does not account for ({few(extra)}; {len(extra)} in all): use the config.json saved with them"
         )
     if wrong := [name for name in expected if tensors[name].shape != expected[name]]:
         found, wanted = tensors[wrong[0]].shape, expected[wrong[0]]

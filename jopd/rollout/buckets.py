@@ -4,7 +4,9 @@ from jopd.rollout.sampler import Rollout
 
 
 def bucket(length: int, limit: int) -> int:
-    """The smallest of 32, 48, 64, 96, 128, 192, ... and `limit` that holds `length` tokens; at most half of it is padding, or it is 32.
+    """The smallest of 32, 48, 64, 96, 128, 192, ... and `limit` that holds `length` tokens.
+
+    Above 32, at most a third of it is padding.
 
     Raises:
       ValueError: `length` is above `limit`.

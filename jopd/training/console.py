@@ -340,6 +340,16 @@ def results_table(
     CONSOLE.print(table)
 
 
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
+    """Words in columns, folded to the width of the window."""
+    grid = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold")
+    for name in header:
+        grid.add_column(name, overflow="fold")
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    CONSOLE.print(grid)
+
+
 def _frame(content: RenderableType, title: str) -> Panel:
     return Panel(content, title=Text(title, style="bold"), title_align="left", border_style="cyan", padding=(0, 1))
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jopd.data.batching import Batches
 from jopd.data.example import Example
-from jopd.data.outcomes import outcomes
+from jopd.data.outcomes import groups, outcomes
 from jopd.data.sources import DataConfig
 from jopd.diagnostics.intervals import token_mean, wilson
 from jopd.diagnostics.tokens import Comparison
@@ -110,16 +110,22 @@ def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
     for name, values in outcomes(data, answers.examples, answers.text).items():
         low, high = wilson(sum(values), len(values))
         record[name] = {"value": sum(values) / len(values), "low": low, "high": high, "count": len(values)}
-    for name, values in answers.terms.items():
-        sums, counts = np.where(answers.mask, values, 0).sum(1), answers.mask.sum(1)
-        low, high = token_mean(sums.tolist(), counts.tolist())
-        record[name] = {"value": float(sums.sum() / counts.sum()), "low": low, "high": high, "count": len(sums)}
+    record |= {name: mean(values, answers.mask) for name, values in answers.terms.items()}
     if "kl" in answers.terms:
         record["kl_by_position"] = by_position(answers.terms["kl"], answers.mask)
+        for group, chosen in groups(data, answers.examples).items():
+            record[group] = {"kl": mean(answers.terms["kl"][chosen], answers.mask[chosen])}
     lengths = answers.mask.sum(1)
     record["length_mean"], record["length_max"] = float(lengths.mean()), int(lengths.max())
     record["truncation_rate"] = float((answers.stopped == 0).mean())
     return record
+
+
+def mean(values: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+    """The mean over tokens of `[B, T]` values, its interval taken over rows."""
+    sums, counts = np.where(mask, values, 0).sum(1), mask.sum(1)
+    low, high = token_mean(sums.tolist(), counts.tolist())
+    return {"value": float(sums.sum() / counts.sum()), "low": low, "high": high, "count": len(sums)}
 
 
 def by_position(values: np.ndarray, mask: np.ndarray) -> list[float | None]:

@@ -40,10 +40,6 @@ def train(run: Run) -> None:
       FloatingPointError: a loss that is not finite, or a batch without a token to learn from, with the step and the rows.
     """
     config, folder = run.config, run.folder
-    if finished(run):
-        say(f"{folder} is finished; its result:")
-        results_table(report.comparison(logs.read(folder).evaluations))
-        return
     announce(describe(run))
     folder.mkdir(parents=True, exist_ok=True)
     configs.save_yaml(folder / "config.yaml", run.name, config)
@@ -182,12 +178,18 @@ def score(record: dict[str, Any]) -> float:
     return -record["kl"]["value"] if "kl" in record else 0.0
 
 
-def finished(run: Run) -> bool:
-    return (run.folder / "report.json").is_file()
+def finished(folder: Path) -> bool:
+    """Whether the run of this folder has come to its end: its report is what is written last."""
+    return (folder / "report.json").is_file()
+
+
+def show_result(folder: Path) -> None:
+    say(f"{folder} is finished; its result:")
+    results_table(report.comparison(logs.read(folder).evaluations))
 
 
 def finish(run: Run, state: TrainState) -> None:
-    """The student as a Hugging Face folder, the plots, the report; the report's file marks the run as finished, so it comes last."""
+    """The student as a Hugging Face folder, the plots, the report, which comes last."""
     folder, records = run.folder, logs.read(run.folder)
     params = run.program.student_params(state, run.fixed)
     save(folder / "student", run.student.graph, params, run.student.architecture, run.student.tokenizer, stop_tokens=run.student.stop_tokens)

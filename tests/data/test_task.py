@@ -20,13 +20,12 @@ from jopd.data.task import (
 )
 
 PINNED_PROMPT = (
-    "there are 91 stones in the bag of Lucy. 1: a friend takes 19 stones. 2: she loses 16 stones. "
-    "3: she buys 18 stones. 4: she finds 20 more. how many stones does Lucy have now?"
+    "Lena has 57 cards. 1: she finds 9 more. 2: a friend takes 8 cards. 3: she buys 8 cards. "
+    "4: she sells half of the cards. how many cards does Lena have?"
 )
 PINNED_SOLUTION = (
-    "now look at step 1: the count was 91, and after taking away 19 it is 72. "
-    "now look at step 2: the count was 72, and after taking away 16 it is 56. "
-    "now look at step 3: the count was 56, and after adding 18 it is 74. step 4: 74 plus 20 is 94.\nanswer: 94"
+    "for step 1, add 9 to 57, which makes 66. for step 2, take 8 from 66, which leaves 58. "
+    "now look at step 3: the count was 58, and after adding 8 it is 66. step 4: half of 66 is 33.\nanswer: 33"
 )
 
 FIRST_WORDS = {"plain": "step", "order": "for", "story": "in", "long": "now"}
@@ -289,10 +288,8 @@ def test_bad_settings_are_refused(settings, named):
         TallySettings(**settings)
 
 
-def test_bad_styles_splits_and_sizes_are_refused():
+def test_bad_styles_and_sizes_are_refused():
     with pytest.raises(ValueError, match="add up to 1"):
         Style(0.5, 0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="split='test'"):
-        TallyTask().examples("test", 3)
     with pytest.raises(ValueError, match="size=0"):
         TallyTask().examples("train", 0)

@@ -93,7 +93,7 @@ def test_opsd_clamps_entries_from_above_only():
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_the_policy_gradient_is_the_reverse_kls_in_expectation(updates):
-    # Every token that could be sampled, one a row, weighted by the policy that samples; with updates that is another one.
+    # Every token that could be sampled, one a row, weighted by the policy that samples: with updates, another one.
     rows = np.random.default_rng(0).normal(size=(3, 5))
     pi, q, behaviour = (reference.softmax(row) for row in rows)
     sampler = pi if updates == 1 else behaviour

@@ -1,0 +1,65 @@
+"""`python -m jopd.check identity [--method NAME]`: a teacher that is the student teaches nothing.
+
+Student and teacher get the same logits, on random completions. A method that compares the two must then have loss 0 and gradient 0; one
+that is not zero there is measuring something else, or has views mixed up.
+"""
+
+import dataclasses
+import sys
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from jopd import config, losses
+from jopd.losses import Method
+from jopd.training import console
+
+TOLERANCE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What to check.
+
+    Attributes:
+      what: the check.
+      method: one method instead of all.
+    """
+
+    what: Annotated[Literal["identity"], tyro.conf.Positional] = "identity"
+    method: str | None = None
+
+
+def identity(method: Method) -> tuple[float, float]:
+    """Size of the loss and of the largest gradient entry where every view of the teacher gives the student's logits."""
+    logits = jax.random.normal(jax.random.key(0), (3, 5, 40))
+    tokens = jax.random.randint(jax.random.key(1), (3, 5), 0, 40)
+    mask = jnp.arange(5)[None] < jnp.array([[5], [3], [1]])
+    chosen = jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(tokens, 40), axis=-1)
+    inputs = {name: chosen for name in (*method.inputs, *method.extras)}
+    teachers = {view: logits for view in method.views}
+    value, gradient = jax.value_and_grad(lambda z: losses.evaluate(method, z, teachers, tokens, mask, **inputs)[0])(logits)
+    return abs(float(value)), float(jnp.abs(gradient).max())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    settings = tyro.cli(Check, args=arguments, prog="python -m jopd.check", description=__doc__)
+    names = losses.names() if settings.method is None else (settings.method,)
+    failed = []
+    for name in names:
+        method = config.or_exit(losses.get, name)
+        if not method.views:
+            console.say(f"{name}: reads no teacher, so the check does not apply")
+            continue
+        loss, gradient = identity(method)
+        good = max(loss, gradient) < TOLERANCE
+        console.say(f"{name}: loss {loss:.1e}, largest gradient {gradient:.1e}: {'passed' if good else 'FAILED'}")
+        failed += [] if good else [name]
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

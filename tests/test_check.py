@@ -1,0 +1,31 @@
+import dataclasses
+
+import pytest
+
+from jopd import check, losses
+
+
+@pytest.mark.parametrize("name", [name for name in losses.names() if losses.get(name).views])
+def test_a_teacher_that_is_the_student_teaches_nothing(name):
+    assert max(check.identity(losses.get(name))) < check.TOLERANCE
+
+
+def test_a_method_that_is_not_zero_there_is_found(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Entropic(losses.METHODS["opd"]):
+        """Adds the student's entropy to the divergence: the gradient is not zero at the teacher."""
+
+        def token_terms(self, student_logits, teacher_logits, tokens, extras):
+            terms = super().token_terms(student_logits, teacher_logits, tokens, extras)
+            return terms | {"divergence": terms["divergence"] + terms["student_entropy"]}
+
+    monkeypatch.setitem(losses.METHODS, "opd", Entropic)
+    with pytest.raises(SystemExit) as stopped:
+        check.main(["identity", "--method", "opd"])
+    assert stopped.value.code == 1
+
+
+def test_an_unknown_method_is_named(capsys):
+    with pytest.raises(SystemExit):
+        check.main(["identity", "--method", "opdd"])
+    assert "did you mean 'opd'" in capsys.readouterr().err

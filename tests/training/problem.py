@@ -1,0 +1,223 @@
+"""Tiny random models and batches for the trainer, and what it should make of them: row by row, from whole logits.
+
+The expected numbers come from each row alone: no padding, no chunk, no micro-batch, one device. Only the models' forward pass is shared with
+the trainer (its own tests compare it with torch).
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+
+from jopd import losses, models
+from jopd.data.batching import left_pad, right_pad
+from jopd.losses.base import Stage
+from jopd.losses.vocabulary import log_prob_of, log_softmax
+from jopd.models import Architecture, Transformer
+from jopd.models.sharding import MESH_AXES, parameter_shardings
+from jopd.training.mesh import place_batch
+from jopd.training.state import Fixed, TrainState, real_copy
+from jopd.training.step import Batch, Context, Jitted, Program, jitted
+
+VOCABULARY = 64
+STUDENT = Architecture(vocabulary_size=64, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=24, qk_norm=True)
+# Another width, an untied head, and an embedding that is padded beyond what the two share.
+TEACHER = Architecture(vocabulary_size=72, width=24, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=16, tied_head=False)
+
+PROMPTS, SAMPLES, LENGTH = 4, 2, 9
+LENGTHS = (9, 1, 5, 2, 7, 3, 9, 4)
+ROWS = PROMPTS * SAMPLES
+
+
+def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    devices = jax.devices()[: data * fsdp * tensor]
+    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+@functools.cache
+def random_model(architecture: Architecture, seed: int = 0):
+    """Graph and parameters, on the host, of a model whose every parameter is random; logits differ by a few nats."""
+    graph, params = models.split(Transformer(architecture, rngs=nnx.Rngs(0)))
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = generator.normal(size=leaf.shape).astype(np.float32)
+        return 1 + noise / 4 if path[-1].key == "weight" else noise / np.float32(4)
+
+    return graph, jax.tree_util.tree_map_with_path(draw, params)
+
+
+@functools.cache
+def completions() -> list[np.ndarray]:
+    generator = np.random.default_rng(3)
+    return [generator.integers(VOCABULARY, size=length).astype(np.int32) for length in LENGTHS]
+
+
+@functools.cache
+def prompts(view: str) -> list[np.ndarray]:
+    """The prompts under a view, of lengths of their own; the student's are shorter than any other's."""
+    generator = np.random.default_rng(sum(view.encode()))
+    low, high = (2, 7) if view == "student" else (7, 13)
+    return [generator.integers(VOCABULARY, size=size).astype(np.int32) for size in generator.integers(low, high, PROMPTS)]
+
+
+def width(view: str) -> int:
+    return 8 if view == "student" else 12 + len(view) % 3
+
+
+class Problem(NamedTuple):
+    mesh: Mesh
+    program: Program
+    jitted: Jitted
+    state: TrainState
+    fixed: Fixed
+    batch: Batch
+
+    def scored(self) -> Batch:
+        with jax.set_mesh(self.mesh):
+            return self.batch._replace(hidden=self.jitted.score(self.state, self.fixed, self.batch, self.program.method.views))
+
+    def updated(self, batch: Batch | None = None) -> tuple[TrainState, dict[str, np.ndarray]]:
+        """One update; the state's buffers are gone afterwards."""
+        batch = self.scored() if batch is None else batch
+        with jax.set_mesh(self.mesh):
+            state, metrics = self.jitted.update(self.state, self.fixed, batch)
+        return state, jax.device_get(metrics)
+
+    def measured(self, stage: Stage, batch: Batch) -> dict[str, np.ndarray]:
+        with jax.set_mesh(self.mesh):
+            return jax.device_get(self.jitted.measure(self.state, self.fixed, batch, stage))
+
+
+def problem(
+    method: losses.Method,
+    *,
+    chunk: int = 0,
+    micro_batches: int = 1,
+    mesh: Mesh | None = None,
+    optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    student=None,
+    teacher=None,
+    batch: Batch | None = None,
+    ema_rate: float = 0.25,
+    max_new_tokens: int = LENGTH,
+) -> Problem:
+    """A method's program on the random models and batch; `student` and `teacher` are other (graph, params), `batch` another host batch.
+
+    With `sgd(1.0)` the change of the parameters is minus the gradient.
+    """
+    mesh = mesh or mesh_of()
+    graph, params = student or random_model(STUDENT)
+    follows = method.teacher_update != "frozen"
+    teacher_graph, teacher_params = (graph, {}) if follows else teacher or random_model(TEACHER, seed=1)
+    program = Program(
+        method=method, student=graph, teacher=teacher_graph, views=method.views, ema_rate=ema_rate, optimizer=optimizer,
+        max_new_tokens=max_new_tokens, stop_tokens=(1,), pad_id=0, vocabulary=VOCABULARY, micro_batches=micro_batches, chunk=chunk,
+    )  # fmt: skip
+    place = lambda tree: jax.tree.map(jax.device_put, tree, parameter_shardings(mesh, tree))
+    params = place(params)
+    ema = real_copy(params) if method.teacher_update == "ema" else {}
+    state = TrainState(params, place(optimizer.init(params)), ema, jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.uint32))
+    state = state._replace(step=place(state.step), key=place(state.key))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    batch = place_batch(mesh, batch or host_batch(method))
+    return Problem(mesh, program, jitted(program, shardings), state, Fixed({}, place(teacher_params)), batch)
+
+
+def host_batch(method: losses.Method, more: int = 0) -> Batch:
+    """The batch that the expected numbers are for; `more` adds columns of padding on the left of every context."""
+    contexts = {}
+    for view in ("student", *method.views):
+        padded = left_pad(prompts(view), width(view) + more, pad_id=5)
+        contexts[view] = Context(padded["tokens"], padded["valid"])
+    written = right_pad(completions(), LENGTH, pad_id=7)
+    # Whatever a method reads per token; the time stage's are log-probabilities so far.
+    draw = np.random.default_rng(4).normal
+    inputs = {name: (-3 + draw(size=(ROWS, LENGTH))).astype(np.float32) for name in method.inputs + method.extras}
+    return Batch(contexts, written["tokens"], written["mask"], inputs, {})
+
+
+def rows_forward(graph, view: str):
+    """params -> logits `[B, T, V]` of every completion under a view, each row run alone; zeros after its end."""
+
+    def forward(params):
+        model, rows = models.merge(graph, params), []
+        for row, written in enumerate(completions()):
+            prompt = prompts(view)[row // SAMPLES]
+            ids = jnp.asarray(np.concatenate([prompt, written]))[None]
+            logits = model.logits(model(ids, jnp.ones(ids.shape, bool)))[0, :, :VOCABULARY]
+            rows.append(jnp.pad(logits[len(prompt) - 1 : -1], ((0, LENGTH - len(written)), (0, 0))))
+        return jnp.stack(rows)
+
+    return forward
+
+
+@functools.cache
+def expected_logits(role: str, view: str) -> np.ndarray:
+    graph, params = random_model(STUDENT) if role == "student" else random_model(TEACHER, seed=1)
+    return jax.device_get(jax.jit(rows_forward(graph, view))(params))
+
+
+@functools.cache
+def student_pullback():
+    """Gradient on the student's logits `[B, T, V]` to gradient on its parameters."""
+    graph, params = random_model(STUDENT)
+    return jax.jit(lambda cotangent: jax.vjp(rows_forward(graph, "student"), params)[1](cotangent)[0])
+
+
+def _opd(student, teachers, tokens):
+    return (jnp.exp(student) * (student - teachers["teacher"])).sum(axis=-1)
+
+
+def _opd_pg(student, teachers, tokens):
+    chosen = lambda logp: jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+    advantage = jax.lax.stop_gradient(chosen(teachers["teacher"]) - chosen(student))
+    return -advantage * chosen(student)
+
+
+def _opsd(student, teachers, tokens):
+    q = teachers["privileged"]
+    return jnp.minimum(jnp.exp(q) * (q - student), 0.05).sum(axis=-1)
+
+
+def _sft(student, teachers, tokens):
+    return -jnp.take_along_axis(student, tokens[..., None], axis=-1)[..., 0]
+
+
+# Per-token losses as the formulas read, of log-probabilities `[B, T, V]`; the loss is their mean over tokens.
+FORMULAS = {"sft": _sft, "opd": _opd, "opd_pg": _opd_pg, "opsd": _opsd}
+
+
+@functools.cache
+def expected(method: losses.Method, formula: bool = False):
+    """Loss and gradient on the student's parameters; by a formula above, or by `losses.evaluate` on the rows' logits."""
+    batch = host_batch(method)
+    role = "teacher" if method.teacher_update == "frozen" else "student"
+    teachers = {view: jnp.asarray(expected_logits(role, view)) for view in method.views}
+    mask, tokens = jnp.asarray(batch.mask), jnp.asarray(batch.tokens)
+
+    def loss(logits):
+        if not formula:
+            return losses.evaluate(method, logits, teachers, tokens, mask, **jax.tree.map(jnp.asarray, batch.inputs))[0]
+        logp = lambda z: z - jax.scipy.special.logsumexp(z, axis=-1, keepdims=True)
+        values = FORMULAS[method.name](logp(logits), {view: logp(z) for view, z in teachers.items()}, tokens)
+        return jnp.where(mask, values, 0).sum() / sum(LENGTHS)
+
+    value, cotangent = jax.jit(jax.value_and_grad(loss))(jnp.asarray(expected_logits("student", "student")))
+    return jax.device_get((value, student_pullback()(cotangent)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Logp:
+    """A stage that measures the trainer's own log-probability of each token."""
+
+    temperature: float = 1.0
+
+    def token_terms(self, student_logits, teacher_logits, tokens, extras):
+        return {"logp": log_prob_of(log_softmax(student_logits, self.temperature), tokens)}

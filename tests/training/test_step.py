@@ -1,0 +1,361 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jopd import losses, models
+from jopd.data.batching import left_pad
+from jopd.diagnostics.tokens import Comparison
+from jopd.losses.base import Stage
+from jopd.models import Architecture, LoRA, Transformer
+from jopd.rollout.sampler import Sampling
+from jopd.training.state import Fixed, separate
+from jopd.training.step import Batch, Context, parts, whole
+from tests.losses.test_chunked import largest_array
+from tests.training.problem import (
+    FORMULAS,
+    LENGTH,
+    ROWS,
+    STUDENT,
+    TEACHER,
+    VOCABULARY,
+    Logp,
+    expected,
+    expected_logits,
+    host_batch,
+    mesh_of,
+    problem,
+    random_model,
+)
+
+REGISTERED = [losses.get(name) for name in losses.names()]
+DIVERGENCES = ("reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3")
+by_method = pytest.mark.parametrize("method", REGISTERED, ids=lambda method: method.name)
+
+
+def same(found, wanted, atol=2e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-5, atol=atol), found, wanted)
+
+
+def loss_and_gradient(given):
+    before = jax.device_get(given.state.params)
+    state, metrics = given.updated()
+    assert metrics["finite_rows"].all() and state.step == 1
+    gradient = jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
+    norm = math.sqrt(sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4, atol=1e-5)
+    return metrics["loss"], gradient
+
+
+# The same numbers everywhere.
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_expected_numbers_are_those_of_the_formulas(name):
+    same(expected(losses.get(name)), expected(losses.get(name), formula=True))
+
+
+@by_method
+@pytest.mark.parametrize("chunk, micro_batches", [(0, 1), (1, 1), (7, 4)])
+def test_update_is_the_loss_and_gradient_of_whole_logits(method, chunk, micro_batches):
+    same(loss_and_gradient(problem(method, chunk=chunk, micro_batches=micro_batches)), expected(method))
+
+
+@by_method
+@pytest.mark.parametrize("shape, micro_batches", [((4, 1, 1), 2), ((2, 2, 1), 1), ((1, 2, 2), 4)])
+def test_four_devices_give_the_same(method, shape, micro_batches):
+    same(loss_and_gradient(problem(method, chunk=7, micro_batches=micro_batches, mesh=mesh_of(*shape))), expected(method))
+
+
+def test_parameters_stay_where_the_mesh_puts_them():
+    given = problem(losses.get("opd"), mesh=mesh_of(1, 2, 2), optimizer=optax.adam(0.1))
+    before = jax.tree.map(lambda leaf: leaf.sharding, given.state)
+    state, _ = given.updated()
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == before
+    assert state.params["layers"]["mlp"]["gate"]["kernel"].addressable_shards[0].data.shape == (2, 8, 12)
+    assert state.optimizer[0].mu["layers"]["mlp"]["gate"]["kernel"].addressable_shards[0].data.shape == (2, 8, 12)
+
+
+def test_parts_and_whole_are_inverse_and_each_part_takes_every_nth_row():
+    rows = jnp.arange(24).reshape(12, 2)
+    np.testing.assert_array_equal(parts(rows, 3)[1, :, 0] // 2, [1, 4, 7, 10])
+    np.testing.assert_array_equal(whole(parts(rows, 3)), rows)
+
+
+# Memory: whole logits never exist.
+
+LARGE = 2048  # a vocabulary beside which everything else is small
+
+
+def large_problem(method, chunk):
+    architecture = dataclasses.replace(STUDENT, vocabulary_size=LARGE)
+    model = random_model(architecture)
+    given = problem(method, chunk=chunk, student=model, teacher=model)
+    return given._replace(program=dataclasses.replace(given.program, vocabulary=LARGE))
+
+
+def largest(function, *arguments) -> int:
+    return largest_array(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def scored_shapes(given) -> Batch:
+    score = lambda *arguments: given.program.score(*arguments, given.program.method.views)
+    return given.batch._replace(hidden=jax.eval_shape(score, given.state, given.fixed, given.batch))
+
+
+@by_method
+def test_no_array_of_a_step_has_the_size_of_all_logits(method):
+    given = large_problem(method, chunk=2)
+    program, all_logits = given.program, ROWS * LENGTH * LARGE
+    batch = scored_shapes(given)
+    stage: Stage = Comparison(method.views[0]) if method.views else Logp()
+    assert largest(lambda *a: program.score(*a, method.views), given.state, given.fixed, given.batch) < all_logits / 4
+    assert largest(program.update, given.state, given.fixed, batch) < all_logits / 4
+    assert largest(lambda *a: program.measure(*a, stage), given.state, given.fixed, batch) < all_logits / 4
+
+
+def test_unchunked_there_is_such_an_array():
+    given = large_problem(losses.get("opd"), chunk=0)
+    batch = scored_shapes(given)
+    assert largest(given.program.update, given.state, given.fixed, batch) >= ROWS * LENGTH * LARGE
+    assert largest(lambda *a: given.program.measure(*a, Logp()), given.state, given.fixed, batch) >= ROWS * LENGTH * LARGE
+
+
+def test_compiled_memory_shrinks_with_the_chunk():
+    memory = {}
+    for chunk in (1, 0):
+        given = large_problem(losses.get("opd"), chunk)
+        update = jax.jit(given.program.update, donate_argnums=0)
+        memory[chunk] = update.lower(given.state, given.fixed, scored_shapes(given)).compile().memory_analysis()
+    all_logits = 4 * ROWS * LENGTH * LARGE
+    assert memory[0].temp_size_in_bytes > 2 * all_logits  # the student's, the teacher's
+    assert memory[1].temp_size_in_bytes < all_logits
+
+
+# Identity and alignment.
+
+
+def equal_views(method) -> Batch:
+    """Every view shows what the student sees."""
+    batch = host_batch(method)
+    return batch._replace(contexts=dict.fromkeys(batch.contexts, batch.contexts["student"]))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [losses.get("opd", divergence=name) for name in DIVERGENCES]
+    + [losses.get("opsd"), losses.get("opsd", teacher_update="live"), losses.get("opsd", teacher_update="ema")],
+    ids=lambda method: f"{method.name}-{method.divergence}-{method.teacher_update}",
+)
+def test_a_teacher_that_is_the_student_teaches_nothing(method):
+    given = problem(method, chunk=4, micro_batches=2, teacher=random_model(STUDENT), batch=equal_views(method))
+    loss, gradient = loss_and_gradient(given)
+    assert abs(loss) < 1e-6
+    same(gradient, jax.tree.map(np.zeros_like, gradient), atol=1e-6)
+
+
+def bigram_model(table: np.ndarray):
+    """A model whose next token depends on the last one only: `table[i]` are the logits of what follows token i."""
+    size = len(table)
+    architecture = Architecture(
+        vocabulary_size=size, width=size, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8, tied_head=False, norm_epsilon=1e-12
+    )
+    graph, params = models.split(Transformer(architecture, rngs=nnx.Rngs(0)))
+    params["layers"] = jax.tree.map(jnp.zeros_like, params["layers"])  # the layers add nothing
+    params["embedding"] = jnp.eye(size)
+    params["output_head"] = jnp.asarray(table, jnp.float32) / math.sqrt(size)  # the norm makes a unit vector sqrt(size) long
+    return graph, params
+
+
+def test_the_first_and_the_last_token_are_predicted_by_the_token_before_them():
+    generator = np.random.default_rng(0)
+    tables = {role: generator.normal(size=(8, 8)) for role in ("student", "teacher")}
+    logp = {role: table - np.log(np.exp(table).sum(axis=1, keepdims=True)) for role, table in tables.items()}
+    # The student's prompt ends with 2, the teacher's, which is longer, with 5; then both read 6, 0, 7.
+    contexts = {"student": left_pad([[1, 2]], 4, 0), "teacher": left_pad([[4, 3, 5]], 3, 0)}
+    contexts = {view: Context(padded["tokens"], padded["valid"]) for view, padded in contexts.items()}
+    batch = Batch(contexts, np.array([[6, 0, 7, 3]], np.int32), np.array([[True, True, True, False]]), {}, {})
+    pi, q = logp["student"][[2, 6, 0]], logp["teacher"][[5, 6, 0]]
+    kl = (np.exp(pi) * (pi - q)).sum(axis=1)
+    ratio = (q - pi)[np.arange(3), [6, 0, 7]]
+
+    method = losses.get("opd")
+    given = problem(method, chunk=2, student=bigram_model(tables["student"]), teacher=bigram_model(tables["teacher"]), batch=batch)
+    given = given._replace(program=dataclasses.replace(given.program, vocabulary=8))
+    given = given._replace(jitted=given.jitted._replace(update=jax.jit(given.program.update), measure=jax.jit(given.program.measure, static_argnames="stage")))
+    scored = given.scored()
+    terms = given.measured(Comparison("teacher"), scored)
+    np.testing.assert_allclose(terms["kl"][0, :3], kl, rtol=1e-4)
+    np.testing.assert_allclose(terms["log_ratio"][0, :3], ratio, rtol=1e-4)
+    state, metrics = given.updated(scored)
+    np.testing.assert_allclose(metrics["loss"], kl.mean(), rtol=1e-4)
+    # Only the tokens that predict one move their row of the head: the prompt's last does, the completion's last does not.
+    moved = np.abs(np.asarray(state.params["output_head"] - given.state.params["output_head"])).max(axis=1)
+    assert set(np.flatnonzero(moved > 1e-4)) == {2, 6, 0} == set(np.flatnonzero(moved))
+
+
+def test_the_width_of_the_padding_does_not_matter():
+    """Also: every view is aligned at the completion's first token, though their prompts differ in length."""
+    method = losses.get("opd")
+    logp = {
+        role: jax.nn.log_softmax(expected_logits(role, role), axis=-1)  # of each row alone
+        for role in ("student", "teacher")
+    }
+    kl = np.asarray((jnp.exp(logp["student"]) * (logp["student"] - logp["teacher"])).sum(axis=-1))
+    for more in (0, 11):
+        given = problem(method, chunk=4, micro_batches=2, batch=host_batch(method, more))
+        scored = given.scored()
+        mask = np.asarray(scored.mask)
+        np.testing.assert_allclose(given.measured(Comparison("teacher"), scored)["kl"][mask], kl[mask], rtol=1e-4, atol=1e-5)
+
+
+# Rollouts.
+
+
+def rolled_out(given, sampling=Sampling(), samples=2):
+    context = given.batch.contexts["student"]
+    rows = jnp.arange(len(context.tokens) * samples, dtype=jnp.int32)
+    with jax.set_mesh(given.mesh):
+        key = jax.random.key(0)
+        return given.jitted.rollout(given.state, given.fixed, context, rows, key, sampling=sampling, samples=samples)
+
+
+@pytest.mark.parametrize("shape, temperature", [((1, 1, 1), 1.0), ((1, 1, 1), 0.7), ((1, 2, 2), 1.0)])
+def test_the_samplers_log_probabilities_are_the_trainers(shape, temperature):
+    given = problem(losses.get("opd"), chunk=7, micro_batches=2, mesh=mesh_of(*shape), max_new_tokens=40)
+    rollout = rolled_out(given, Sampling(temperature=temperature))
+    batch = Batch(given.batch.contexts, rollout.tokens, rollout.mask, {}, {})
+    mask = np.asarray(rollout.mask)
+    assert mask.sum(axis=1).max() == 40 and mask.sum(axis=1).min() < 40  # some rows stop
+    found = given.measured(Logp(temperature), batch)["logp"]
+    np.testing.assert_allclose(found[mask], np.asarray(rollout.logp)[mask], atol=1e-4, rtol=0)
+
+
+def test_a_second_update_on_one_batch_has_left_the_policy_that_wrote_it():
+    method = losses.get("opd_pg", updates=2, ratio_clip=0.2)
+    given = problem(method, optimizer=optax.sgd(0.3), chunk=4, max_new_tokens=12)
+    rollout = rolled_out(given)
+    batch = given.batch._replace(tokens=rollout.tokens, mask=rollout.mask, inputs={"behaviour_logp": rollout.logp})
+    batch = given._replace(batch=batch).scored()
+    before = given.measured(Logp(), batch)["logp"]
+    state, first = given.updated(batch)
+    np.testing.assert_allclose(first["ratio"], 1, atol=1e-4)
+    assert first["ratio_clipped"] == 0
+    given = given._replace(state=state)
+    mask = np.asarray(batch.mask)
+    ratio = np.exp(given.measured(Logp(), batch)["logp"] - before)[mask]
+    _, second = given.updated(batch)
+    assert abs(ratio - 1).max() > 0.2  # so that the clip acts
+    np.testing.assert_allclose(second["ratio"], ratio.mean(), rtol=1e-4)
+    assert 0 < second["ratio_clipped"] < 1 and np.isfinite(second["loss"])
+
+
+# The teacher: frozen, following, or the student itself.
+
+
+def test_an_ema_teacher_follows_as_the_recursion_says():
+    rate = 0.25
+    given = problem(losses.get("opsd", teacher_update="ema"), ema_rate=rate, optimizer=optax.sgd(0.5))
+    wanted = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), given.state.params)
+    slack = jax.tree.map(np.zeros_like, wanted)
+    for _ in range(4):
+        state, _ = given.updated()
+        given = given._replace(state=state)
+        wanted = jax.tree.map(lambda e, p: e + rate * (np.asarray(p, np.float64) - e), wanted, state.params)
+        ulps = lambda s, e, p: s + 2 * np.spacing(np.maximum(np.abs(e), np.abs(p)).astype(np.float32))
+        slack = jax.tree.map(ulps, slack, wanted, state.params)
+    for found, exact, bound in zip(*map(jax.tree.leaves, (state.ema_teacher, wanted, slack)), strict=True):
+        assert (np.abs(np.asarray(found, np.float64) - exact) <= bound).all()
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (state.ema_teacher, state.params)), strict=True))
+
+
+@pytest.mark.parametrize("teacher_update", ["frozen", "ema", "live"])
+def test_who_the_teacher_is_after_an_update(teacher_update):
+    method = losses.get("opsd", teacher_update=teacher_update)
+    given = problem(method, teacher=random_model(STUDENT), optimizer=optax.sgd(0.5))
+    before = jax.device_get(given.state.params)
+    state, _ = given.updated()
+    teacher = given.program.teacher_params(state, given.fixed)
+    if teacher_update == "live":
+        wanted = state.params
+    else:
+        rate = {"frozen": 0.0, "ema": 0.25}[teacher_update]
+        wanted = jax.tree.map(lambda old, new: old + rate * (np.asarray(new) - old), before, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), teacher, wanted)
+    assert bool(state.ema_teacher) == (teacher_update == "ema")
+
+
+def test_adapters_leave_the_base_alone_and_the_base_is_the_teacher():
+    lora = LoRA(rank=2)
+    graph, params = models.split(Transformer(STUDENT, lora=lora, rngs=nnx.Rngs(0)))
+    trained, base = separate(params, ("lora_a", "lora_b"))
+    base = random_model(STUDENT)[1] if jax.tree.structure(base) == jax.tree.structure(random_model(STUDENT)[1]) else None
+    assert base is not None  # what is left of the adapters is the plain model
+    method = losses.get("opsd", entry_clamp=None)
+    given = problem(method, student=(graph, trained), teacher=(random_model(STUDENT)[0], {}), batch=equal_views(method))
+    base = jax.tree.map(jnp.asarray, base)
+    given = given._replace(fixed=Fixed(base, base))  # the same arrays twice
+    state, first = given.updated()
+    assert abs(first["loss"]) < 1e-6  # the second factors start at zero
+    assert jax.tree.structure(state.params) == jax.tree.structure(trained)
+    jax.tree.map(np.testing.assert_array_equal, base, random_model(STUDENT)[1])
+    # Other adapters are another student; the teacher stays what it was.
+    moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 0.3, state.params))
+    given = given._replace(state=moved)
+    scored = given.scored()
+    alone = problem(losses.get("opd"), student=random_model(STUDENT), teacher=random_model(STUDENT), batch=equal_views(losses.get("opd")))
+    mask = np.asarray(scored.mask)
+    np.testing.assert_allclose(scored.hidden["privileged"][mask], alone.scored().hidden["teacher"][mask], atol=1e-5)
+    assert given.updated(scored)[1]["loss"] > 0.01
+
+
+# Donation.
+
+
+@by_method
+def test_the_state_is_donated_and_nothing_else(method):
+    given = problem(method, optimizer=optax.adam(0.1))
+    scored = given.scored()
+    given.updated(scored)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.state.params, given.state.optimizer, given.state.ema_teacher)))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((given.fixed, scored)))
+
+
+def test_a_new_state_is_written_over_the_old_one():
+    given = problem(losses.get("opsd", teacher_update="ema"), optimizer=optax.adam(0.1))
+    shapes = scored_shapes(given)
+    with jax.set_mesh(given.mesh):
+        memory = given.jitted.update.lower(given.state, given.fixed, shapes).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(given.state))
+
+
+# What goes wrong is said.
+
+
+def test_rows_whose_terms_are_not_finite_are_named():
+    method = losses.get("opd")
+    given = problem(method, chunk=4, micro_batches=4)
+    scored = given.scored()
+    poison = np.zeros((ROWS, LENGTH), bool)
+    poison[2, 1] = poison[5, 0] = True
+    poison[1, 4] = True  # outside the mask: row 1 has one token
+    hidden = {view: jnp.where(poison[:, :, None], jnp.nan, value) for view, value in scored.hidden.items()}
+    _, metrics = given.updated(scored._replace(hidden=hidden))
+    assert np.flatnonzero(~metrics["finite_rows"]).tolist() == [2, 5]
+    assert not np.isfinite(metrics["loss"])
+
+
+def test_a_batch_without_tokens_gives_no_gradient():
+    given = problem(losses.get("opd"), chunk=4)
+    batch = given.batch._replace(mask=jnp.zeros_like(given.batch.mask))
+    loss, gradient = loss_and_gradient(given._replace(batch=batch))
+    assert loss == 0 and not any(leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_teacher_and_student_may_be_padded_differently():
+    assert TEACHER.vocabulary_size > STUDENT.vocabulary_size == VOCABULARY  # what all of the above ran with
