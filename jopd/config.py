@@ -4,11 +4,13 @@ A preset is a Python file with a function `config() -> Config`. The command line
 decide the concrete types, then tyro parses those, so `--method.X` is a field of that method and of no other.
 """
 
+import copy
 import dataclasses
 import difflib
 import importlib.util
 import sys
 import types
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,8 +108,15 @@ class Optimizer:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        if self.learning_rate <= 0:
-            raise ValueError(f"optimizer.learning_rate={self.learning_rate} must be above 0")
+        for name in ("learning_rate", "epsilon"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be above 0")
+        for name in ("weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be 0 (off) or more")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1)")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"optimizer.warmup={self.warmup} is a share of the run and must lie in [0, 1)")
 
@@ -131,6 +140,7 @@ class Evaluation:
     def __post_init__(self):
         _at_least(0, "evaluation.every", self.every)
         _at_least(1, "evaluation.batch", self.batch)
+        _at_least(0, "evaluation.samples_shown", self.samples_shown)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +223,23 @@ class Config:
             raise ValueError(f"rollout.samples={self.rollout.samples}: method {self.method.name} has one reference a prompt: set it to 1")
         if self.method.updates > 1 and self.rollout.sampling.temperature == 0:
             raise ValueError("rollout.sampling.temperature=0 gives no behaviour distribution for a ratio: sample, or set --method.updates 1")
+        temperature = dataclasses.asdict(self.method).get("temperature", 1.0)
+        if "behaviour_logp" in self.method.inputs and temperature != self.rollout.sampling.temperature:
+            raise ValueError(
+                f"method.temperature={temperature}, but rollout.sampling.temperature={self.rollout.sampling.temperature}: the ratio of "
+                "two policies needs one temperature for both"
+            )
+        self._refuse_what_would_be_dropped()
+
+    def _refuse_what_would_be_dropped(self):
+        """Settings that this run would never read."""
+        update, lora = self.method.teacher_update, self.student.lora
+        if self.teacher.ema_rate != Teacher.ema_rate and update != "ema":
+            raise ValueError(f"teacher.ema_rate={self.teacher.ema_rate} has no effect with method.teacher_update={update}: leave it unset")
+        if self.teacher.model == "self" and self.teacher.dtype != "float32" and (update != "frozen" or lora.rank):
+            raise ValueError(f"teacher.dtype={self.teacher.dtype}: this teacher reads the student's own float32 parameters: leave it unset")
+        if not lora.rank and lora != LoRA():
+            raise ValueError(f"student.lora.alpha={lora.alpha} has no effect without adapters: set --student.lora.rank, or leave it unset")
 
     @property
     def rows(self) -> int:
@@ -238,9 +265,10 @@ def preset(name: str) -> Config:
     module = types.ModuleType(spec.name)
     module.__file__ = str(path)
     spec.loader.exec_module(module)
-    if not callable(getattr(module, "config", None)):
+    found = module.config() if callable(getattr(module, "config", None)) else None
+    if not isinstance(found, Config):
         raise ValueError(f"preset {path}: the file needs a function `config()` that returns a jopd.config.Config")
-    return module.config()
+    return found
 
 
 def preset_names() -> list[str]:
@@ -269,7 +297,9 @@ def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tup
         name = rest.pop(0) if rest and not rest[0].startswith("-") else "default"
         base = preset(name)
     if method is not None and method != base.method.name:
-        base = dataclasses.replace(base, method=losses.get(method))
+        # Not `replace`, which checks: what the method can't have of the preset, a flag may change before `tyro.cli` builds the run.
+        base = copy.copy(base)
+        object.__setattr__(base, "method", losses.get(method))
     description = (
         f"Preset {name} (others: {', '.join(n for n in preset_names() if n != name)}), method {base.method.name}. "
         f"Choose with `{program} PRESET --method NAME`; methods: {', '.join(losses.names())}. `--config FILE` runs a config.yaml again. "
@@ -312,7 +342,10 @@ def _plain(value: Any) -> Any:
 
 
 def save_yaml(path: Path, preset_name: str, config: Config) -> None:
-    path.write_text(yaml.safe_dump({"preset": preset_name, **to_dict(config)}, sort_keys=False))
+    # Whole or not at all: a kill may come here too.
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(yaml.safe_dump({"preset": preset_name, **to_dict(config)}, sort_keys=False))
+    partial.replace(path)
 
 
 def load_yaml(path: Path) -> tuple[str, Config]:
@@ -323,29 +356,57 @@ def load_yaml(path: Path) -> tuple[str, Config]:
     """
     if not path.is_file():
         raise ValueError(f"--config {path}: no such file")
-    data = yaml.safe_load(path.read_text())
-    if not isinstance(data, dict) or "method" not in data:
-        raise ValueError(f"--config {path}: not a config.yaml of a run (it has no `method`)")
-    name = data.pop("preset", path.stem)
-    method = dict(data.pop("method"))
-    return name, _build(Config, {**data, "method": losses.get(method.pop("name"), **_tuples(method))}, str(path))
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict) or not isinstance(data.get("method"), dict) or "name" not in data["method"]:
+        raise ValueError(f"--config {path}: not a config.yaml of a run (it has no `method` with a `name`)")
+    name, method = data.pop("preset", path.stem), dict(data.pop("method"))
+    kind = type(losses.get(method.pop("name")))
+    return name, _build(Config, data, f"{path}: ", method=_build(kind, method, f"{path}: method."))
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _build(cls: type, data: dict[str, Any], where: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(data) - set(fields)):
-        raise ValueError(f"{where}: unknown setting {unknown[0]!r} of {cls.__name__}{did_you_mean(unknown[0], list(fields))}")
+def _build(cls: type, data: dict[str, Any], where: str, **built: Any) -> Any:
+    """`cls` from plain data, every value checked against the type of its field; `built` are fields that are ready."""
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]
     values = {}
     for key, value in data.items():
-        default = fields[key].default
-        values[key] = _build(type(default), value, where) if dataclasses.is_dataclass(default) and isinstance(value, dict) else _tuples(value)
-    return cls(**values)
+        if key not in known:
+            raise ValueError(f"{where}{key} is no setting{did_you_mean(str(key), known)}; known: {', '.join(known)}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            values[key] = _build(hints[key], value, f"{where}{key}.")
+        elif _fits(value, hints[key]):
+            values[key] = tuple(value) if isinstance(value, list) else value
+        else:
+            hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) and "float" in str(hints[key]) else ""
+            raise ValueError(f"{where}{key}={value!r} must be {_words(hints[key])}{hint}")
+    return cls(**values, **built)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    of, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if of is Literal:
+        return value in arguments
+    if of in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if of is tuple:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    of, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if of is Literal:
+        return " or ".join(map(repr, arguments))
+    if of in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, arguments))
+    if of is tuple:
+        return f"a list, each {_words(arguments[0])}"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}.get(hint, "a group of settings")
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:

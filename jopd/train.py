@@ -9,6 +9,7 @@ import warnings
 
 from jopd import config
 from jopd.training import console, loop, setup
+from jopd.training.checkpoint import OtherModels
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     console.say(f"jopd: preparing {name} with method {settings.method.name} ...")
     try:
         loop.train(config.or_exit(setup.prepare, name, settings))
-    except FloatingPointError as error:
+    except (FloatingPointError, OtherModels) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -138,7 +138,7 @@ def rope_from(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
         )
     if kind == "default":
         return rope["rope_theta"], None
-    original = rope.get("original_max_position_embeddings", config.get("max_position_embeddings"))
+    original = rope.get("original_max_position_embeddings", config.get("max_position_embeddings", 2048))
     return rope["rope_theta"], RopeScaling(rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], original)
 
 
@@ -254,7 +254,7 @@ def open_folder(folder: Path) -> Checkpoint:
     return Checkpoint(architecture, open_safetensors(files), tokenizer, stop_tokens(eos, tokenizer.eos_token_id), files)
 
 
-def stop_tokens(*ids: int | Iterable[int] | None) -> tuple[int, ...]:
+def stop_tokens(*ids: Any) -> tuple[int, ...]:
     """The union of token ids, lists of ids and Nones, ascending."""
     flat = [[one] if isinstance(one, int) else one or [] for one in ids]
     return tuple(sorted({token for one in flat for token in one}))

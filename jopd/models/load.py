@@ -7,7 +7,7 @@ import json
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import huggingface_hub
 import jax
@@ -50,7 +50,7 @@ class Loaded(NamedTuple):
     def pad_id(self) -> int:
         """What fills rows outside the mask, where any id would do: the tokenizer's padding, else a stop token, else 0."""
         pad = self.tokenizer.pad_token_id
-        return pad if pad is not None else self.stop_tokens[0] if self.stop_tokens else 0
+        return pad if isinstance(pad, int) else self.stop_tokens[0] if self.stop_tokens else 0
 
 
 def load(
@@ -77,14 +77,14 @@ def load(
     try:
         checkpoint = open_gguf(path) if path.is_file() else huggingface.open_folder(path)
         graph, abstract = models.abstract(checkpoint.architecture, compute, lora)
-        shapes = {key: leaf.shape for key, leaf in flatten_dict(abstract).items()}
+        shapes = {key: leaf.shape for key, leaf in flat(abstract).items()}
         base = {key: shape for key, shape in shapes.items() if key[-1] not in ADAPTER}
         huggingface.check_checkpoint(checkpoint, base)
     except ValueError as error:
         raise ValueError(f"model {str(source)!r}: {error}") from error
 
     one_device = SingleDeviceSharding(jax.local_devices()[0])
-    places = flatten_dict(sharding.parameter_shardings(mesh, abstract)) if mesh else dict.fromkeys(shapes, one_device)
+    places = flat(sharding.parameter_shardings(mesh, abstract)) if mesh else dict.fromkeys(shapes, one_device)
 
     def place(key, shape):
         parts = {}  # devices that hold the same slice share one reading of it
@@ -137,15 +137,15 @@ def save(
     folder = Path(folder)
     if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something that is not a saved model: give another folder")
-    flat, model = flatten_dict(params), models.merge(graph, params)
+    arrays, model = flat(params), models.merge(graph, params)
 
     def value(key):
-        kernel, owner = np.asarray(flat[key]), key[:-1]
-        if (*owner, "lora_a") not in flat:
-            return kernel
-        a, b = (np.asarray(flat[(*owner, name)], np.float32) for name in ADAPTER)
-        scale = functools.reduce(getattr, owner, model).scale
-        return kernel.astype(np.float32) + np.float32(scale) * (a @ b) if key[-1] == "kernel" else kernel
+        array, owner = np.asarray(arrays[key]), key[:-1]
+        if key[-1] != "kernel" or (*owner, "lora_a") not in arrays:
+            return array
+        a, b = (np.asarray(arrays[(*owner, name)], np.float32) for name in ADAPTER)
+        linear: Any = functools.reduce(getattr, owner, model)
+        return array.astype(np.float32) + np.float32(linear.scale) * (a @ b)
 
     stops = list(stop_tokens if stop_tokens is not None else huggingface.stop_tokens(tokenizer.eos_token_id))
     special = {
@@ -157,7 +157,7 @@ def save(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
-        shapes = {key: leaf.shape for key, leaf in flat.items()}
+        shapes = {key: leaf.shape for key, leaf in arrays.items()}
         huggingface.write_safetensors(new, shapes, value, jnp.dtype(dtype), file_bytes)
         tokenizer.save_pretrained(new)
         (new / "config.json").write_text(
@@ -220,12 +220,17 @@ def find(source: str) -> Path:
         ) from error
 
 
+def flat(tree: dict) -> dict[huggingface.Key, Any]:
+    """A nested dict by the path to each leaf."""
+    return dict(flatten_dict(tree))
+
+
 def fresh_adapters(architecture: Architecture, lora: LoRA, seed: int, places: dict) -> dict:
     """The adapters that a new model would have; the compiler drops the rest of it."""
 
     def draw():
         _, params = models.split(Transformer(architecture, lora=lora, rngs=nnx.Rngs(seed)))
-        return {key: leaf for key, leaf in flatten_dict(params).items() if key in places}
+        return {key: leaf for key, leaf in flat(params).items() if key in places}
 
     return jax.jit(draw, out_shardings=places)()
 

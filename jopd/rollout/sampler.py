@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from jopd.models.sharding import constrain
 from jopd.models.transformer import Cache, Transformer, project
@@ -66,7 +66,7 @@ def sample(
     tokens: Int[Array, "n p"],
     valid: Bool[Array, "n p"],
     rows: Int[Array, " b"],
-    key: PRNGKeyArray | UInt32[Array, "2"],
+    key: PRNGKeyArray,
     *,
     sampling: Sampling,
     samples: int,
@@ -155,7 +155,7 @@ class State(NamedTuple):
 
 
 def draw(
-    logits: Float[Array, "b v"], keys: PRNGKeyArray | UInt32[Array, "b 2"], sampling: Sampling
+    logits: Float[Array, "b v"], keys: Key[Array, " b"], sampling: Sampling
 ) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
     """One token a row and its log-probability before truncation, from float32 logits and one key a row."""
     logp = score = jax.nn.log_softmax(logits / (sampling.temperature or 1.0))

@@ -10,6 +10,10 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from jopd.training.state import TrainState
 
 
+class OtherModels(ValueError):
+    """A checkpoint was made with other models than those that are to go on from it."""
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a run.
 
@@ -37,14 +41,14 @@ class Checkpoints:
         """The latest step and its state, placed as `like` is; None where nothing was saved yet.
 
         Raises:
-          ValueError: the checkpoint was made with other models than this run's.
+          OtherModels: naming what differs.
         """
         step = self.manager.latest_step()
         if step is None:
             return None
         saved = self.manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
         if changed := [f"{name} was {saved.get(name)}, is {value}" for name, value in self.facts.items() if saved.get(name) != value]:
-            raise ValueError(f"cannot resume from step {step}: {'; '.join(changed)}. Restore the same models, or choose another --output")
+            raise OtherModels(f"cannot resume from step {step}: {'; '.join(changed)}. Restore the same models, or choose another --output")
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict())
         return step, TrainState(**self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"])
 

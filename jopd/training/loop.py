@@ -7,6 +7,7 @@ function of (seed, row), so it does not matter where it is drawn; checkpoints fa
 one, so a run that was killed and started again writes the same files as one that was not.
 """
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ def train(run: Run) -> None:
     """Runs until the last step, from wherever an earlier attempt stopped.
 
     Raises:
-      ValueError: the folder's checkpoints are of other models.
+      OtherModels: the folder's checkpoints are.
       FloatingPointError: a loss that is not finite, or a batch without a token to learn from, with the step and the rows.
     """
     config, folder = run.config, run.folder
@@ -49,7 +50,8 @@ def train(run: Run) -> None:
         say(f"resuming after step {step} of {config.steps}")
 
     worker = Worker(run)
-    with jax.set_mesh(run.mesh), logs.RunLog(folder, restored_step=step) as log:
+    # Closing waits for what is being written: a run that stops with an error keeps its last checkpoint.
+    with jax.set_mesh(run.mesh), contextlib.closing(checkpoints), logs.RunLog(folder, restored_step=step) as log:
         if step == 0:
             worker.evaluate(0, state, log)
         say("compiling the first step; the shapes that later steps need are compiled when they first occur ...")
@@ -67,8 +69,7 @@ def train(run: Run) -> None:
                 if step == config.steps or step % config.checkpoint.every == 0:
                     log.flush()
                     checkpoints.save(step, state, None if record is None else score(record))
-        checkpoints.close()
-        finish(run, state)
+    finish(run, state)
 
 
 class Worker:

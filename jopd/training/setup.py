@@ -55,7 +55,10 @@ def output_folder(name: str, config: Config) -> Path:
     """
     folder = Path(config.output or f"runs/{name}-{config.method.name}-seed{config.seed}")
     other = f"choose another folder with --output, such as --output {folder}-2, or remove this one"
-    if not folder.exists() or not any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output={folder} is a file: {other}")
+    # Names with a dot do not count: another program's, or what a kill left of writing config.yaml.
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return folder
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"output={folder} holds files that are not of a run: {other}")
@@ -174,13 +177,12 @@ def load_teacher(config: Config, student: Loaded, mesh: Mesh) -> Loaded | None:
         return None
     if config.teacher.model != "self":
         return load(config.teacher.model, compute=config.teacher.compute, dtype=config.teacher.dtype, mesh=mesh)
-    if config.student.lora.rank and config.method.teacher_update == "frozen":
-        # The base without the adapters: the same arrays, read twice.
-        graph, _ = models.abstract(student.architecture, config.teacher.compute)
-        return student._replace(graph=graph, params=separate(student.params, LORA)[1])
-    if config.method.teacher_update == "frozen":
+    frozen, lora = config.method.teacher_update == "frozen", config.student.lora
+    if frozen and not lora.rank:
         return load(student.source, compute=config.teacher.compute, dtype=config.teacher.dtype, mesh=mesh)
-    return student
+    # The same arrays, read twice; a frozen teacher is the base without the adapters.
+    graph, _ = models.abstract(student.architecture, config.teacher.compute, models.LoRA() if frozen else lora)
+    return student._replace(graph=graph, params=separate(student.params, LORA)[1] if frozen else student.params)
 
 
 def initial_state(trained, transform, mesh: Mesh, config: Config) -> tuple[TrainState, TrainState]:
@@ -211,6 +213,7 @@ def describe(run: Run) -> dict[str, str]:
         "student": size(run.student) + lora,
         "teacher": teacher,
         "data": f"{config.data.source}: {run.train.report}",
+        "held out": run.held_out.report,
         "rollouts": f"{config.prompts} prompts × {config.rollout.samples}, up to {config.rollout.max_new_tokens} tokens, "
         f"temperature {config.rollout.sampling.temperature:g}",
         "run": f"{config.steps} steps, learning rate {config.optimizer.learning_rate:g} ({config.optimizer.schedule}), seed {config.seed}",

@@ -113,7 +113,7 @@ class Program:
 
         return whole(jax.lax.map(micro, parts(batch_rows(batch), self.micro_batches)))
 
-    def terms(self, student: nnx.Module, teacher_head: Float[Array, "d v"], part: Batch, stage: Stage) -> Terms:
+    def terms(self, student: nnx.Module, teacher_head: Float[Array, "d v"] | None, part: Batch, stage: Stage) -> Terms:
         """A vocabulary stage over the completions: chunked, so that no `[B, T, V]` array exists."""
         hidden = completion_hidden(student, part.contexts["student"], part.tokens, part.mask)
         # Gathered over fsdp here, once, and not again in every chunk.

@@ -126,7 +126,7 @@ def test_frequencies_are_those_of_the_truncated_distribution(model, prompts, sam
     written = rollout(model, one, sampling=sampling, samples=draws, steps=1)
     logp = np.asarray(log_probs(model, one, Rollout(*(x[:1] for x in written)), sampling.temperature))[0, 0]
     keep, margin = reference.kept(logp, sampling.top_k, sampling.top_p, sampling.min_p)
-    assert margin > 1e-4 and 2 <= keep.sum()
+    assert margin > 1e-4 and keep.sum() > 1
     expected = np.where(keep, np.exp(logp.astype(np.float64)), 0)
     expected *= draws / expected.sum()
     counts = np.bincount(written.tokens[:, 0], minlength=VOCABULARY)

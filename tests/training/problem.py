@@ -144,16 +144,22 @@ def host_batch(method: losses.Method, more: int = 0) -> Batch:
 
 
 def rows_forward(graph, view: str):
-    """params -> logits `[B, T, V]` of every completion under a view, each row run alone; zeros after its end."""
+    """params -> logits `[B, T, V]` of every completion under a view, each row run alone and from column 0; zeros after its end."""
+    rows = [np.concatenate([prompts(view)[row // SAMPLES], written]) for row, written in enumerate(completions())]
+    # One length for all, so that one program does for all: what stands on the right of a causal model's row is not seen.
+    ids = right_pad(rows, max(map(len, rows)), pad_id=9)
+    first = jnp.asarray([len(row) - len(written) - 1 for row, written in zip(rows, completions(), strict=True)])
 
     def forward(params):
-        model, rows = models.merge(graph, params), []
-        for row, written in enumerate(completions()):
-            prompt = prompts(view)[row // SAMPLES]
-            ids = jnp.asarray(np.concatenate([prompt, written]))[None]
-            logits = model.logits(model(ids, jnp.ones(ids.shape, bool)))[0, :, :VOCABULARY]
-            rows.append(jnp.pad(logits[len(prompt) - 1 : -1], ((0, LENGTH - len(written)), (0, 0))))
-        return jnp.stack(rows)
+        model = models.merge(graph, params)
+
+        def alone(row):
+            tokens, valid, first, length = row
+            logits = model.logits(model(tokens[None], valid[None]))[0, :, :VOCABULARY]
+            predicting = jnp.arange(LENGTH)
+            return jnp.where(predicting[:, None] < length, logits[jnp.minimum(first + predicting, len(logits) - 1)], 0)
+
+        return jax.lax.map(alone, (jnp.asarray(ids["tokens"]), jnp.asarray(ids["mask"]), first, jnp.asarray(LENGTHS)))
 
     return forward
 

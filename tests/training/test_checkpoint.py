@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jopd.training.checkpoint import Checkpoints, OtherModels
+from jopd.training.state import TrainState
+from tests.training.problem import mesh_of
+
+FACTS = {"student": "a", "student_fingerprint": "0123"}
+
+
+def state_of(step: int, mesh=None) -> TrainState:
+    """A state whose every number tells its step; odd bits included."""
+    split = jax.sharding.NamedSharding(mesh or mesh_of(), jax.sharding.PartitionSpec("fsdp"))
+    leaf = lambda seed: jax.device_put(np.random.default_rng([step, seed]).normal(size=(4, 3)).astype(np.float32), split)
+    params = {"layers": {"kernel": leaf(0)}, "embedding": leaf(1)}
+    moments = optax.adam(0.1).init(params)
+    moments = jax.tree.map(lambda x: x + 1 if x.ndim else x, moments)
+    return TrainState(params, moments, {"layers": {"kernel": leaf(2)}}, jnp.asarray(step, jnp.int32), jnp.array([step, 2**32 - 1], jnp.uint32))
+
+
+def assert_equal(found: TrainState, wanted: TrainState):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def steps_in(folder) -> set[int]:
+    return {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
+
+
+def test_what_is_restored_is_what_was_saved_last_bit_for_bit(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, facts=FACTS)
+    assert checkpoints.restore(state_of(0)) is None
+    for step in (3, 6):
+        checkpoints.save(step, state_of(step), None)
+    checkpoints.close()
+    again = Checkpoints(tmp_path / "checkpoints", keep=2, facts=FACTS)
+    step, state = again.restore(state_of(0))
+    assert step == 6
+    assert_equal(state, state_of(6))
+    again.close()
+
+
+def test_it_comes_back_onto_another_mesh(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, facts=FACTS)
+    checkpoints.save(1, state_of(1), None)
+    like = state_of(0, mesh_of(1, 4, 1))
+    _, state = checkpoints.restore(like)
+    assert_equal(state, state_of(1))
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like)
+    checkpoints.close()
+
+
+def test_a_state_may_be_donated_while_it_is_written(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, facts=FACTS)
+    state = state_of(5)
+    checkpoints.save(5, state, None)
+    for leaf in jax.tree.leaves(state.params):
+        leaf.delete()
+    checkpoints.close()
+    again = Checkpoints(tmp_path, keep=1, facts=FACTS)
+    assert_equal(again.restore(state_of(0))[1], state_of(5))
+    again.close()
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, facts=FACTS)
+    for step, score in ((1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, None), (6, None)):
+        checkpoints.save(step, state_of(step), score)
+    checkpoints.close()
+    assert steps_in(tmp_path) == {2, 5, 6}
+    again = Checkpoints(tmp_path, keep=1, facts=FACTS)  # scores are on file
+    again.save(7, state_of(7), 0.8)
+    again.close()
+    assert steps_in(tmp_path) == {2, 7}
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_is_ignored(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, facts=FACTS)
+    checkpoints.save(1, state_of(1), None)
+    checkpoints.close()
+    (half := tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    (half / "state").mkdir()
+    again = Checkpoints(tmp_path, keep=2, facts=FACTS)
+    step, state = again.restore(state_of(0))
+    assert step == 1
+    assert_equal(state, state_of(1))
+    again.save(2, state_of(2), None)
+    again.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_other_models_are_refused_by_name(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, facts=FACTS)
+    checkpoints.save(4, state_of(4), None)
+    checkpoints.close()
+    other = Checkpoints(tmp_path, keep=1, facts=FACTS | {"student_fingerprint": "4567"})
+    with pytest.raises(OtherModels, match="cannot resume from step 4: student_fingerprint was 0123, is 4567. .*another --output") as error:
+        other.restore(state_of(0))
+    assert "\n" not in str(error.value)
+    other.close()
