@@ -3,6 +3,7 @@
 from jopd import losses
 from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig
 from jopd.data.sources import DataConfig
+from jopd.rollout.sampler import Sampling
 
 
 def config() -> Config:
@@ -11,7 +12,7 @@ def config() -> Config:
         data=DataConfig(source="builtin", held_out=200),
         rollout=RolloutConfig(max_prompt_tokens=128, max_new_tokens=192),
         optimizer=Optimizer(learning_rate=1e-3),
-        evaluation=Evaluation(every=50, batch=100),
+        evaluation=Evaluation(every=50, batch=100, sampling=Sampling(temperature=0.0)),
         checkpoint=Checkpointing(every=50),
         steps=150,
         prompts=32,

@@ -10,6 +10,7 @@ Deviations from OPSD (arXiv:2601.18734): no clamp on the entries of the forward 
 from jopd import losses
 from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig, Student, Teacher
 from jopd.data.sources import DataConfig
+from jopd.rollout.sampler import Sampling
 
 
 def config() -> Config:
@@ -20,7 +21,7 @@ def config() -> Config:
         data=DataConfig(source="persona"),
         rollout=RolloutConfig(max_prompt_tokens=96, max_new_tokens=32),
         optimizer=Optimizer(learning_rate=5e-5, schedule="linear", b2=0.95),
-        evaluation=Evaluation(every=0, batch=44),
+        evaluation=Evaluation(every=20, batch=44, sampling=Sampling(temperature=0.0)),
         checkpoint=Checkpointing(every=20, keep=1),
         steps=40,
         prompts=8,

@@ -1,9 +1,16 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jopd.data import persona
 from jopd.data.example import Example, Message
 from jopd.data.sources import DataConfig
-from jopd.training.evaluation import POSITIONS, Answers, by_position, samples, summarise
+from jopd.rollout.sampler import Rollout, Sampling
+from jopd.training.evaluation import POSITIONS, Answers, Evaluator, by_position, samples, summarise
+from tests.training.problem import mesh_of
 
 
 def example(name: str, answer: str | None) -> Example:
@@ -62,8 +69,6 @@ def test_tokens_of_one_bin_are_averaged_and_empty_rows_are_none():
 
 
 def test_persona_answers_are_also_measured_by_group():
-    from jopd.data import persona
-
     who = DataConfig(source="persona").persona
     held_out = persona.examples(who, "held_out")
     pick = lambda wanted: next(e for e in held_out if persona.is_identity(e) == wanted)
@@ -84,3 +89,42 @@ def test_samples_are_the_first_answers_with_what_was_asked():
         {"id": "b", "prompt": "b?", "completion": "answer: 6", "answer": "5"},
     ]
     assert samples(ANSWERS, 0) == []
+
+
+# Gathering.
+
+
+class Problems:
+    """Five problems, two at a time; the last batch is filled up with the first problem."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        rows = np.arange(2 * index, 2 * index + 2, dtype=np.int32)
+        return {"rows": rows, "contexts": {"student": {"tokens": rows[:, None] % 5, "valid": np.ones((2, 1), bool)}}}
+
+    def examples_at(self, index):
+        return [example(str(row), None) for row in range(2 * index, min(2 * index + 2, 5))]
+
+
+def test_answers_of_all_batches_are_gathered_without_what_fills_the_last_one():
+    def answer(contexts, rows):
+        # Batch by batch the width is 3, 1 and 2; row r writes r + 1 everywhere, as many tokens as the batch has columns.
+        width = {0: 3, 2: 1, 4: 2}[int(rows[0])]
+        ids = jnp.broadcast_to(jnp.asarray(contexts["student"].tokens) + 1, (2, width))
+        mask = jnp.ones((2, width), bool)
+        return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.asarray(rows)), {"kl": 0.5 * ids}
+
+    decode = lambda tokens, skip_special_tokens: f"{skip_special_tokens} {[int(token) for token in tokens]}"
+    evaluator = Evaluator(
+        program=SimpleNamespace(max_new_tokens=4), jitted=None, mesh=mesh_of(), problems=Problems(),
+        tokenizer=SimpleNamespace(decode=decode), sampling=Sampling(), key=jax.random.key(0),
+    )  # fmt: skip
+    answers = evaluator._collect(answer)
+    assert [e.id for e in answers.examples] == list("01234")
+    np.testing.assert_array_equal(answers.tokens, [[1, 1, 1, 0], [2, 2, 2, 0], [3, 0, 0, 0], [4, 0, 0, 0], [5, 5, 0, 0]])
+    np.testing.assert_array_equal(answers.mask, answers.tokens > 0)
+    np.testing.assert_array_equal(answers.terms["kl"], 0.5 * answers.tokens)
+    np.testing.assert_array_equal(answers.stopped, np.arange(5))
+    assert answers.text == ["True [1, 1, 1]", "True [2, 2, 2]", "True [3]", "True [4]", "True [5, 5]"]

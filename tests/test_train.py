@@ -1,0 +1,252 @@
+"""`python -m jopd.train` from its first line to its last file, on random models: what a user gets, and what stops a run."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from flax.traverse_util import flatten_dict
+
+from jopd import train
+from jopd.config import differences, load_yaml, parse, to_dict
+from jopd.models.load import load
+from jopd.rollout.sampler import Rollout
+from jopd.training import loop, setup
+from jopd.training.checkpoint import Checkpoints
+from jopd.training.logs import METRICS, read
+from tests.training.tiny import arguments, save_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {role: save_model(folder / role, seed=seed, width=8 + 8 * seed) for seed, role in ((1, "student"), (2, "teacher"))}
+
+
+def command(models, output, **changes):
+    return arguments(models["student"], models["teacher"], output, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(models, tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    train.main(command(models, folder))
+    return folder
+
+
+def test_a_run_leaves_everything_in_its_folder(models, finished):
+    records = read(finished)
+    assert [line["step"] for line in records.training] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in records.evaluations] == [0, 2, 4, 6]
+    assert [line["step"] for line in records.samples] == [0, 0, 2, 2, 4, 4, 6, 6]
+    for line in records.training:
+        assert {"loss", "kl", "gradient_norm", "tokens", "length_mean", "truncation_rate", "student_entropy"} <= set(line)
+        assert set(line["seconds"]) == {"rollout", "score", "update"}
+    first, last = records.evaluations[0], records.evaluations[-1]
+    assert set(first["accuracy"]) == {"value", "low", "high", "count"} and first["accuracy"]["count"] == 8
+    assert "teacher" in first and "teacher" not in last
+    assert last["kl"]["value"] < first["kl"]["value"]  # six steps move a model of this size
+    assert len(last["kl_by_position"]) == 10
+
+    assert load_yaml(finished / "config.yaml") == parse(command(models, finished))
+    assert sorted(path.name for path in (finished / "plots").iterdir()) == ["kl_by_position.png", "learning_curve.png"]
+    assert list(finished.glob("events.out.tfevents*"))
+    report = json.loads((finished / "report.json").read_text())
+    assert isinstance(report, dict) and (finished / "report.md").read_text().strip()
+    assert {int(path.name) for path in (finished / "checkpoints").iterdir()} >= {4, 6}
+
+
+def test_the_student_that_is_saved_is_the_one_that_was_trained(models, finished):
+    name, config = parse(command(models, finished))
+    run = setup.prepare(name, config)
+    checkpoints = Checkpoints(finished / "checkpoints", keep=2, facts=run.facts)
+    step, state = checkpoints.restore(run.state)
+    checkpoints.close()
+    assert step == state.step == 6
+    saved, initial = load(finished / "student"), load(models["student"])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(saved.params), jax.device_get(state.params))
+    assert saved.stop_tokens == initial.stop_tokens and saved.tokenizer.get_vocab() == initial.tokenizer.get_vocab()
+    moved = [np.abs(a - flatten_dict(jax.device_get(initial.params))[key]).max() for key, a in flatten_dict(jax.device_get(saved.params)).items()]
+    assert min(moved) > 0  # every parameter was trained
+
+
+def test_the_same_command_again_prints_the_result_and_touches_nothing(models, finished, capsys):
+    times = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    train.main(command(models, finished))
+    printed = capsys.readouterr().out
+    assert "is finished; its result" in printed and "accuracy" in printed
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == times
+
+
+def refused(arguments, capsys) -> str:
+    """The one line that a refused command ends with."""
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    error = capsys.readouterr().err if isinstance(stop.value.code, int) else f"{stop.value.code}\n"
+    assert stop.value.code != 0 and error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
+def test_a_folder_of_another_run_is_refused_naming_what_differs(models, finished, capsys):
+    error = refused(command(models, finished, steps=9, chunk=2), capsys)
+    assert "holds a run with other settings (chunk: 4 -> 2; steps: 6 -> 9)" in error and f"--output {finished}-2" in error
+
+
+def test_config_runs_a_saved_run_again(models, finished, tmp_path):
+    """Elsewhere it gives the same numbers."""
+    train.main(["--config", str(finished / "config.yaml"), "--output", str(tmp_path / "again")])
+    without_time = lambda records: [{k: v for k, v in line.items() if k != "seconds"} for line in records]
+    assert without_time(read(tmp_path / "again").training) == without_time(read(finished).training)
+    assert read(tmp_path / "again").evaluations == read(finished).evaluations
+    again, first = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (tmp_path / "again", finished))
+    assert [line.split(":")[0] for line in differences(again, first)] == ["output"]
+
+
+def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(models, finished, tmp_path, capsys, monkeypatch):
+    """An all-masked batch, then a loss that is not finite, then another model; put right, the run ends as if nothing had been."""
+    folder = tmp_path / "run"
+    run = command(models, folder)
+    kept = lambda: {int(path.name) for path in (folder / "checkpoints").iterdir()}
+
+    write = loop.Worker.write
+
+    def write_nothing(self, host, state):
+        batch, rollout = write(self, host, state)
+        return (batch._replace(mask=jnp.zeros_like(batch.mask)), rollout) if state.step == 2 else (batch, rollout)
+
+    monkeypatch.setattr(loop.Worker, "write", write_nothing)
+    error = refused(run, capsys)
+    assert "step 3: no token of the batch is inside the mask" in error and str(folder / "checkpoints") in error
+    assert kept() == {2}
+    monkeypatch.undo()
+
+    def poisoned(program, shardings):
+        functions = jitted(program, shardings)
+
+        def score(state, fixed, batch, views):
+            hidden = functions.score(state, fixed, batch, views)
+            bad = jnp.arange(8)[:, None, None] == 5
+            return {view: jnp.where(bad & (state.step == 3), jnp.nan, values) for view, values in hidden.items()}
+
+        return functions._replace(score=score)
+
+    jitted = loop.jitted
+    monkeypatch.setattr(loop, "jitted", poisoned)
+    error = refused(run, capsys)
+    assert "step 4: loss nan" in error and "not finite in rows [5]" in error and "learning_rate" in error
+    assert kept() == {2}
+    assert [line["step"] for line in read(folder).training] == [1, 2, 3]
+    monkeypatch.undo()
+
+    aside = tmp_path / "aside"
+    models["student"].rename(aside)
+    save_model(models["student"], seed=9, width=16)
+    error = refused(run, capsys)
+    assert "cannot resume from step 2: student_fingerprint was" in error and "choose another --output" in error
+    shutil.rmtree(models["student"])
+    aside.rename(models["student"])
+
+    train.main(run)
+    assert "resuming after step 2 of 6" in capsys.readouterr().out
+    for name in ("evaluations", "samples"):
+        assert getattr(read(folder), name) == getattr(read(finished), name)
+    numbers = lambda place: [{k: v for k, v in line.items() if k != "seconds"} for line in read(place).training]
+    assert numbers(folder) == numbers(finished)
+
+
+@pytest.mark.parametrize(
+    "metrics, message",
+    [
+        ({"loss": np.nan}, r"step 7: loss nan, gradient norm 1\.0; not finite in no single row \(the gradient\)"),
+        ({"gradient_norm": np.inf}, r"step 7: loss 1\.0, gradient norm inf; not finite in no single row"),
+        ({"finite_rows": np.arange(30) >= 12}, r"not finite in rows \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\] and more"),
+        ({"tokens": np.int32(0)}, "step 7: no token of the batch is inside the mask"),
+    ],
+)
+def test_what_stops_a_run(metrics, message, tmp_path):
+    good = {"loss": np.float32(1), "gradient_norm": np.float32(1), "finite_rows": np.ones(30, bool), "tokens": np.int32(9)}
+    loop.check(7, good, tmp_path)
+    with pytest.raises(FloatingPointError, match=message) as error:
+        loop.check(7, good | {name: np.asarray(value) for name, value in metrics.items()}, tmp_path)
+    assert f"The last good checkpoint is in {tmp_path / 'checkpoints'}" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "method, flags",
+    [
+        ("sft", []),
+        ("opd_pg", ["--method.updates", "2", "--method.ratio-clip", "0.2"]),
+        ("opsd", ["--teacher.model", "self", "--student.lora.rank", "2"]),
+        ("opd", ["--method.on-policy-share", "0.5", "--rollout.samples", "2", "--micro-batches", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]),
+    ],
+)
+@pytest.mark.slow
+def test_every_way_of_training_runs(method, flags, models, tmp_path):
+    run = command(models, tmp_path / "run", steps=2, data__limit=16, rollout__max_new_tokens=200, evaluation__every=0)
+    train.main(["--method", method, *run, *flags])
+    records = read(tmp_path / "run")
+    assert len(records.training) == 2 and all(np.isfinite(line["loss"]) for line in records.training)
+    updates = 2 if method == "opd_pg" else 1
+    name, config = parse(["--method", method, *run, *flags])
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1, facts=(prepared := setup.prepare(name, config)).facts)
+    assert checkpoints.restore(prepared.state)[1].step == 2 * updates
+    checkpoints.close()
+    assert load(tmp_path / "run" / "student").architecture == load(models["student"]).architecture
+
+
+# References among rollouts.
+
+
+def rollouts(rows: int):
+    of = lambda value: Rollout(jnp.full((rows, 3), value), jnp.full((rows, 3), value > 1), jnp.full((rows, 3), 1.0 * value), jnp.full(rows, value))
+    return of(1), of(2)
+
+
+def who_wrote(rows, share: float, key: int = 0) -> np.ndarray:
+    """Which rows are the student's, after a check that each row comes whole from one of the two."""
+    own, reference = rollouts(len(rows))
+    mixed = loop.mix(own, reference, jnp.asarray(rows, jnp.int32), jax.random.key(key), share)
+    picked = np.asarray(mixed.stopped) == 1
+    for leaf, mine, other in zip(mixed, own, reference, strict=True):
+        choice = picked.reshape(-1, *[1] * (leaf.ndim - 1))
+        np.testing.assert_array_equal(leaf, np.where(choice, mine, other))
+    return picked
+
+
+def test_which_rows_are_references_depends_on_their_ids_alone():
+    rows = np.arange(400)
+    chosen = who_wrote(rows, 0.3)
+    order = np.random.default_rng(0).permutation(400)[:77]
+    np.testing.assert_array_equal(who_wrote(rows[order], 0.3), chosen[order])
+    assert (who_wrote(rows, 0.3, key=1) != chosen).any()
+    assert not (chosen & ~who_wrote(rows, 0.6)).any()  # a larger share keeps those of a smaller one
+    assert abs(chosen.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)
+
+
+def test_a_share_of_0_or_1_is_all_of_one_kind():
+    assert who_wrote(range(50), 1.0).all() and not who_wrote(range(50), 0.0).any()
+
+
+def test_references_are_rows_that_end():
+    tokens, mask = jnp.arange(6).reshape(2, 3), jnp.ones((2, 3), bool)
+    reference = loop.references(tokens, mask)
+    assert (reference.stopped > 0).all() and not reference.logp.any()
+    np.testing.assert_array_equal(reference.tokens, tokens)
+
+
+def test_metrics_are_the_steps_own(finished):
+    """Numbers of the log that can be told from the samples' side: every row of 8 tokens at most, some seconds, a mean length."""
+    for line in map(json.loads, (finished / METRICS).read_text().splitlines()):
+        assert line["tokens"] == pytest.approx(8 * line["length_mean"]) and 8 <= line["tokens"] <= 64
+        assert 0 <= line["truncation_rate"] <= 1 and all(value > 0 for value in line["seconds"].values())
+
+
+def test_two_seeds_are_two_runs_in_two_folders():
+    names = [setup.output_folder("default", dataclasses.replace(parse([])[1], seed=seed)) for seed in (0, 1)]
+    assert [str(name) for name in names] == ["runs/default-opd-seed0", "runs/default-opd-seed1"]
+    assert "output" in to_dict(parse([])[1])

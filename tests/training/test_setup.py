@@ -1,0 +1,263 @@
+"""From a command to a run that is ready, or to one line that says what does not fit: before anything is compiled."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from jopd import models as models_
+from jopd import train
+from jopd.config import parse, save_yaml
+from jopd.models import Compute
+from jopd.training import loop, setup
+from tests.training.tiny import arguments, save_model, tokenizer
+
+
+def prepared(command: list[str]) -> setup.Run:
+    return setup.prepare(*parse(command))
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """`refused(command)`: the one line that the command ends with, status 2, before the loop that compiles."""
+
+    def run(command: list[str]) -> str:
+        def never(run):
+            raise AssertionError("the run started")
+
+        monkeypatch.setattr(loop, "train", never)
+        with pytest.raises(SystemExit) as stop:
+            train.main(command)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    return run
+
+
+def jsonl(path: Path, *rows) -> str:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return f"jsonl:{path}"
+
+
+# Data.
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ((), "train.jsonl holds no examples"),
+        (({"prompt": "Who?"}, "{not json\n"), "train.jsonl:2: not JSON"),
+        (({"prompt": "Who?"}, "[1]\n"), "train.jsonl:2: holds list, not an object"),
+        (({"prompt": "Who?"}, {"promt": "Who?"}), "train.jsonl:2: unknown key 'promt': did you mean 'prompt'?"),
+        (({"prompt": "Who?"}, {"answer": "4"}), "train.jsonl:2: needs either 'prompt' or 'messages', and has neither"),
+        (({"prompt": " "},), "train.jsonl:1: 'prompt' is blank"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_line(rows, message, tiny, tmp_path, refused):
+    source = jsonl(tmp_path / "train.jsonl", *rows)
+    command = arguments(tiny["student"], tiny["teacher"], tmp_path / "run", data__source=source)
+    assert message in refused(command)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_not_there_is_named(tiny, tmp_path, refused):
+    error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", data__source="jsonl:nowhere.jsonl"))
+    assert "jsonl:nowhere.jsonl can't be read" in error
+
+
+def test_prompts_that_are_too_long_are_counted_and_said(tiny, tmp_path, refused):
+    long, short = "the " * 100, "four and four"
+    held_out = jsonl(tmp_path / "held_out.jsonl", {"prompt": long}, *[{"prompt": short}] * 8)
+    source = jsonl(tmp_path / "train.jsonl", *[{"prompt": long}] * 2, *[{"prompt": short}] * 8)
+    own = {"data__source": source, "data__held_out_split": held_out.removeprefix("jsonl:"), "rollout__max_prompt_tokens": 50}
+    run = prepared(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **own))
+    length = len(tokenizer().apply_chat_template([{"role": "user", "content": long}], add_generation_prompt=True, return_dict=False))
+    said = f"2 dropped: student prompt longer than max_prompt_tokens=50 (up to {length})"
+    assert said in setup.describe(run)["data"] and said.replace("2", "1", 1) in setup.describe(run)["held out"]
+    assert len(run.train.examples) == len(run.held_out.examples) == 8
+    own["rollout__max_prompt_tokens"] = 5
+    error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **own))
+    assert "0 of 10 examples fit; 10 dropped: student prompt longer than max_prompt_tokens=5" in error and "raise the limit" in error
+
+
+def test_references_and_contexts_that_are_missing_are_named(tiny, tmp_path, refused):
+    source = jsonl(tmp_path / "train.jsonl", *({"prompt": f"Who? {number}"} for number in range(20)))
+    command = arguments(tiny["student"], tiny["teacher"], tmp_path / "run", data__source=source)
+    assert "has no solution to use as a reference completion" in refused(["--method", "sft", *command])
+    assert "has neither a context nor a solution for a privileged view" in refused(["--method", "opsd", *command])
+
+
+# Models.
+
+
+def test_a_model_that_is_not_there_is_named(tiny, tmp_path, refused):
+    assert "model './nowhere' is neither a Hugging Face folder nor a .gguf file" in refused(arguments("./nowhere", tiny["teacher"], tmp_path / "run"))
+    assert "model 'jopd:nobody' does not ship with jopd" in refused(arguments(tiny["student"], "jopd:nobody", tmp_path / "run"))
+
+
+def test_another_tokenizer_is_refused_naming_both_models(tiny, tmp_path, refused):
+    words = AutoTokenizer.from_pretrained(tiny["student"])
+    words.add_tokens(["zebra"])
+    other = save_model(tmp_path / "other", seed=3, words=words)
+    error = refused(arguments(tiny["student"], other, tmp_path / "run"))
+    assert f"student.model={tiny['student']} and teacher.model={other} need one tokenizer, but 'zebra' is absent in the student's" in error
+
+
+def test_vocabularies_that_differ_by_padding_share_what_both_have(tiny, tmp_path):
+    padded = save_model(tmp_path / "padded", seed=3, padding=24)
+    size = len(tokenizer())
+    for student, teacher in ((tiny["student"], padded), (padded, tiny["teacher"])):
+        run = prepared(arguments(student, teacher, tmp_path / "run"))
+        assert run.program.vocabulary == size
+        assert {run.student.architecture.vocabulary_size, run.teacher.architecture.vocabulary_size} == {size, size + 24}
+
+
+def test_stop_tokens_that_differ_are_warned_of_and_the_students_decide(tiny, tmp_path):
+    own = tokenizer().eos_token_id
+    other = save_model(tmp_path / "other", seed=3, stop_tokens=(own, 7))
+    with pytest.warns(UserWarning, match="the student stops at .*, the teacher at .*: the student's decide"):
+        run = prepared(arguments(tiny["student"], other, tmp_path / "run"))
+    assert run.program.stop_tokens == run.student.stop_tokens != run.teacher.stop_tokens
+
+
+def test_a_student_that_could_never_stop_is_refused(tiny, tmp_path, refused, monkeypatch):
+    load = setup.load
+    monkeypatch.setattr(setup, "load", lambda *args, **settings: load(*args, **settings)._replace(stop_tokens=()))
+    assert "names no stop token: set eos_token_id" in refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
+
+
+def test_lengths_beyond_a_models_positions_are_refused(tiny, tmp_path, refused):
+    error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", rollout__max_new_tokens=300))
+    assert "rollout.max_prompt_tokens + max_new_tokens = 556 is more than the 512 positions of the student" in error
+
+
+# The mesh (of the tests' eight devices) and the folder.
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mesh__data": 3}, "mesh data=3, fsdp=1, tensor=1 does not fill the 8 devices"),
+        ({"mesh__tensor": 3}, "mesh data=-1, fsdp=1, tensor=3 does not fill the 8 devices"),
+        ({"mesh__tensor": 16}, "mesh data=-1, fsdp=1, tensor=16 does not fill the 8 devices"),
+        ({"prompts": 12}, "prompts=12 must be a multiple of the 8 ways that the mesh splits a batch"),
+        ({"evaluation__batch": 12}, "evaluation.batch=12 must be a multiple of the 8 ways"),
+        ({"micro_batches": 2}, "micro_batches=2 leaves 4 rows a part, not a multiple of the 8 ways"),
+    ],
+)
+def test_what_the_mesh_does_not_divide_is_refused(changes, message, tiny, tmp_path, refused):
+    assert message in refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **changes))
+
+
+def test_a_folder_that_holds_something_else_is_refused(tiny, tmp_path, refused):
+    command = arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.yaml.partial").write_text("a kill left this")
+    assert setup.output_folder(*parse(command)) == tmp_path / "run"
+    (tmp_path / "run" / "thesis.txt").touch()
+    error = refused(command)
+    assert f"output={tmp_path / 'run'} holds files that are not of a run: choose another folder with --output" in error
+    assert f"output={tmp_path / 'run' / 'thesis.txt'} is a file" in refused([*command, "--output", str(tmp_path / "run" / "thesis.txt")])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".config.yaml.partial", "thesis.txt"]
+
+
+def test_a_folder_of_another_run_is_refused_naming_what_differs(tiny, tmp_path, refused):
+    command = arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
+    name, config = parse(command)
+    (tmp_path / "run").mkdir()
+    save_yaml(tmp_path / "run" / "config.yaml", name, config)
+    assert setup.output_folder(name, config) == tmp_path / "run"
+    error = refused([*command, "--method.divergence", "forward_kl", "--rollout.sampling.top-k", "5"])
+    assert "(method.divergence: reverse_kl -> forward_kl; rollout.sampling.top_k: 0 -> 5)" in error and f"--output {tmp_path / 'run'}-2" in error
+
+
+def test_the_output_of_a_run_is_not_one_of_its_settings(tiny, tmp_path, monkeypatch):
+    """A folder that was moved, or is written differently, is still the run's."""
+    monkeypatch.chdir(tmp_path)
+    name, config = parse(arguments(tiny["student"], tiny["teacher"], "run"))
+    (tmp_path / "run").mkdir()
+    save_yaml(tmp_path / "run" / "config.yaml", name, config)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert setup.output_folder(name, dataclasses.replace(config, output="./moved")) == Path("moved")
+
+
+# Who the teacher is.
+
+
+def leaves(tree) -> list[jax.Array]:
+    return jax.tree.leaves(tree)
+
+
+def pointers(tree) -> set[int]:
+    return {part.data.unsafe_buffer_pointer() for leaf in leaves(tree) for part in leaf.addressable_shards}
+
+
+def run_of_self(tiny, folder, *flags: str) -> setup.Run:
+    return prepared(["--method", "opsd", *arguments(tiny["student"], "self", folder), *flags])
+
+
+def test_another_model_is_frozen_and_read_as_it_is_asked_for(tiny, tmp_path):
+    run = prepared([*arguments(tiny["student"], tiny["teacher"], tmp_path / "run"), "--teacher.dtype", "bfloat16", "--teacher.compute.remat", "none"])
+    assert all(leaf.dtype == np.dtype("bfloat16") for leaf in leaves(run.fixed.teacher))
+    assert all(leaf.dtype == np.dtype("float32") for leaf in leaves(run.state.params))
+    assert run.program.teacher == models_.abstract(run.teacher.architecture, Compute(remat="none"))[0]
+    assert run.facts.keys() == {"jopd", "student", "student_fingerprint", "teacher", "teacher_fingerprint"}
+    assert not run.fixed.base and not run.state.ema_teacher
+
+
+def test_a_frozen_self_teacher_survives_the_donation_of_the_student(tiny, tmp_path):
+    run = run_of_self(tiny, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, run.fixed.teacher, run.state.params)
+    assert pointers(run.fixed.teacher).isdisjoint(pointers(run.state.params))
+    assert run.program.views == ("privileged",)
+
+
+def test_with_adapters_the_frozen_teacher_is_the_base_itself(tiny, tmp_path):
+    run = run_of_self(tiny, tmp_path / "run", "--student.lora.rank", "2", "--teacher.compute.remat", "none")
+    assert pointers(run.fixed.teacher) == pointers(run.fixed.base)  # no second copy
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(run.state.params)}
+    assert names == {"lora_a", "lora_b"}
+    assert run.program.teacher == models_.abstract(run.student.architecture, Compute(remat="none"))[0]
+    assert "LoRA rank 2" in setup.describe(run)["student"]
+
+
+@pytest.mark.parametrize("update", ["ema", "live"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_teacher_that_follows_has_no_parameters_of_its_own(update, rank, tiny, tmp_path):
+    flags = ["--method.teacher-update", update, "--teacher.compute.remat", "none", "--student.lora.rank", str(rank)]
+    run = run_of_self(tiny, tmp_path / "run", *flags)
+    assert run.fixed.teacher == {} and bool(run.state.ema_teacher) == (update == "ema")
+    lora = models_.LoRA(rank=rank)
+    assert run.program.teacher == models_.abstract(run.student.architecture, Compute(remat="none"), lora)[0]
+    # Its parameters are found, and are the student's.
+    found = run.program.teacher_params(run.state, run.fixed)
+    jax.tree.map(np.testing.assert_array_equal, found, run.student.params)
+    assert f"self ({update})" in setup.describe(run)["teacher"]
+
+
+def test_a_method_without_a_teacher_is_measured_against_one_if_there_is_one(tiny, tmp_path):
+    command = lambda teacher: ["--method", "sft", *arguments(tiny["student"], teacher, tmp_path / "run", rollout__max_new_tokens=200)]
+    run = prepared(command(tiny["teacher"]))
+    assert run.program.views == ("teacher",) and set(run.train[0]["contexts"]) == {"student", "teacher"}
+    assert run.train[0]["reference"]["tokens"].shape == (8, 200)
+    alone = prepared(command("none"))
+    assert alone.program.views == () and alone.teacher is None and setup.describe(alone)["teacher"] == "none"
+
+
+def test_what_it_will_do_is_said(tiny, tmp_path):
+    run = prepared(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
+    said = setup.describe(run)
+    size = sum(leaf.size for leaf in leaves(run.state.params))
+    assert said["method"].startswith("opd: ") and f"{size:,} parameters" in said["student"] and str(tiny["teacher"]) in said["teacher"]
+    assert re.search(r"builtin: 32 of 32 examples fit", said["data"]) and said["held out"] == "8 of 8 examples fit"
+    assert said["mesh"].startswith("data 8, fsdp 1, tensor 1 on 8 ×") and said["output"] == str(tmp_path / "run")
+    assert "6 steps" in said["run"] and "up to 8 tokens" in said["rollouts"]
+    example = run.held_out.examples[0]
+    shown = setup.views_of(run, example)
+    assert list(shown) == ["student", "teacher"] and shown["student"] == shown["teacher"]
