@@ -15,9 +15,10 @@ from jopd import train
 from jopd.config import differences, load_yaml, parse, to_dict
 from jopd.models.load import load
 from jopd.rollout.sampler import Rollout
-from jopd.training import loop, setup
+from jopd.training import loop, optimizer, setup
 from jopd.training.checkpoint import Checkpoints
 from jopd.training.logs import METRICS, read
+from tests.training.problem import lenient
 from tests.training.tiny import arguments, save_model
 
 
@@ -25,6 +26,14 @@ from tests.training.tiny import arguments, save_model
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     return {role: save_model(folder / role, seed=seed, width=8 + 8 * seed) for seed, role in ((1, "student"), (2, "teacher"))}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lenient_optax():
+    with pytest.MonkeyPatch.context() as patch:
+        make = optimizer.make
+        patch.setattr(optimizer, "make", lambda *settings: lenient(make(*settings)))
+        yield
 
 
 def command(models, output, **changes):

@@ -1,5 +1,6 @@
 """Checkpoints by Orbax: atomic, written in the background, the latest few kept and the best evaluated one too."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, facts: dict[str, Any]):
-        best = BestN(get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False)
+        score_of = lambda metrics: metrics["score"]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]), cleanup_tmp_directories=True, enable_async_checkpointing=True
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=score_of, n=1)]),
+            best_fn=score_of,  # the policy alone would not write the scores down, and a resumed run would not know its best
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
         self.facts = facts
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -35,7 +39,7 @@ class Checkpoints:
         """Starts saving; `score` (higher is better) is the evaluation's at this step, if there was one."""
         # The copy to the host is done when this returns, so the state may be donated to the next step.
         args = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), facts=ocp.args.JsonSave(self.facts))
-        self.manager.save(step, args=args, metrics=None if score is None else {"score": score})
+        self.manager.save(step, args=args, metrics={"score": -math.inf if score is None else score})
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """The latest step and its state, placed as `like` is; None where nothing was saved yet.

@@ -114,7 +114,7 @@ def test_answers_of_all_batches_are_gathered_without_what_fills_the_last_one():
         width = {0: 3, 2: 1, 4: 2}[int(rows[0])]
         ids = jnp.broadcast_to(jnp.asarray(contexts["student"].tokens) + 1, (2, width))
         mask = jnp.ones((2, width), bool)
-        return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.asarray(rows)), {"kl": 0.5 * ids}
+        return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.asarray(rows)), {"kl": 0.5 * ids.astype(float)}
 
     decode = lambda tokens, skip_special_tokens: f"{skip_special_tokens} {[int(token) for token in tokens]}"
     evaluator = Evaluator(

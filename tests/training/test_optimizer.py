@@ -7,6 +7,7 @@ import pytest
 
 from jopd.config import Optimizer
 from jopd.training import optimizer
+from tests.training.problem import lenient
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_it_is_adamw_behind_a_clip(clip_norm, weight_decay):
     state = transform.init(params)
     w, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
     for step, gradient in enumerate(gradients):
-        updates, state = transform.update({"w": jnp.asarray(gradient, jnp.float32)}, state, params)
+        updates, state = lenient(transform).update({"w": jnp.asarray(gradient, jnp.float32)}, state, params)
         params = optax.apply_updates(params, updates)
         g = gradient / max(1, np.linalg.norm(gradient) / clip_norm) if clip_norm else gradient
         m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g

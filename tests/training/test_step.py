@@ -132,9 +132,8 @@ def test_compiled_memory_shrinks_with_the_chunk():
         given = large_problem(losses.get("opd"), chunk)
         update = jax.jit(given.program.update, donate_argnums=0)
         memory[chunk] = update.lower(given.state, given.fixed, scored_shapes(given)).compile().memory_analysis()
-    all_logits = 4 * ROWS * LENGTH * LARGE
-    assert memory[0].temp_size_in_bytes > 2 * all_logits  # the student's, the teacher's
-    assert memory[1].temp_size_in_bytes < all_logits
+    saved = memory[0].temp_size_in_bytes - memory[1].temp_size_in_bytes
+    assert saved > 2 * 4 * ROWS * LENGTH * LARGE  # float32 logits of student and teacher; what heads and parameters take stays
 
 
 # Identity and alignment.
