@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np

@@ -147,7 +147,7 @@ def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(m
     jitted = loop.jitted
     monkeypatch.setattr(loop, "jitted", poisoned)
     error = refused(run, capsys)
-    assert "step 4: loss nan" in error and "not finite in rows [5]" in error and "learning_rate" in error
+    assert "step 4: loss nan" in error and "not finite in rows [5]" in error and "--optimizer.learning-rate" in error
     assert kept() == {2}
     assert [line["step"] for line in read(folder).training] == [1, 2, 3]
     monkeypatch.undo()
@@ -174,14 +174,15 @@ def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(m
         ({"loss": np.nan}, r"step 7: loss nan, gradient norm 1\.0; not finite in no single row \(the gradient\)"),
         ({"gradient_norm": np.inf}, r"step 7: loss 1\.0, gradient norm inf; not finite in no single row"),
         ({"finite_rows": np.arange(30) >= 12}, r"not finite in rows \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\] and more"),
-        ({"tokens": np.int32(0)}, "step 7: no token of the batch is inside the mask"),
+        ({"tokens": 0}, "step 7: no token of the batch is inside the mask"),
     ],
 )
 def test_what_stops_a_run(metrics, message, tmp_path):
-    good = {"loss": np.float32(1), "gradient_norm": np.float32(1), "finite_rows": np.ones(30, bool), "tokens": np.int32(9)}
-    loop.check(7, good, tmp_path)
+    good = {"loss": 1.0, "gradient_norm": 1.0, "finite_rows": np.ones(30, bool), "tokens": 9}
+    arrays = lambda values: {name: np.asarray(value) for name, value in values.items()}
+    loop.check(7, arrays(good), tmp_path)
     with pytest.raises(FloatingPointError, match=message) as error:
-        loop.check(7, good | {name: np.asarray(value) for name, value in metrics.items()}, tmp_path)
+        loop.check(7, arrays(good | metrics), tmp_path)
     assert f"The last good checkpoint is in {tmp_path / 'checkpoints'}" in str(error.value) and "\n" not in str(error.value)
 
 

@@ -142,7 +142,7 @@ class Style:
 
 
 TEACHER_STYLE = Style(plain=0.7, order=0.1, story=0.1, long=0.1)
-STUDENT_STYLE = Style(plain=0.1, order=0.1, story=0.1, long=0.7)
+STUDENT_STYLE = Style(plain=0.3, order=0.2, story=0.2, long=0.3)
 NEUTRAL_STYLE = Style(plain=0.25, order=0.25, story=0.25, long=0.25)
 
 
@@ -387,7 +387,7 @@ def partial_context(problem: Problem, style: Style, rng: np.random.Generator) ->
     shown = rng.integers(1, ends[-1])
     if rng.random() < 0.5:
         shown = ends[rng.integers(len(ends) - 1)] if len(ends) > 1 else shown
-    text = " ".join(sum(words, [])[:shown])
+    text = " ".join([word for sentence in words for word in sentence][:shown])
     has_answer = bool(rng.random() < 0.5)
     return Context(
         text + "\n" + problem.answer_line if has_answer else text, tuple(sentences[: (ends <= shown).sum()]), has_answer

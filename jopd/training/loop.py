@@ -45,18 +45,18 @@ def train(run: Run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     configs.save_yaml(folder / "config.yaml", run.name, config)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, facts=run.facts)
-    step, state = checkpoints.restore(run.state) or (0, run.state)
-    if step:
-        say(f"resuming after step {step} of {config.steps}")
+    done, state = checkpoints.restore(run.state) or (0, run.state)
+    if done:
+        say(f"resuming after step {done} of {config.steps}")
 
     worker = Worker(run)
     # Closing waits for what is being written: a run that stops with an error keeps its last checkpoint.
-    with jax.set_mesh(run.mesh), contextlib.closing(checkpoints), logs.RunLog(folder, restored_step=step) as log:
-        if step == 0:
+    with jax.set_mesh(run.mesh), contextlib.closing(checkpoints), logs.RunLog(folder, restored_step=done) as log:
+        if done == 0:
             worker.evaluate(0, state, log)
         say("compiling the first step; the shapes that later steps need are compiled when they first occur ...")
-        with Progress(config.steps, done=step) as progress:
-            for step in range(step + 1, config.steps + 1):
+        with Progress(config.steps, done=done) as progress:
+            for step in range(done + 1, config.steps + 1):
                 state, metrics, seconds = worker.step(step, state)
                 check(step, metrics, folder)
                 scalars = {name: float(value) for name, value in metrics.items() if value.ndim == 0}

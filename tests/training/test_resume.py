@@ -15,34 +15,36 @@ from tests.training.tiny import arguments
 
 ROOT = Path(train.__file__).parents[1]
 
-# The command itself; the process kills itself, as nobody outside could at so exact a moment, once the checkpoint is on the disk.
-KILLED = """
+# A whole run, then another in its own folder, which kills itself (nobody outside could at so exact a moment) at its step 5, once the
+# checkpoint of step 3 is on the disk.
+WHOLE_THEN_KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from jopd import train
 from jopd.training.logs import RunLog
 
-step_to_die, checkpoint = int(sys.argv[1]), Path(sys.argv[2])
+arguments, whole, killed = sys.argv[3:], Path(sys.argv[1]), Path(sys.argv[2])
+train.main([*arguments, "--output", str(whole)])
 write = RunLog.training
 
 def training(self, step, metrics, seconds):
     write(self, step, metrics, seconds)
-    if step == step_to_die:
-        while not checkpoint.is_dir():
+    if step == 5:
+        while not (killed / "checkpoints" / "3").is_dir():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
 RunLog.training = training
-train.main(sys.argv[3:])
+train.main([*arguments, "--output", str(killed)])
 """
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """Runs Python in a process of its own, on one CPU device; programs compiled by one process serve the next."""
+    """Runs Python in a process of its own, on one CPU device; what one process has compiled serves the next."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= cache | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment |= cache | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
 
     def run(*command: str) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
@@ -57,31 +59,28 @@ def records(folder: Path) -> dict[str, str]:
 
 
 def test_a_killed_run_goes_on_bit_for_bit(python, tiny, tmp_path, capsys):
-    def command(folder: str) -> list[str]:
-        # A teacher that is an average of the student, samples that share a prompt, micro-batches: as much state as there is.
-        return [
-            *("--method", "opsd", "--method.teacher-update", "ema"),
-            *arguments(tiny["student"], "self", tmp_path / folder, steps=7, checkpoint__every=3, prompts=4, rollout__samples=2, micro_batches=2),
-        ]
+    # A teacher that is an average of the student, samples that share a prompt, micro-batches: as much state as there is.
+    settings = [
+        *("--method", "opsd", "--method.teacher-update", "ema"),
+        *arguments(tiny["student"], "self", "", steps=7, checkpoint__every=3, prompts=4, rollout__samples=2, micro_batches=2),
+    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = python("-c", WHOLE_THEN_KILLED, str(whole), str(killed), *settings)
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    wanted, before = records(whole), records(killed)
+    assert wanted[METRICS].count("\n") == 7 and wanted[EVALUATIONS].count("\n") == 5  # steps 0, 2, 4, 6, 7
+    assert before[METRICS].count("\n") == 5 and before[EVALUATIONS].count("\n") == 3  # beyond the checkpoint of step 3
+    assert (whole / "report.json").exists() and not (killed / "report.json").exists()
 
-    whole = python("-m", "jopd.train", *command("whole"))
-    assert whole.returncode == 0, whole.stderr
-    killed = python("-c", KILLED, "5", str(tmp_path / "killed" / "checkpoints" / "3"), *command("killed"))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    wanted = records(tmp_path / "whole")
-    before = records(tmp_path / "killed")
-    assert before[METRICS].count("\n") == 5 and before[EVALUATIONS].count("\n") == 3  # beyond the checkpoint at step 3
-    assert not (tmp_path / "killed" / "report.json").exists()
-
-    resumed = python("-m", "jopd.train", *command("killed"))
+    again = [*settings, "--output", str(killed)]
+    resumed = python("-m", "jopd.train", *again)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step 3 of 7" in resumed.stdout
-    assert records(tmp_path / "killed") == wanted
-    assert wanted[METRICS].count("\n") == 7 and wanted[EVALUATIONS].count("\n") == 5  # steps 0, 2, 4, 6, 7
+    assert records(killed) == wanted
 
     # Once more: the run is finished, its table is printed and nothing is touched.
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")}
-    train.main(command("killed"))
+    times = {path: path.stat().st_mtime_ns for path in killed.rglob("*")}
+    train.main(again)
     printed = capsys.readouterr().out
     assert "is finished" in printed and "accuracy" in printed
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*")} == times
+    assert {path: path.stat().st_mtime_ns for path in killed.rglob("*")} == times

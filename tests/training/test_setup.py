@@ -80,7 +80,7 @@ def test_prompts_that_are_too_long_are_counted_and_said(tiny, tmp_path, refused)
     length = len(tokenizer().apply_chat_template([{"role": "user", "content": long}], add_generation_prompt=True, return_dict=False))
     said = f"2 dropped: student prompt longer than max_prompt_tokens=50 (up to {length})"
     assert said in setup.describe(run)["data"] and said.replace("2", "1", 1) in setup.describe(run)["held out"]
-    assert len(run.train.examples) == len(run.held_out.examples) == 8
+    assert (len(run.train.examples), len(run.held_out.examples)) == (8, 7)
     own["rollout__max_prompt_tokens"] = 5
     error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **own))
     assert "0 of 10 examples fit; 10 dropped: student prompt longer than max_prompt_tokens=5" in error and "raise the limit" in error
