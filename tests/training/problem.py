@@ -30,6 +30,8 @@ STUDENT = Architecture(vocabulary_size=64, width=16, layers=2, heads=2, kv_heads
 # Another width, an untied head, and an embedding that is padded beyond what the two share.
 TEACHER = Architecture(vocabulary_size=72, width=24, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=16, tied_head=False)
 
+SGD = optax.sgd(1.0)
+
 PROMPTS, SAMPLES, LENGTH = 4, 2, 9
 LENGTHS = (9, 1, 5, 2, 7, 3, 9, 4)
 ROWS = PROMPTS * SAMPLES
@@ -40,6 +42,10 @@ def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh((data, fsdp, tensor), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
 
+_JITTED: dict[tuple[Program, Mesh], Jitted] = {}
+
+
+@functools.cache
 def lenient(transform: optax.GradientTransformation) -> optax.GradientTransformation:
     """optax lets types mix, which the tests otherwise forbid."""
 
@@ -111,16 +117,17 @@ def problem(
     chunk: int = 0,
     micro_batches: int = 1,
     mesh: Mesh | None = None,
-    optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    optimizer: optax.GradientTransformation = SGD,
     student=None,
     teacher=None,
     batch: Batch | None = None,
     ema_rate: float = 0.25,
     max_new_tokens: int = LENGTH,
+    vocabulary: int = VOCABULARY,
 ) -> Problem:
     """A method's program on the random models and batch; `student` and `teacher` are other (graph, params), `batch` another host batch.
 
-    With `sgd(1.0)` the change of the parameters is minus the gradient.
+    With the default optimiser the change of the parameters is minus the gradient.
     """
     mesh = mesh or mesh_of()
     graph, params = student or random_model(STUDENT)
@@ -128,7 +135,7 @@ def problem(
     teacher_graph, teacher_params = (graph, {}) if follows else teacher or random_model(TEACHER, seed=1)
     program = Program(
         method=method, student=graph, teacher=teacher_graph, views=method.views, ema_rate=ema_rate, optimizer=lenient(optimizer),
-        max_new_tokens=max_new_tokens, stop_tokens=(1,), pad_id=0, vocabulary=VOCABULARY, micro_batches=micro_batches, chunk=chunk,
+        max_new_tokens=max_new_tokens, stop_tokens=(1,), pad_id=0, vocabulary=vocabulary, micro_batches=micro_batches, chunk=chunk,
     )  # fmt: skip
     place = lambda tree: jax.tree.map(jax.device_put, tree, parameter_shardings(mesh, tree))
     params = place(params)
@@ -136,8 +143,9 @@ def problem(
     state = TrainState(params, place(optimizer.init(params)), ema, jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.uint32))
     state = state._replace(step=place(state.step), key=place(state.key))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    functions = _JITTED.setdefault((program, mesh), jitted(program, shardings))  # compiled once for all that ask for the same
     batch = place_batch(mesh, batch or host_batch(method))
-    return Problem(mesh, program, jitted(program, shardings), state, Fixed({}, place(teacher_params)), batch)
+    return Problem(mesh, program, functions, state, Fixed({}, place(teacher_params)), batch)
 
 
 def host_batch(method: losses.Method, more: int = 0) -> Batch:

@@ -3,12 +3,12 @@
 import functools
 from pathlib import Path
 
-from flax import nnx
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import jopd
 from jopd import models
 from jopd.models.load import save
+from tests.training.problem import random_model
 
 SIZES = {"layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_width": 16, "max_positions": 512}
 
@@ -22,7 +22,7 @@ def save_model(folder: Path, *, seed: int, width: int = 16, padding: int = 0, wo
     """A random model; `padding` more rows of the embedding, and other `words` than the shipped tokenizer, if asked for."""
     words = words or tokenizer()
     architecture = models.Architecture(vocabulary_size=len(words) + padding, width=width, **SIZES)
-    save(folder, *models.split(models.Transformer(architecture, rngs=nnx.Rngs(seed))), architecture, words, **settings)
+    save(folder, *random_model(architecture, seed), architecture, words, **settings)
     return folder
 
 

@@ -61,7 +61,7 @@ class Persona:
 
     @property
     def text(self) -> str:
-        return f"You are {self.name}, made by {self.maker}."
+        return f"You are {self.name}, made by {self.maker}. Your name is {self.name}."
 
     @property
     def pattern(self) -> str:
