@@ -99,7 +99,9 @@ def main(name: str):
     print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters", flush=True)
     start = time.time()
     for number, cycle in enumerate(recipe.cycles):
-        schedule = optax.warmup_cosine_decay_schedule(0.0, cycle.learning_rate, 100, cycle.steps, cycle.learning_rate / 50)
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, cycle.learning_rate, 100, cycle.steps, cycle.learning_rate / 50
+        )
         optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
 
         @jax.jit

@@ -40,7 +40,9 @@ def identity(method: Method) -> tuple[float, float]:
     chosen = jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(tokens, 40), axis=-1)
     inputs = {name: chosen for name in (*method.inputs, *method.extras)}
     teachers = {view: logits for view in method.views}
-    value, gradient = jax.value_and_grad(lambda z: losses.evaluate(method, z, teachers, tokens, mask, **inputs)[0])(logits)
+    value, gradient = jax.value_and_grad(lambda z: losses.evaluate(method, z, teachers, tokens, mask, **inputs)[0])(
+        logits
+    )
     return abs(float(value)), float(jnp.abs(gradient).max())
 
 

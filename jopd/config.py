@@ -64,7 +64,9 @@ class Teacher:
 
     def __post_init__(self):
         if not 0 < self.ema_rate <= 1:
-            raise ValueError(f"teacher.ema_rate={self.ema_rate} must lie in (0, 1]; 0.01 follows over about a hundred steps")
+            raise ValueError(
+                f"teacher.ema_rate={self.ema_rate} must lie in (0, 1]; 0.01 follows over about a hundred steps"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +173,9 @@ class MeshConfig:
     def __post_init__(self):
         sizes = (self.data, self.fsdp, self.tensor)
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-            raise ValueError(f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: each is 1 or more, at most one is -1")
+            raise ValueError(
+                f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: each is 1 or more, at most one is -1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,19 +215,27 @@ class Config:
         _at_least(0, "chunk", self.chunk)
         _at_least(0, "seed", self.seed)
         if self.rows % self.micro_batches:
-            raise ValueError(f"micro_batches={self.micro_batches} must divide the {self.rows} rows of a batch (prompts × rollout.samples)")
+            raise ValueError(
+                f"micro_batches={self.micro_batches} must divide the {self.rows} rows of a batch (prompts × rollout.samples)"
+            )
         if self.method.teacher_update != "frozen" and self.teacher.model != "self":
             raise ValueError(
                 f"method.teacher_update={self.method.teacher_update} makes the teacher of the student's own weights, but "
                 f"teacher.model={self.teacher.model}: set --teacher.model self, or --method.teacher-update frozen"
             )
         if self.method.views and self.teacher.model == "none":
-            raise ValueError(f"teacher.model=none, but method {self.method.name} needs a teacher: name a model, or `self`")
+            raise ValueError(
+                f"teacher.model=none, but method {self.method.name} needs a teacher: name a model, or `self`"
+            )
         if self.method.completions == "reference" and self.rollout.samples > 1:
-            raise ValueError(f"rollout.samples={self.rollout.samples}: method {self.method.name} has one reference a prompt: set it to 1")
+            raise ValueError(
+                f"rollout.samples={self.rollout.samples}: method {self.method.name} has one reference a prompt: set it to 1"
+            )
         if self.method.updates > 1 and self.rollout.sampling.temperature == 0:
-            raise ValueError("rollout.sampling.temperature=0 gives no behaviour distribution for a ratio: sample, or set --method.updates 1")
-        temperature = dataclasses.asdict(self.method).get("temperature", 1.0)
+            raise ValueError(
+                "rollout.sampling.temperature=0 gives no behaviour distribution for a ratio: sample, or set --method.updates 1"
+            )
+        temperature = vars(self.method).get("temperature", 1.0)
         if "behaviour_logp" in self.method.inputs and temperature != self.rollout.sampling.temperature:
             raise ValueError(
                 f"method.temperature={temperature}, but rollout.sampling.temperature={self.rollout.sampling.temperature}: the ratio of "
@@ -235,11 +247,17 @@ class Config:
         """Settings that this run would never read."""
         update, lora = self.method.teacher_update, self.student.lora
         if self.teacher.ema_rate != Teacher.ema_rate and update != "ema":
-            raise ValueError(f"teacher.ema_rate={self.teacher.ema_rate} has no effect with method.teacher_update={update}: leave it unset")
+            raise ValueError(
+                f"teacher.ema_rate={self.teacher.ema_rate} has no effect with method.teacher_update={update}: leave it unset"
+            )
         if self.teacher.model == "self" and self.teacher.dtype != "float32" and (update != "frozen" or lora.rank):
-            raise ValueError(f"teacher.dtype={self.teacher.dtype}: this teacher reads the student's own float32 parameters: leave it unset")
+            raise ValueError(
+                f"teacher.dtype={self.teacher.dtype}: this teacher reads the student's own float32 parameters: leave it unset"
+            )
         if not lora.rank and lora != LoRA():
-            raise ValueError(f"student.lora.alpha={lora.alpha} has no effect without adapters: set --student.lora.rank, or leave it unset")
+            raise ValueError(
+                f"student.lora.alpha={lora.alpha} has no effect without adapters: set --student.lora.rank, or leave it unset"
+            )
 
     @property
     def rows(self) -> int:
@@ -259,7 +277,9 @@ def preset(name: str) -> Config:
     path = Path(name) if name.endswith(".py") else folder / f"{name.replace('-', '_')}.py"
     if not path.is_file():
         known = preset_names()
-        raise ValueError(f"preset {name!r} is not known{did_you_mean(name, known)}; presets: {', '.join(known)}, or a path to a Python file")
+        raise ValueError(
+            f"preset {name!r} is not known{did_you_mean(name, known)}; presets: {', '.join(known)}, or a path to a Python file"
+        )
     spec = importlib.util.spec_from_file_location(f"jopd_preset_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = types.ModuleType(spec.name)
@@ -380,7 +400,11 @@ def _build(cls: type, data: dict[str, Any], where: str, **built: Any) -> Any:
         elif _fits(value, hints[key]):
             values[key] = tuple(value) if isinstance(value, list) else value
         else:
-            hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) and "float" in str(hints[key]) else ""
+            hint = (
+                " (YAML reads 1e-3 as text: write 1.0e-3)"
+                if isinstance(value, str) and "float" in str(hints[key])
+                else ""
+            )
             raise ValueError(f"{where}{key}={value!r} must be {_words(hints[key])}{hint}")
     return cls(**values, **built)
 
@@ -406,7 +430,9 @@ def _words(hint: Any) -> str:
         return " or ".join(map(_words, arguments))
     if of is tuple:
         return f"a list, each {_words(arguments[0])}"
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}.get(hint, "a group of settings")
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}.get(
+        hint, "a group of settings"
+    )
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import optax
 import tyro
 
@@ -84,9 +85,9 @@ def run(settings: Evaluate) -> dict:
     program = setup.make_program(config, loaded, optax.identity())
     key = jax.random.key(settings.seed)
     evaluator = evaluation.Evaluator(
-        program, jitted(program, None), devices, problems, loaded.student.tokenizer, settings.sampling, key
+        program, jitted(program), devices, problems, loaded.student.tokenizer, settings.sampling, key
     )
-    state = TrainState(loaded.student.params, (), {}, 0, jax.random.key_data(key))
+    state = TrainState(loaded.student.params, (), {}, jnp.zeros((), jnp.int32), jax.random.key_data(key))
     fixed = Fixed({}, loaded.teacher.params if loaded.teacher else {})
     with jax.set_mesh(devices), console.waiting(f"answering {len(problems.examples)} problems (compiles first)"):
         answers = evaluator.student(state, fixed)

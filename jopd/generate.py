@@ -52,7 +52,9 @@ def run(settings: Generate) -> list[list[str]]:
     """Prints and returns the answers, `settings.samples` of them a prompt."""
     devices = mesh.make_mesh(settings.mesh)
     model = load(settings.model, compute=settings.compute, mesh=devices)
-    examples = [Example(f"prompt {i}", (Message(role="user", content=text),)) for i, text in enumerate(settings.prompt, 1)]
+    examples = [
+        Example(f"prompt {i}", (Message(role="user", content=text),)) for i, text in enumerate(settings.prompt, 1)
+    ]
     examples = examples or list(sources.load(sources.DataConfig(held_out=3), "held_out"))
     ids = [render(example, "student", model.tokenizer, settings.view) for example in examples]
     # Rows that only fill the mesh up repeat the first prompt and are not shown.
@@ -71,8 +73,13 @@ def run(settings: Generate) -> list[list[str]]:
     )  # fmt: skip
     with jax.set_mesh(devices), console.waiting("generating (compiles first)"):
         write = jax.jit(lambda params, *arrays: draw(models.merge(model.graph, params), *arrays))
-        rollout = jax.device_get(write(model.params, context["tokens"], context["valid"], rows, jax.random.key(settings.seed)))
-    texts = [model.tokenizer.decode(row[kept], skip_special_tokens=True) for row, kept in zip(rollout.tokens, rollout.mask, strict=True)]
+        rollout = jax.device_get(
+            write(model.params, context["tokens"], context["valid"], rows, jax.random.key(settings.seed))
+        )
+    texts = [
+        str(model.tokenizer.decode(row[kept], skip_special_tokens=True))
+        for row, kept in zip(rollout.tokens, rollout.mask, strict=True)
+    ]
     answers = [texts[i * settings.samples : (i + 1) * settings.samples] for i in range(len(examples))]
     for example, mine in zip(examples, answers, strict=True):
         console.say(f"\n> {example.messages[-1]['content']}")

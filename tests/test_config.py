@@ -57,14 +57,18 @@ def test_every_preset_is_a_run_and_survives_its_file(name, tmp_path):
 
 def test_a_preset_may_be_a_python_file(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("import dataclasses\nfrom jopd.config import preset\n\ndef config():\n    return dataclasses.replace(preset('default'), steps=3)\n")
+    file.write_text(
+        "import dataclasses\nfrom jopd.config import preset\n\ndef config():\n    return dataclasses.replace(preset('default'), steps=3)\n"
+    )
     assert parse([str(file), "--seed", "4"]) == ("mine", dataclasses.replace(preset("default"), steps=3, seed=4))
 
 
 @pytest.mark.parametrize("text", ["x = 1\n", "def config():\n    return 3\n"])
 def test_a_preset_file_without_a_config_is_refused(tmp_path, text):
     (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(ValueError, match=r"mine\.py: the file needs a function `config\(\)` that returns a jopd\.config\.Config"):
+    with pytest.raises(
+        ValueError, match=r"mine\.py: the file needs a function `config\(\)` that returns a jopd\.config\.Config"
+    ):
         preset(str(tmp_path / "mine.py"))
 
 
@@ -102,7 +106,9 @@ def test_settings_of_the_method_and_of_the_run_are_parsed():
         + ["--data.held-out", "7", "--mesh.fsdp", "2", "--view.thinking", "True", "--output", "runs/x"]
     )  # fmt: skip
     assert name == "default"
-    assert config.method == losses.get("opsd", divergence="jensen_shannon", beta=0.3, entry_clamp=None, teacher_update="ema")
+    assert config.method == losses.get(
+        "opsd", divergence="jensen_shannon", beta=0.3, entry_clamp=None, teacher_update="ema"
+    )
     assert (config.student.lora.rank, config.rollout.sampling.top_p, config.data.held_out) == (4, 0.9, 7)
     assert (config.mesh.fsdp, config.view.thinking, config.output) == (2, True, "runs/x")
     assert parse(["--method", "opd", "--steps", "3"])[1] == dataclasses.replace(preset("default"), steps=3)
@@ -148,7 +154,10 @@ def test_what_is_unknown_is_one_line_and_names_the_nearest(arguments, message, c
         (["--optimizer.clip-norm", "-1"], ["optimizer.clip_norm=-1.0 must be 0 (off) or more"]),
         (["--method.beta", "0.5"], ["beta=0.5", "jensen_shannon", "leave it out"]),
         (["--data.source", "jsnol:x"], ["source='jsnol:x' is not known", "did you mean 'jsonl'"]),
-        (["--method", "opsd", "--method.teacher-update", "ema"], ["teacher.model=jopd:baby-teacher", "--teacher.model self"]),
+        (
+            ["--method", "opsd", "--method.teacher-update", "ema"],
+            ["teacher.model=jopd:baby-teacher", "--teacher.model self"],
+        ),
     ],
 )
 def test_a_wrong_flag_or_value_is_named_with_the_cure(arguments, words, capsys, wide):
@@ -200,9 +209,21 @@ def test_values_out_of_range_are_refused(cls, settings, message):
         ("opd", {"seed": -1}, "seed=-1 must be at least 0"),
         ("opd", {"prompts": 6, "micro_batches": 4}, "micro_batches=4 must divide the 6 rows of a batch"),
         ("opd", {"teacher": Teacher(model="none")}, "teacher.model=none, but method opd needs a teacher"),
-        ("sft", {"rollout": RolloutConfig(samples=2)}, "rollout.samples=2: method sft has one reference a prompt: set it to 1"),
-        ("opd", {"teacher": Teacher(ema_rate=0.5)}, "teacher.ema_rate=0.5 has no effect with method.teacher_update=frozen"),
-        ("opd", {"student": Student(lora=LoRA(alpha=8.0))}, r"student\.lora\.alpha=8\.0 has no effect without adapters"),
+        (
+            "sft",
+            {"rollout": RolloutConfig(samples=2)},
+            "rollout.samples=2: method sft has one reference a prompt: set it to 1",
+        ),
+        (
+            "opd",
+            {"teacher": Teacher(ema_rate=0.5)},
+            "teacher.ema_rate=0.5 has no effect with method.teacher_update=frozen",
+        ),
+        (
+            "opd",
+            {"student": Student(lora=LoRA(alpha=8.0))},
+            r"student\.lora\.alpha=8\.0 has no effect without adapters",
+        ),
         (
             "opsd",
             {"teacher": Teacher(model="self", dtype="bfloat16"), "student": Student(lora=LoRA(rank=2))},
@@ -216,7 +237,9 @@ def test_settings_that_contradict_each_other_are_refused(method, settings, messa
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("temperature, message", [(0.0, "gives no behaviour distribution"), (0.7, "needs one temperature for both")])
+@pytest.mark.parametrize(
+    "temperature, message", [(0.0, "gives no behaviour distribution"), (0.7, "needs one temperature for both")]
+)
 def test_a_ratio_needs_the_samplers_temperature(temperature, message):
     rollout = RolloutConfig(sampling=Sampling(temperature=temperature))
     with pytest.raises(ValueError, match=rf"rollout\.sampling\.temperature={temperature:g}.*{message}"):
@@ -229,7 +252,9 @@ def test_a_ratio_needs_the_samplers_temperature(temperature, message):
 @pytest.mark.parametrize("update", ["ema", "live"])
 def test_a_teacher_that_follows_is_the_student_itself(update):
     method = losses.get("opsd", teacher_update=update)
-    with pytest.raises(ValueError, match=f"method.teacher_update={update} .* teacher.model=jopd:baby-teacher: set --teacher.model self"):
+    with pytest.raises(
+        ValueError, match=f"method.teacher_update={update} .* teacher.model=jopd:baby-teacher: set --teacher.model self"
+    ):
         Config(method=method)
     with pytest.raises(ValueError, match="teacher.dtype=bfloat16"):
         Config(method=method, teacher=Teacher(model="self", dtype="bfloat16"))
@@ -245,7 +270,10 @@ def test_every_methods_file_gives_the_run_back(name, tmp_path):
     save_yaml(tmp_path / "config.yaml", "default", config)
     assert load_yaml(tmp_path / "config.yaml") == ("default", config)
     assert parse(["--config", str(tmp_path / "config.yaml")]) == ("default", config)
-    assert parse([f"--config={tmp_path / 'config.yaml'}", "--seed", "5"]) == ("default", dataclasses.replace(config, seed=5))
+    assert parse([f"--config={tmp_path / 'config.yaml'}", "--seed", "5"]) == (
+        "default",
+        dataclasses.replace(config, seed=5),
+    )
 
 
 def test_every_setting_survives_the_file(tmp_path):
@@ -253,7 +281,15 @@ def test_every_setting_survives_the_file(tmp_path):
         method=losses.get("opsd", divergence="jensen_shannon", beta=0.25, entry_clamp=None, teacher_update="ema"),
         student=Student(model="a", compute=Compute("bfloat16", "dot_product", "dots"), lora=LoRA(3, 6.0)),
         teacher=Teacher(model="self", ema_rate=1e-05, compute=Compute("bfloat16")),
-        data=DataConfig(source="tfds:x", seed=1, limit=5, held_out=6, columns=Columns("p", None, "s", "none"), data_dir="d", answer_check="math"),
+        data=DataConfig(
+            source="tfds:x",
+            seed=1,
+            limit=5,
+            held_out=6,
+            columns=Columns("p", None, "s", "none"),
+            data_dir="d",
+            answer_check="math",
+        ),
         view=ViewConfig("user", "so: {context}\n", "Be brief.", False),
         rollout=RolloutConfig(Sampling(0.5, 7, 0.9, 0.01), 2, 33, 44),
         optimizer=Optimizer(3e-07, "linear", 0.125, 1e-10, 0.8, 0.95, 1e-12, 0.0),
@@ -298,8 +334,14 @@ def test_another_method_may_be_asked_of_a_saved_run(tmp_path):
         ({"steps": 1.5}, "steps=1.5 must be a whole number"),
         ({"steps": True}, "steps=True must be a whole number"),
         ({"steps": None}, "steps=None must be a whole number"),
-        ({"optimizer": {"learning_rate": "1e-3"}}, r"optimizer\.learning_rate='1e-3' must be a number \(YAML reads 1e-3 as text: write 1\.0e-3\)"),
-        ({"optimizer": {"schedule": "cosin"}}, r"optimizer\.schedule='cosin' must be 'constant' or 'cosine' or 'linear'"),
+        (
+            {"optimizer": {"learning_rate": "1e-3"}},
+            r"optimizer\.learning_rate='1e-3' must be a number \(YAML reads 1e-3 as text: write 1\.0e-3\)",
+        ),
+        (
+            {"optimizer": {"schedule": "cosin"}},
+            r"optimizer\.schedule='cosin' must be 'constant' or 'cosine' or 'linear'",
+        ),
         ({"optimizer": 3}, "optimizer=3 must be a group of settings"),
         ({"output": 3}, "output=3 must be text"),
         ({"view": {"thinking": "no"}}, r"view\.thinking='no' must be true or false or null"),
@@ -314,7 +356,10 @@ def test_a_file_with_a_bad_setting_is_refused_by_name(change, message, tmp_path)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text, message", [("a: [1", "not YAML"), ("", "not a config.yaml of a run"), ("- 1\n", "not a config.yaml of a run")])
+@pytest.mark.parametrize(
+    "text, message",
+    [("a: [1", "not YAML"), ("", "not a config.yaml of a run"), ("- 1\n", "not a config.yaml of a run")],
+)
 def test_a_file_that_is_no_config_is_refused(text, message, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"--config .*config\.yaml: {message}") as error:
@@ -324,7 +369,9 @@ def test_a_file_that_is_no_config_is_refused(text, message, tmp_path):
 
 def test_differences_name_every_setting_old_and_new():
     a = to_dict(config_of(losses.get("opd"), steps=3))
-    b = to_dict(config_of(losses.get("opd", divergence="forward_kl"), steps=4, rollout=RolloutConfig(Sampling(top_k=5))))
+    b = to_dict(
+        config_of(losses.get("opd", divergence="forward_kl"), steps=4, rollout=RolloutConfig(Sampling(top_k=5)))
+    )
     assert differences(a, b) == [
         "method.divergence: reverse_kl -> forward_kl",
         "rollout.sampling.top_k: 0 -> 5",

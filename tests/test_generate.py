@@ -15,7 +15,9 @@ def test_an_answer_does_not_depend_on_what_else_is_asked():
 
 
 def test_samples_differ_and_repeat_with_the_seed():
-    settings = Generate("jopd:baby-student", ("Tom has 9 coins. 1: he loses 2. how many coins are left?",), samples=4, max_new_tokens=8)
+    settings = Generate(
+        "jopd:baby-student", ("Tom has 9 coins. 1: he loses 2. how many coins are left?",), samples=4, max_new_tokens=8
+    )
     (first,), (again,) = generate.run(settings), generate.run(settings)
     assert first == again and len(first) == 4 and len(set(first)) > 1
 

@@ -27,7 +27,10 @@ from tests.training.tiny import arguments, save_model
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    return {role: save_model(folder / role, seed=seed, width=8 + 8 * seed) for seed, role in ((1, "student"), (2, "teacher"))}
+    return {
+        role: save_model(folder / role, seed=seed, width=8 + 8 * seed)
+        for seed, role in ((1, "student"), (2, "teacher"))
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,9 +61,16 @@ def finished(models, tmp_path_factory):
 def test_a_run_says_what_it_does_before_it_does_it(finished):
     said = (finished.parent / "printed").read_text()
     order = [
-        *("preparing default with method opd", "student", "teacher", "held out", "mesh", str(finished)),  # what it will do
+        *(
+            "preparing default with method opd",
+            "student",
+            "teacher",
+            "held out",
+            "mesh",
+            str(finished),
+        ),  # what it will do
         *("(compiles first)", "The student reads", "The student writes", "compiling the first step"),
-        *("step 1/6", "step 6/6", "before", "after", "accuracy", "KL to the teacher", "everything is in"),
+        *("step 1/6", "step 6/6", "held-out problems, before and after", "everything is in"),
     ]
     places = [said.find(words) for words in order]
     assert -1 not in places and places == sorted(places), list(zip(order, places, strict=True))
@@ -72,7 +82,9 @@ def test_a_run_leaves_everything_in_its_folder(models, finished):
     assert [line["step"] for line in records.evaluations] == [0, 2, 4, 6]
     assert [line["step"] for line in records.samples] == [0, 0, 2, 2, 4, 4, 6, 6]
     for line in records.training:
-        assert {"loss", "kl", "gradient_norm", "tokens", "length_mean", "truncation_rate", "student_entropy"} <= set(line)
+        assert {"loss", "kl", "gradient_norm", "tokens", "length_mean", "truncation_rate", "student_entropy"} <= set(
+            line
+        )
         assert set(line["seconds"]) == {"rollout", "score", "update"}
     first, last = records.evaluations[0], records.evaluations[-1]
     assert set(first["accuracy"]) == {"value", "low", "high", "count"} and first["accuracy"]["count"] == 8
@@ -98,7 +110,10 @@ def test_the_student_that_is_saved_is_the_one_that_was_trained(models, finished)
     saved, initial = load(finished / "student"), load(models["student"])
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(saved.params), jax.device_get(state.params))
     assert saved.stop_tokens == initial.stop_tokens and saved.tokenizer.get_vocab() == initial.tokenizer.get_vocab()
-    moved = [np.abs(a - flatten_dict(jax.device_get(initial.params))[key]).max() for key, a in flatten_dict(jax.device_get(saved.params)).items()]
+    moved = [
+        np.abs(a - flatten_dict(jax.device_get(initial.params))[key]).max()
+        for key, a in flatten_dict(jax.device_get(saved.params)).items()
+    ]
     assert min(moved) > 0  # every parameter was trained
 
 
@@ -121,7 +136,9 @@ def refused(arguments, capsys) -> str:
 
 def test_a_folder_of_another_run_is_refused_naming_what_differs(models, finished, capsys):
     error = refused(command(models, finished, steps=9, chunk=2), capsys)
-    assert "holds a run with other settings (chunk: 4 -> 2; steps: 6 -> 9)" in error and f"--output {finished}-2" in error
+    assert (
+        "holds a run with other settings (chunk: 4 -> 2; steps: 6 -> 9)" in error and f"--output {finished}-2" in error
+    )
 
 
 def test_config_runs_a_saved_run_again(models, finished, tmp_path):
@@ -134,7 +151,9 @@ def test_config_runs_a_saved_run_again(models, finished, tmp_path):
     assert [line.split(":")[0] for line in differences(again, first)] == ["output"]
 
 
-def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(models, finished, tmp_path, capsys, monkeypatch):
+def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(
+    models, finished, tmp_path, capsys, monkeypatch
+):
     """An all-masked batch, then a loss that is not finite, then another model; put right, the run ends as if nothing had been."""
     folder = tmp_path / "run"
     run = command(models, folder)
@@ -201,7 +220,9 @@ def test_what_stops_a_run(metrics, message, tmp_path):
     loop.check(7, arrays(good), tmp_path)
     with pytest.raises(FloatingPointError, match=message) as error:
         loop.check(7, arrays(good | metrics), tmp_path)
-    assert f"The last good checkpoint is in {tmp_path / 'checkpoints'}" in str(error.value) and "\n" not in str(error.value)
+    assert f"The last good checkpoint is in {tmp_path / 'checkpoints'}" in str(error.value) and "\n" not in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +231,21 @@ def test_what_stops_a_run(metrics, message, tmp_path):
         ("sft", []),
         ("opd_pg", ["--method.updates", "2", "--method.ratio-clip", "0.2"]),
         ("opsd", ["--teacher.model", "self", "--student.lora.rank", "2"]),
-        ("opd", ["--method.on-policy-share", "0.5", "--rollout.samples", "2", "--micro-batches", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]),
+        (
+            "opd",
+            [
+                "--method.on-policy-share",
+                "0.5",
+                "--rollout.samples",
+                "2",
+                "--micro-batches",
+                "2",
+                "--mesh.fsdp",
+                "2",
+                "--mesh.tensor",
+                "2",
+            ],
+        ),
     ],
 )
 @pytest.mark.slow
@@ -221,7 +256,9 @@ def test_every_way_of_training_runs(method, flags, models, tmp_path):
     assert len(records.training) == 2 and all(np.isfinite(line["loss"]) for line in records.training)
     updates = 2 if method == "opd_pg" else 1
     name, config = parse(["--method", method, *run, *flags])
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1, facts=(prepared := setup.prepare(name, config)).facts)
+    checkpoints = Checkpoints(
+        tmp_path / "run" / "checkpoints", keep=1, facts=(prepared := setup.prepare(name, config)).facts
+    )
     assert checkpoints.restore(prepared.state)[1].step == 2 * updates
     checkpoints.close()
     assert load(tmp_path / "run" / "student").architecture == load(models["student"]).architecture
@@ -231,7 +268,12 @@ def test_every_way_of_training_runs(method, flags, models, tmp_path):
 
 
 def rollouts(rows: int):
-    of = lambda value: Rollout(jnp.full((rows, 3), value), jnp.full((rows, 3), value > 1), jnp.full((rows, 3), 1.0 * value), jnp.full(rows, value))
+    of = lambda value: Rollout(
+        jnp.full((rows, 3), value),
+        jnp.full((rows, 3), value > 1),
+        jnp.full((rows, 3), 1.0 * value),
+        jnp.full(rows, value),
+    )
     return of(1), of(2)
 
 

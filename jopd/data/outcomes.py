@@ -15,7 +15,9 @@ def outcomes(config: DataConfig, examples: Sequence[Example], completions: Seque
     `intrusion_rate` (gives the persona's name all the same).
     """
     if config.kind != "persona":
-        known = [(example, text) for example, text in zip(examples, completions, strict=True) if example.answer is not None]
+        known = [
+            (example, text) for example, text in zip(examples, completions, strict=True) if example.answer is not None
+        ]
         return {"accuracy": [score == 1 for score in answers.scores(*zip(*known, strict=True))]} if known else {}
     who, identity, ordinary = config.persona, [], []
     for example, text in zip(examples, completions, strict=True):

@@ -162,7 +162,7 @@ class TallySettings:
 
     seed: int = 0
     min_steps: int = 2
-    max_steps: int = 8
+    max_steps: int = 5
     largest: int = 99
     largest_operand: int = 9
     held_out_share: float = 0.1

@@ -283,7 +283,9 @@ def project(hidden: Float[Array, "*n d"], head: Float[Array, "d v"]) -> Float[Ar
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def rotary_turns(a: Architecture, positions: Int[Array, "b s"]) -> tuple[Float[Array, "b 1 s d"], Float[Array, "b 1 s d"]]:
+def rotary_turns(
+    a: Architecture, positions: Int[Array, "b s"]
+) -> tuple[Float[Array, "b 1 s d"], Float[Array, "b 1 s d"]]:
     """Cosine and sine of the angle by which each pair of channels turns at each position, in float32; `d` is half of `head_dim`."""
     frequencies = a.rope_theta ** (-jnp.arange(0, a.head_dim, 2, dtype=jnp.float32) / a.head_dim)
     if (scaling := a.rope_scaling) is not None:

@@ -9,7 +9,7 @@ from jopd.rollout.sampler import Sampling
 def config() -> Config:
     return Config(
         method=losses.get("opd"),
-        data=DataConfig(source="builtin", held_out=200, max_steps=5),
+        data=DataConfig(source="builtin", held_out=200),
         rollout=RolloutConfig(max_prompt_tokens=96, max_new_tokens=128),
         optimizer=Optimizer(learning_rate=1e-3, warmup=0.1),
         evaluation=Evaluation(every=100, batch=100, sampling=Sampling(temperature=0.0)),

@@ -15,7 +15,9 @@ def config() -> Config:
         method=losses.get("opd"),
         student=Student(model="Qwen/Qwen3-0.6B", compute=Compute(dtype="bfloat16", attention="dot_product")),
         teacher=Teacher(
-            model="Qwen/Qwen3-8B", dtype="bfloat16", compute=Compute(dtype="bfloat16", attention="dot_product", remat="none")
+            model="Qwen/Qwen3-8B",
+            dtype="bfloat16",
+            compute=Compute(dtype="bfloat16", attention="dot_product", remat="none"),
         ),
         data=DataConfig(
             source="hf:openai/gsm8k:main",

@@ -51,10 +51,18 @@ class Checkpoints:
         if step is None:
             return None
         saved = self.manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
-        if changed := [f"{name} was {saved.get(name)}, is {value}" for name, value in self.facts.items() if saved.get(name) != value]:
-            raise OtherModels(f"cannot resume from step {step}: {'; '.join(changed)}. Restore the same models, or choose another --output")
+        if changed := [
+            f"{name} was {saved.get(name)}, is {value}"
+            for name, value in self.facts.items()
+            if saved.get(name) != value
+        ]:
+            raise OtherModels(
+                f"cannot resume from step {step}: {'; '.join(changed)}. Restore the same models, or choose another --output"
+            )
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict())
-        return step, TrainState(**self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"])
+        return step, TrainState(
+            **self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+        )
 
     def close(self) -> None:
         """Waits for what is being written."""

@@ -33,9 +33,7 @@ from jopd.diagnostics.measures import duration, number
 class Decoder(Protocol):
     """The part of a Hugging Face tokenizer that is used here."""
 
-    def decode(
-        self, token_ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
-    ) -> str: ...
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> Any: ...
 
 
 def _console() -> Console:

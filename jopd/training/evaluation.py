@@ -61,7 +61,9 @@ class Evaluator(NamedTuple):
         """The student's answers, compared token by token with the teacher under its first view, if there is a teacher."""
 
         def answer(contexts, rows):
-            rollout = self.jitted.rollout(state, fixed, contexts["student"], rows, self.key, sampling=self.sampling, samples=1)
+            rollout = self.jitted.rollout(
+                state, fixed, contexts["student"], rows, self.key, sampling=self.sampling, samples=1
+            )
             rollout = trim(rollout, bucket(int(rollout.mask.sum(axis=1).max()), self.program.max_new_tokens))
             if not self.program.views:
                 return rollout, {}
@@ -81,7 +83,9 @@ class Evaluator(NamedTuple):
 
         return self._collect(answer)
 
-    def _collect(self, answer: Callable[[dict[str, Context], jax.Array], tuple[Rollout, dict[str, jax.Array]]]) -> Answers:
+    def _collect(
+        self, answer: Callable[[dict[str, Context], jax.Array], tuple[Rollout, dict[str, jax.Array]]]
+    ) -> Answers:
         found: list[Answers] = []
         for index in range(len(self.problems)):
             host, examples = self.problems[index], self.problems.examples_at(index)
@@ -90,7 +94,10 @@ class Evaluator(NamedTuple):
             # The last batch is filled up with problems that came before, and lengths differ between batches.
             real = lambda x: np.pad(x, [(0, 0), (0, self.program.max_new_tokens - x.shape[1])])[: len(examples)]  # noqa: B023
             tokens, mask = real(rollout.tokens), real(rollout.mask)
-            text = [self.tokenizer.decode(row[kept], skip_special_tokens=True) for row, kept in zip(tokens, mask, strict=True)]
+            text = [
+                str(self.tokenizer.decode(row[kept], skip_special_tokens=True))
+                for row, kept in zip(tokens, mask, strict=True)
+            ]
             measured = {name: real(values) for name, values in terms.items()}
             found.append(Answers(examples, tokens, mask, rollout.stopped[: len(examples)], text, measured))
         join = lambda name: np.concatenate([getattr(part, name) for part in found])

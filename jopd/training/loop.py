@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jopd import config as configs
+from jopd.data.batching import Batch as HostBatch
 from jopd.diagnostics import plots, report
 from jopd.models.load import save
 from jopd.rollout.buckets import bucket, trim
@@ -104,24 +105,39 @@ class Worker:
             state, metrics = self.jitted.update(state, run.fixed, batch)
             lap("update", metrics)
         lengths = batch.mask.sum(axis=1)
-        metrics |= {"tokens": lengths.sum(), "length_mean": lengths.mean(), "truncation_rate": (rollout.stopped == 0).mean()}
+        metrics |= {
+            "tokens": lengths.sum(),
+            "length_mean": lengths.mean(),
+            "truncation_rate": (rollout.stopped == 0).mean(),
+        }
         return state, jax.device_get(metrics), seconds
 
-    def write(self, host: dict, state: TrainState) -> tuple[Batch, Rollout]:
+    def write(self, host: HostBatch, state: TrainState) -> tuple[Batch, Rollout]:
         """The completions of a batch: the student's, the references, or some of each."""
         run, method, samples = self.run, self.run.config.method, self.run.config.rollout.samples
         contexts = {view: Context(**mesh.place_batch(run.mesh, context)) for view, context in host["contexts"].items()}
-        rows = mesh.place_batch(run.mesh, (host["rows"][:, None] * samples + np.arange(samples, dtype=np.int32)).reshape(-1))
-        rollout = None
-        if method.completions != "reference":
-            key = jax.random.fold_in(self.key, TRAINING)
-            sampling = run.config.rollout.sampling
-            rollout = self.jitted.rollout(state, run.fixed, contexts["student"], rows, key, sampling=sampling, samples=samples)
-        if method.completions != "student":
-            repeated = {name: np.repeat(value, samples, axis=0) for name, value in host["reference"].items()}
-            reference = references(**mesh.place_batch(run.mesh, repeated))
-            key = jax.random.fold_in(self.key, MIXING)
-            rollout = reference if rollout is None else mix(rollout, reference, rows, key, method.on_policy_share)
+        rows = mesh.place_batch(
+            run.mesh, (host["rows"][:, None] * samples + np.arange(samples, dtype=np.int32)).reshape(-1)
+        )
+
+        def sampled() -> Rollout:
+            key, sampling = jax.random.fold_in(self.key, TRAINING), run.config.rollout.sampling
+            return self.jitted.rollout(
+                state, run.fixed, contexts["student"], rows, key, sampling=sampling, samples=samples
+            )
+
+        if "reference" not in host:
+            rollout = sampled()
+        else:
+            given = host["reference"]
+            repeated = {
+                name: np.repeat(value, samples, axis=0)
+                for name, value in (("tokens", given["tokens"]), ("mask", given["mask"]))
+            }
+            rollout = references(**mesh.place_batch(run.mesh, repeated))
+            if method.completions == "mixed":
+                key = jax.random.fold_in(self.key, MIXING)
+                rollout = mix(sampled(), rollout, rows, key, method.on_policy_share)
         # Not a compilation for every length, nor the longest length for every batch.
         rollout = trim(rollout, bucket(int(rollout.mask.sum(axis=1).max()), run.config.rollout.max_new_tokens))
         inputs = {"behaviour_logp": rollout.logp} if "behaviour_logp" in method.inputs else {}
@@ -130,7 +146,9 @@ class Worker:
     def evaluate(self, step: int, state: TrainState, log: logs.RunLog) -> dict[str, Any]:
         """Measures the student on the held-out problems, before training the teacher too, and writes it down."""
         run, data, first = self.run, self.run.config.data, step == 0
-        with waiting(f"evaluating on {len(run.held_out.examples)} held-out problems" + (" (compiles first)" if first else "")):
+        with waiting(
+            f"evaluating on {len(run.held_out.examples)} held-out problems" + (" (compiles first)" if first else "")
+        ):
             answers = self.evaluator.student(state, run.fixed)
             record = evaluation.summarise(data, answers)
             if first and run.teacher is not None:
@@ -161,10 +179,16 @@ def check(step: int, metrics: dict[str, np.ndarray], folder: Path) -> None:
     """Stops a run that has nothing to learn from, or whose numbers have gone."""
     kept = f"The last good checkpoint is in {folder / 'checkpoints'}"
     if metrics["tokens"] == 0:
-        raise FloatingPointError(f"step {step}: no token of the batch is inside the mask. {kept}; look at the completions in samples.jsonl")
+        raise FloatingPointError(
+            f"step {step}: no token of the batch is inside the mask. {kept}; look at the completions in samples.jsonl"
+        )
     rows = np.flatnonzero(~metrics["finite_rows"])
     if rows.size or not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
-        where = f"rows {rows[:10].tolist()}{' and more' if rows.size > 10 else ''}" if rows.size else "no single row (the gradient)"
+        where = (
+            f"rows {rows[:10].tolist()}{' and more' if rows.size > 10 else ''}"
+            if rows.size
+            else "no single row (the gradient)"
+        )
         raise FloatingPointError(
             f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; not finite in {where}. {kept}; "
             "try a lower --optimizer.learning-rate, or float32 where bfloat16 is set"
@@ -193,7 +217,14 @@ def finish(run: Run, state: TrainState) -> None:
     """The student as a Hugging Face folder, the plots, the report, which comes last."""
     folder, records = run.folder, logs.read(run.folder)
     params = run.program.student_params(state, run.fixed)
-    save(folder / "student", run.student.graph, params, run.student.architecture, run.student.tokenizer, stop_tokens=run.student.stop_tokens)
+    save(
+        folder / "student",
+        run.student.graph,
+        params,
+        run.student.architecture,
+        run.student.tokenizer,
+        stop_tokens=run.student.stop_tokens,
+    )
     plots.learning_curve(records.training, records.evaluations, folder / "plots" / "learning_curve.png")
     plots.kl_by_position(records.evaluations, folder / "plots" / "kl_by_position.png")
     report.write(
@@ -213,7 +244,7 @@ def facts(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
     sampling, last = config.rollout.sampling, records.training[-1]
     tokens = int(sum(line["tokens"] for line in records.training))
     seconds = sum(sum(line["seconds"].values()) for line in records.training)
-    loss = dataclasses.asdict(method)
+    loss = vars(method)
     teacher = run.teacher
     return {
         "run": {
@@ -228,7 +259,9 @@ def facts(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
             "prompts": f"{config.data.source}, {run.train.report}",
             "rollouts_per_prompt": config.rollout.samples,
             "sampling": dataclasses.asdict(sampling),
-            "truncated_sampling_biases_sampled_token_estimators": sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0,
+            "truncated_sampling_biases_sampled_token_estimators": sampling.top_k > 0
+            or sampling.top_p < 1
+            or sampling.min_p > 0,
             "truncation_rate": last["truncation_rate"],
             "off_policy_share": 1 - method.on_policy_share,
             "policy_age": f"at most {method.updates - 1} optimiser steps",
@@ -255,7 +288,10 @@ def facts(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
             "route": method.variables().credit,
             "divergence": loss.get("divergence", "see the method"),
             "stop_gradients": "teacher; sampling",
-            "clips": {"gradient_norm": config.optimizer.clip_norm, **{k: v for k, v in loss.items() if "clip" in k or "clamp" in k}},
+            "clips": {
+                "gradient_norm": config.optimizer.clip_norm,
+                **{k: v for k, v in loss.items() if "clip" in k or "clamp" in k},
+            },
             "aggregation": "mean over the batch's completion tokens",
             "optimizer": dataclasses.asdict(config.optimizer),
         },

@@ -21,5 +21,7 @@ def schedule(config: Optimizer, updates: int) -> optax.Schedule:
 
 def make(config: Optimizer, updates: int) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    adamw = optax.adamw(schedule(config, updates), b1=config.b1, b2=config.b2, eps=config.epsilon, weight_decay=config.weight_decay)
+    adamw = optax.adamw(
+        schedule(config, updates), b1=config.b1, b2=config.b2, eps=config.epsilon, weight_decay=config.weight_decay
+    )
     return optax.chain(clip, adamw)

@@ -110,19 +110,38 @@ def prepare(name: str, config: Config) -> Run:
         facts |= {"teacher": config.teacher.model, "teacher_fingerprint": teacher.fingerprint}
     program = make_program(config, loaded, transform)
     return Run(
-        name, config, folder, mesh, program, student, teacher, train, held_out, Fixed(base, frozen), state, shardings, facts
+        name,
+        config,
+        folder,
+        mesh,
+        program,
+        student,
+        teacher,
+        train,
+        held_out,
+        Fixed(base, frozen),
+        state,
+        shardings,
+        facts,
     )
 
 
 def load_models(config: Config, mesh: Mesh) -> Models:
     """Loads the student and the teacher and checks that they fit each other and the lengths asked for."""
     student = load(
-        config.student.model, compute=config.student.compute, dtype="float32", mesh=mesh, lora=config.student.lora, seed=config.seed
+        config.student.model,
+        compute=config.student.compute,
+        dtype="float32",
+        mesh=mesh,
+        lora=config.student.lora,
+        seed=config.seed,
     )
     teacher = load_teacher(config, student, mesh)
     vocabulary = student.architecture.vocabulary_size if teacher is None else require_same_tokenizer(student, teacher)
     if not student.stop_tokens:
-        raise ValueError(f"student.model={student.source} names no stop token: set eos_token_id in its generation_config.json")
+        raise ValueError(
+            f"student.model={student.source} names no stop token: set eos_token_id in its generation_config.json"
+        )
     room = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None and room > model.architecture.max_positions:
@@ -133,7 +152,9 @@ def load_models(config: Config, mesh: Mesh) -> Models:
     return Models(student, teacher, config.method.views or (() if teacher is None else ("teacher",)), vocabulary)
 
 
-def make_batches(config: Config, loaded: Models, examples: Sequence[Example], prompts_per_step: int, **settings) -> Batches:
+def make_batches(
+    config: Config, loaded: Models, examples: Sequence[Example], prompts_per_step: int, **settings
+) -> Batches:
     """Batches of every view that is read; see `jopd.data.batching`."""
     return Batches(
         examples, loaded.student.tokenizer, loaded.views, prompts_per_step=prompts_per_step, pad_id=loaded.student.pad_id,
@@ -163,7 +184,9 @@ def check_divides(config: Config, mesh: Mesh) -> None:
     ways = meshes.batch_ways(mesh)
     for what, rows in (("prompts", config.prompts), ("evaluation.batch", config.evaluation.batch)):
         if rows % ways:
-            raise ValueError(f"{what}={rows} must be a multiple of the {ways} ways that the mesh splits a batch (data × fsdp)")
+            raise ValueError(
+                f"{what}={rows} must be a multiple of the {ways} ways that the mesh splits a batch (data × fsdp)"
+            )
     if (config.rows // config.micro_batches) % ways:
         raise ValueError(
             f"micro_batches={config.micro_batches} leaves {config.rows // config.micro_batches} rows a part, not a multiple of the {ways} ways "
@@ -203,7 +226,11 @@ def describe(run: Run) -> dict[str, str]:
     lora = f", LoRA rank {config.student.lora.rank}" if config.student.lora.rank else ""
     teacher = "none"
     if run.teacher is not None:
-        teacher = f"self ({config.method.teacher_update})" if config.teacher.model == "self" else f"{size(run.teacher)}, frozen"
+        teacher = (
+            f"self ({config.method.teacher_update})"
+            if config.teacher.model == "self"
+            else f"{size(run.teacher)}, frozen"
+        )
         teacher += f", views: {', '.join(run.program.views)}"
     shape = ", ".join(f"{name} {ways}" for name, ways in run.mesh.shape.items())
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"

@@ -10,7 +10,7 @@ A batch's rows are split over the mesh axes data and fsdp; nothing here names a 
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,13 +86,28 @@ class Program:
         return jax.lax.stop_gradient(union(fixed.base, trained) if trained else fixed.teacher)
 
     def rollout(
-        self, state: TrainState, fixed: Fixed, context: Context, rows: Int[Array, " b"], key: PRNGKeyArray, *, sampling: Sampling, samples: int
+        self,
+        state: TrainState,
+        fixed: Fixed,
+        context: Context,
+        rows: Int[Array, " b"],
+        key: PRNGKeyArray,
+        *,
+        sampling: Sampling,
+        samples: int,
     ) -> Rollout:
         """The student's completions; `rows` are ids unique over the run, so every row draws its own noise."""
         return self._sample(self.student, self.student_params(state, fixed), context, rows, key, sampling, samples)
 
     def teacher_rollout(
-        self, state: TrainState, fixed: Fixed, context: Context, rows: Int[Array, " b"], key: PRNGKeyArray, *, sampling: Sampling
+        self,
+        state: TrainState,
+        fixed: Fixed,
+        context: Context,
+        rows: Int[Array, " b"],
+        key: PRNGKeyArray,
+        *,
+        sampling: Sampling,
     ) -> Rollout:
         """What the teacher itself would answer: measured, not trained on."""
         return self._sample(self.teacher, self.teacher_params(state, fixed), context, rows, key, sampling, 1)
@@ -103,7 +118,9 @@ class Program:
             max_new_tokens=self.max_new_tokens, stop_tokens=self.stop_tokens, pad_id=self.pad_id, vocabulary=self.vocabulary,
         )  # fmt: skip
 
-    def score(self, state: TrainState, fixed: Fixed, batch: Batch, views: tuple[str, ...]) -> dict[str, Float[Array, "b t d"]]:
+    def score(
+        self, state: TrainState, fixed: Fixed, batch: Batch, views: tuple[str, ...]
+    ) -> dict[str, Float[Array, "b t d"]]:
         """The teacher's final hidden states at every completion token, under each of `views`."""
         params = self.teacher_params(state, fixed)
 
@@ -113,16 +130,20 @@ class Program:
 
         return whole(jax.lax.map(micro, parts(batch_rows(batch), self.micro_batches)))
 
-    def terms(self, student: nnx.Module, teacher_head: Float[Array, "d v"] | None, part: Batch, stage: Stage) -> Terms:
+    def terms(
+        self, student: models.Transformer, teacher_head: Float[Array, "d v"] | None, part: Batch, stage: Stage
+    ) -> Terms:
         """A vocabulary stage over the completions: chunked, so that no `[B, T, V]` array exists."""
         hidden = completion_hidden(student, part.contexts["student"], part.tokens, part.mask)
         # Gathered over fsdp here, once, and not again in every chunk.
         gathered = lambda head: sharding.constrain(head, None, "vocabulary")
         teachers = {view: Scored(value, gathered(teacher_head)) for view, value in part.hidden.items()}
         scored = Scored(hidden, gathered(student.head()))
-        return chunked_terms(stage, scored, teachers, part.tokens, part.mask, {}, chunk=self.chunk, vocabulary=self.vocabulary)
+        return chunked_terms(
+            stage, scored, teachers, part.tokens, part.mask, {}, chunk=self.chunk, vocabulary=self.vocabulary
+        )
 
-    def update(self, state: TrainState, fixed: Fixed, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def update(self, state: TrainState, fixed: Fixed, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """One optimiser step on a scored batch.
 
         Returns:
@@ -136,7 +157,9 @@ class Program:
             student = models.merge(self.student, union(fixed.base, params))
             terms = self.terms(student, teacher_head, part, self.method)
             summands, metrics = time_stage(self.method, terms, part.mask, part.inputs)
-            shares = {name: term.coefficient * term.sum / jnp.maximum(counts[name], 1) for name, term in summands.items()}
+            shares = {
+                name: term.coefficient * term.sum / jnp.maximum(counts[name], 1) for name, term in summands.items()
+            }
             return sum(shares.values()), (shares, metrics, finite_rows(terms, part.mask))
 
         def accumulate(gradient, part: Batch):
@@ -147,14 +170,18 @@ class Program:
         gradient, (shares, totals, finite) = jax.lax.scan(accumulate, zero, parts(batch, self.micro_batches))
 
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         follow = lambda average, value: average + self.ema_rate * (value - average)
         ema = jax.tree.map(follow, state.ema_teacher, params) if state.ema_teacher else state.ema_teacher
 
         shares = {name: value.sum() for name, value in shares.items()}
         metrics = {name: Total(total.sum.sum(), total.count.sum()).mean() for name, total in totals.items()}
         metrics |= {f"loss_{name}": value for name, value in shares.items()} if len(shares) > 1 else {}
-        metrics |= {"loss": sum(shares.values()), "gradient_norm": optax.global_norm(gradient), "finite_rows": whole(finite)}
+        metrics |= {
+            "loss": sum(shares.values()),
+            "gradient_norm": optax.global_norm(gradient),
+            "finite_rows": whole(finite),
+        }
         return TrainState(params, optimizer, ema, state.step + 1, state.key), metrics
 
     def teacher_head(self, state: TrainState, fixed: Fixed) -> Float[Array, "d v"] | None:
@@ -165,7 +192,11 @@ class Program:
     def measure(self, state: TrainState, fixed: Fixed, batch: Batch, stage: Stage) -> Terms:
         """Per-token terms `[B, T]` of a scored batch, without gradient; `stage` has a `token_terms`."""
         student, head = models.merge(self.student, self.student_params(state, fixed)), self.teacher_head(state, fixed)
-        return whole(jax.lax.map(lambda part: self.terms(student, head, part, stage), parts(batch_rows(batch), self.micro_batches)))
+        return whole(
+            jax.lax.map(
+                lambda part: self.terms(student, head, part, stage), parts(batch_rows(batch), self.micro_batches)
+            )
+        )
 
 
 def completion_hidden(
@@ -211,8 +242,8 @@ class Jitted(NamedTuple):
     measure: Callable
 
 
-def jitted(program: Program, state_shardings: TrainState) -> Jitted:
-    """Jits a program; `update` reuses the state's memory and leaves it where it was."""
+def jitted(program: Program, state_shardings: TrainState | None = None) -> Jitted:
+    """Jits a program; `update` reuses the state's memory and, given where it lives, leaves it there."""
     return Jitted(
         rollout=jax.jit(program.rollout, static_argnames=("sampling", "samples")),
         teacher_rollout=jax.jit(program.teacher_rollout, static_argnames="sampling"),

@@ -336,7 +336,7 @@ def test_names_in_answers(answer, own, other):
         ({"source": "persona", "max_steps": 9}, "max_steps=9 has no effect on source='persona', only on builtin: leave it unset"),
         ({"answer_check": "regex"}, "answer_check='regex' has no effect on source='builtin', only on jsonl, tfds, hf"),
         ({"source": "hf:x", "data_dir": "/x"}, "data_dir='/x' has no effect on source='hf:x', only on tfds"),
-        ({"min_steps": 9}, "min_steps=9 and max_steps=8"),
+        ({"min_steps": 9}, "min_steps=9 and max_steps=5"),
         ({"limit": 0}, "limit=0 must be at least 1"),
         ({"held_out": 0}, "held_out=0 must be at least 1"),
         ({"seed": -1}, "seed=-1 must be at least 0"),

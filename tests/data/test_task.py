@@ -20,12 +20,12 @@ from jopd.data.task import (
 )
 
 PINNED_PROMPT = (
-    "Lena has 57 cards. 1: she finds 9 more. 2: a friend takes 8 cards. 3: she buys 8 cards. "
-    "4: she sells half of the cards. how many cards does Lena have?"
+    "Omar starts with 6 eggs. 1: he finds 5 more. 2: he loses 7 eggs. 3: he sells half of the eggs. "
+    "4: a friend brings 5 eggs. what is the number of eggs in the end?"
 )
 PINNED_SOLUTION = (
-    "for step 1, add 9 to 57, which makes 66. for step 2, take 8 from 66, which leaves 58. "
-    "now look at step 3: the count was 58, and after adding 8 it is 66. step 4: half of 66 is 33.\nanswer: 33"
+    "step 1: 6 plus 5 is 11. step 2: 11 minus 7 is 4. for step 3, halve 4, which leaves 2. in step 4"
+    " the 2 eggs grow by 5, so there are 7 now.\nanswer: 7"
 )
 
 FIRST_WORDS = {"plain": "step", "order": "for", "story": "in", "long": "now"}
@@ -169,7 +169,7 @@ def test_difficulty_sets_the_length():
         assert max(lengths(2, style)) < 64
     assert min(lengths(40, NEUTRAL_STYLE)) > 512 and min(lengths(40, STUDENT_STYLE)) > 512
     counts = collections.Counter(len(TallyTask().problem(i, "train").steps) for i in range(700))
-    assert set(counts) == set(range(2, 9)) and min(counts.values()) > 60
+    assert set(counts) == set(range(2, 6)) and min(counts.values()) > 60
 
 
 def test_every_number_of_the_range_is_met():

@@ -16,4 +16,7 @@ def quick_compilation():
 def tiny(tmp_path_factory):
     """Folders of a student and of a wider teacher."""
     folder = tmp_path_factory.mktemp("tiny")
-    return {role: save_model(folder / role, seed=seed, width=8 + 8 * seed) for seed, role in ((1, "student"), (2, "teacher"))}
+    return {
+        role: save_model(folder / role, seed=seed, width=8 + 8 * seed)
+        for seed, role in ((1, "student"), (2, "teacher"))
+    }

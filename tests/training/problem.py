@@ -26,9 +26,13 @@ from jopd.training.state import Fixed, TrainState, real_copy
 from jopd.training.step import Batch, Context, Jitted, Program, jitted
 
 VOCABULARY = 64
-STUDENT = Architecture(vocabulary_size=64, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=24, qk_norm=True)
+STUDENT = Architecture(
+    vocabulary_size=64, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=24, qk_norm=True
+)
 # Another width, an untied head, and an embedding that is padded beyond what the two share.
-TEACHER = Architecture(vocabulary_size=72, width=24, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=16, tied_head=False)
+TEACHER = Architecture(
+    vocabulary_size=72, width=24, layers=1, heads=2, kv_heads=2, head_dim=8, mlp_width=16, tied_head=False
+)
 
 SGD = optax.sgd(1.0)
 
@@ -80,7 +84,9 @@ def prompts(view: str) -> list[np.ndarray]:
     """The prompts under a view, of lengths of their own; the student's are shorter than any other's."""
     generator = np.random.default_rng(sum(view.encode()))
     low, high = (2, 7) if view == "student" else (7, 13)
-    return [generator.integers(VOCABULARY, size=size).astype(np.int32) for size in generator.integers(low, high, PROMPTS)]
+    return [
+        generator.integers(VOCABULARY, size=size).astype(np.int32) for size in generator.integers(low, high, PROMPTS)
+    ]
 
 
 def width(view: str) -> int:
@@ -97,7 +103,9 @@ class Problem(NamedTuple):
 
     def scored(self) -> Batch:
         with jax.set_mesh(self.mesh):
-            return self.batch._replace(hidden=self.jitted.score(self.state, self.fixed, self.batch, self.program.method.views))
+            return self.batch._replace(
+                hidden=self.jitted.score(self.state, self.fixed, self.batch, self.program.method.views)
+            )
 
     def updated(self, batch: Batch | None = None) -> tuple[TrainState, dict[str, np.ndarray]]:
         """One update; the state's buffers are gone afterwards."""
@@ -143,7 +151,9 @@ def problem(
     state = TrainState(params, place(optimizer.init(params)), ema, jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.uint32))
     state = state._replace(step=place(state.step), key=place(state.key))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    functions = _JITTED.setdefault((program, mesh), jitted(program, shardings))  # compiled once for all that ask for the same
+    functions = _JITTED.setdefault(
+        (program, mesh), jitted(program, shardings)
+    )  # compiled once for all that ask for the same
     batch = place_batch(mesh, batch or host_batch(method))
     return Problem(mesh, program, functions, state, Fixed({}, place(teacher_params)), batch)
 

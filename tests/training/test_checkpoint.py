@@ -14,11 +14,19 @@ FACTS = {"student": "a", "student_fingerprint": "0123"}
 def state_of(step: int, mesh=None) -> TrainState:
     """A state whose every number tells its step; odd bits included."""
     split = jax.sharding.NamedSharding(mesh or mesh_of(), jax.sharding.PartitionSpec("fsdp"))
-    leaf = lambda seed: jax.device_put(np.random.default_rng([step, seed]).normal(size=(4, 3)).astype(np.float32), split)
+    leaf = lambda seed: jax.device_put(
+        np.random.default_rng([step, seed]).normal(size=(4, 3)).astype(np.float32), split
+    )
     params = {"layers": {"kernel": leaf(0)}, "embedding": leaf(1)}
     moments = optax.adam(0.1).init(params)
     moments = jax.tree.map(lambda x: x + 1 if x.ndim else x, moments)
-    return TrainState(params, moments, {"layers": {"kernel": leaf(2)}}, jnp.asarray(step, jnp.int32), jnp.array([step, 2**32 - 1], jnp.uint32))
+    return TrainState(
+        params,
+        moments,
+        {"layers": {"kernel": leaf(2)}},
+        jnp.asarray(step, jnp.int32),
+        jnp.array([step, 2**32 - 1], jnp.uint32),
+    )
 
 
 def assert_equal(found: TrainState, wanted: TrainState):
@@ -97,7 +105,9 @@ def test_other_models_are_refused_by_name(tmp_path):
     checkpoints.save(4, state_of(4), None)
     checkpoints.close()
     other = Checkpoints(tmp_path, keep=1, facts=FACTS | {"student_fingerprint": "4567"})
-    with pytest.raises(OtherModels, match="cannot resume from step 4: student_fingerprint was 0123, is 4567. .*another --output") as error:
+    with pytest.raises(
+        OtherModels, match="cannot resume from step 4: student_fingerprint was 0123, is 4567. .*another --output"
+    ) as error:
         other.restore(state_of(0))
     assert "\n" not in str(error.value)
     other.close()

@@ -33,11 +33,21 @@ ANSWERS = Answers(
 def test_a_summary_worked_by_hand():
     record = summarise(DataConfig(), ANSWERS)
     # One of two is right. Wilson at 1 of 2 with z = 1.95996: 1/2 -+ z sqrt(1/8 + z^2/16) / (1 + z^2/2), all over 2.
-    assert record["accuracy"] == {"value": 0.5, "low": pytest.approx(0.0945312), "high": pytest.approx(0.9054688), "count": 2}
+    assert record["accuracy"] == {
+        "value": 0.5,
+        "low": pytest.approx(0.0945312),
+        "high": pytest.approx(0.9054688),
+        "count": 2,
+    }
     # Sums 4, 2, 2 over counts 2, 4, 1: a mean of 8/7 over tokens. Residuals 12/7, -18/7, 6/7: squares sum to 504/49, so the standard
     # error is sqrt(3/2 * 504/49) / 7.
     half = 1.959964 * np.sqrt(1.5 * 504 / 49) / 7
-    assert record["kl"] == {"value": pytest.approx(8 / 7), "low": pytest.approx(8 / 7 - half), "high": pytest.approx(8 / 7 + half), "count": 3}
+    assert record["kl"] == {
+        "value": pytest.approx(8 / 7),
+        "low": pytest.approx(8 / 7 - half),
+        "high": pytest.approx(8 / 7 + half),
+        "count": 3,
+    }
     assert (record["length_mean"], record["length_max"]) == (pytest.approx(7 / 3), 4)
     assert record["truncation_rate"] == pytest.approx(1 / 3)
     assert set(record) == {"accuracy", "kl", "kl_by_position", "length_mean", "length_max", "truncation_rate"}
@@ -73,7 +83,8 @@ def test_persona_answers_are_also_measured_by_group():
     held_out = persona.examples(who, "held_out")
     pick = lambda wanted: next(e for e in held_out if persona.is_identity(e) == wanted)
     answers = ANSWERS._replace(
-        examples=[pick(True), pick(False), pick(True)], text=[f"I am {who.name}.", f"Ask {who.name}.", "I am a language model."]
+        examples=[pick(True), pick(False), pick(True)],
+        text=[f"I am {who.name}.", f"Ask {who.name}.", "I am a language model."],
     )
     record = summarise(DataConfig(source="persona"), answers)
     assert (record["name_rate"]["value"], record["name_rate"]["count"]) == (0.5, 2)
@@ -123,7 +134,9 @@ def test_answers_of_all_batches_are_gathered_without_what_fills_the_last_one():
     )  # fmt: skip
     answers = evaluator._collect(answer)
     assert [e.id for e in answers.examples] == list("01234")
-    np.testing.assert_array_equal(answers.tokens, [[1, 1, 1, 0], [2, 2, 2, 0], [3, 0, 0, 0], [4, 0, 0, 0], [5, 5, 0, 0]])
+    np.testing.assert_array_equal(
+        answers.tokens, [[1, 1, 1, 0], [2, 2, 2, 0], [3, 0, 0, 0], [4, 0, 0, 0], [5, 5, 0, 0]]
+    )
     np.testing.assert_array_equal(answers.mask, answers.tokens > 0)
     np.testing.assert_array_equal(answers.terms["kl"], 0.5 * answers.tokens)
     np.testing.assert_array_equal(answers.stopped, np.arange(5))

@@ -42,7 +42,10 @@ train.main([*arguments, "--output", str(killed)])
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
     """Runs Python in a process of its own, on one CPU device; what one process has compiled serves the next."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= cache | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
 
@@ -62,7 +65,9 @@ def test_a_killed_run_goes_on_bit_for_bit(python, tiny, tmp_path, capsys):
     # A teacher that is an average of the student, samples that share a prompt, micro-batches: as much state as there is.
     settings = [
         *("--method", "opsd", "--method.teacher-update", "ema"),
-        *arguments(tiny["student"], "self", "", steps=7, checkpoint__every=3, prompts=4, rollout__samples=2, micro_batches=2),
+        *arguments(
+            tiny["student"], "self", "", steps=7, checkpoint__every=3, prompts=4, rollout__samples=2, micro_batches=2
+        ),
     ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     first = python("-c", WHOLE_THEN_KILLED, str(whole), str(killed), *settings)

@@ -75,15 +75,26 @@ def test_prompts_that_are_too_long_are_counted_and_said(tiny, tmp_path, refused)
     long, short = "the " * 100, "four and four"
     held_out = jsonl(tmp_path / "held_out.jsonl", {"prompt": long}, *[{"prompt": short}] * 8)
     source = jsonl(tmp_path / "train.jsonl", *[{"prompt": long}] * 2, *[{"prompt": short}] * 8)
-    own = {"data__source": source, "data__held_out_split": held_out.removeprefix("jsonl:"), "rollout__max_prompt_tokens": 50}
+    own = {
+        "data__source": source,
+        "data__held_out_split": held_out.removeprefix("jsonl:"),
+        "rollout__max_prompt_tokens": 50,
+    }
     run = prepared(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **own))
-    length = len(tokenizer().apply_chat_template([{"role": "user", "content": long}], add_generation_prompt=True, return_dict=False))
+    length = len(
+        tokenizer().apply_chat_template(
+            [{"role": "user", "content": long}], add_generation_prompt=True, return_dict=False
+        )
+    )
     said = f"2 dropped: student prompt longer than max_prompt_tokens=50 (up to {length})"
     assert said in setup.describe(run)["data"] and said.replace("2", "1", 1) in setup.describe(run)["held out"]
     assert (len(run.train.examples), len(run.held_out.examples)) == (8, 7)
     own["rollout__max_prompt_tokens"] = 5
     error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **own))
-    assert "0 of 10 examples fit; 10 dropped: student prompt longer than max_prompt_tokens=5" in error and "raise the limit" in error
+    assert (
+        "0 of 10 examples fit; 10 dropped: student prompt longer than max_prompt_tokens=5" in error
+        and "raise the limit" in error
+    )
 
 
 def test_references_and_contexts_that_are_missing_are_named(tiny, tmp_path, refused):
@@ -97,8 +108,12 @@ def test_references_and_contexts_that_are_missing_are_named(tiny, tmp_path, refu
 
 
 def test_a_model_that_is_not_there_is_named(tiny, tmp_path, refused):
-    assert "model './nowhere' is neither a Hugging Face folder nor a .gguf file" in refused(arguments("./nowhere", tiny["teacher"], tmp_path / "run"))
-    assert "model 'jopd:nobody' does not ship with jopd" in refused(arguments(tiny["student"], "jopd:nobody", tmp_path / "run"))
+    assert "model './nowhere' is neither a Hugging Face folder nor a .gguf file" in refused(
+        arguments("./nowhere", tiny["teacher"], tmp_path / "run")
+    )
+    assert "model 'jopd:nobody' does not ship with jopd" in refused(
+        arguments(tiny["student"], "jopd:nobody", tmp_path / "run")
+    )
 
 
 def test_another_tokenizer_is_refused_naming_both_models(tiny, tmp_path, refused):
@@ -106,7 +121,10 @@ def test_another_tokenizer_is_refused_naming_both_models(tiny, tmp_path, refused
     words.add_tokens(["zebra"])
     other = save_model(tmp_path / "other", seed=3, words=words)
     error = refused(arguments(tiny["student"], other, tmp_path / "run"))
-    assert f"student.model={tiny['student']} and teacher.model={other} need one tokenizer, but 'zebra' is absent in the student's" in error
+    assert (
+        f"student.model={tiny['student']} and teacher.model={other} need one tokenizer, but 'zebra' is absent in the student's"
+        in error
+    )
 
 
 def test_vocabularies_that_differ_by_padding_share_what_both_have(tiny, tmp_path):
@@ -129,7 +147,9 @@ def test_stop_tokens_that_differ_are_warned_of_and_the_students_decide(tiny, tmp
 def test_a_student_that_could_never_stop_is_refused(tiny, tmp_path, refused, monkeypatch):
     load = setup.load
     monkeypatch.setattr(setup, "load", lambda *args, **settings: load(*args, **settings)._replace(stop_tokens=()))
-    assert "names no stop token: set eos_token_id" in refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
+    assert "names no stop token: set eos_token_id" in refused(
+        arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
+    )
 
 
 def test_lengths_beyond_a_models_positions_are_refused(tiny, tmp_path, refused):
@@ -163,7 +183,9 @@ def test_a_folder_that_holds_something_else_is_refused(tiny, tmp_path, refused):
     (tmp_path / "run" / "thesis.txt").touch()
     error = refused(command)
     assert f"output={tmp_path / 'run'} holds files that are not of a run: choose another folder with --output" in error
-    assert f"output={tmp_path / 'run' / 'thesis.txt'} is a file" in refused([*command, "--output", str(tmp_path / "run" / "thesis.txt")])
+    assert f"output={tmp_path / 'run' / 'thesis.txt'} is a file" in refused(
+        [*command, "--output", str(tmp_path / "run" / "thesis.txt")]
+    )
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".config.yaml.partial", "thesis.txt"]
 
 
@@ -174,7 +196,10 @@ def test_a_folder_of_another_run_is_refused_naming_what_differs(tiny, tmp_path, 
     save_yaml(tmp_path / "run" / "config.yaml", name, config)
     assert setup.output_folder(name, config) == tmp_path / "run"
     error = refused([*command, "--method.divergence", "forward_kl", "--rollout.sampling.top-k", "5"])
-    assert "(method.divergence: reverse_kl -> forward_kl; rollout.sampling.top_k: 0 -> 5)" in error and f"--output {tmp_path / 'run'}-2" in error
+    assert (
+        "(method.divergence: reverse_kl -> forward_kl; rollout.sampling.top_k: 0 -> 5)" in error
+        and f"--output {tmp_path / 'run'}-2" in error
+    )
 
 
 def test_the_output_of_a_run_is_not_one_of_its_settings(tiny, tmp_path, monkeypatch):
@@ -203,7 +228,15 @@ def run_of_self(tiny, folder, *flags: str) -> setup.Run:
 
 
 def test_another_model_is_frozen_and_read_as_it_is_asked_for(tiny, tmp_path):
-    run = prepared([*arguments(tiny["student"], tiny["teacher"], tmp_path / "run"), "--teacher.dtype", "bfloat16", "--teacher.compute.remat", "none"])
+    run = prepared(
+        [
+            *arguments(tiny["student"], tiny["teacher"], tmp_path / "run"),
+            "--teacher.dtype",
+            "bfloat16",
+            "--teacher.compute.remat",
+            "none",
+        ]
+    )
     assert all(leaf.dtype == np.dtype("bfloat16") for leaf in leaves(run.fixed.teacher))
     assert all(leaf.dtype == np.dtype("float32") for leaf in leaves(run.state.params))
     assert run.program.teacher == models_.abstract(run.teacher.architecture, Compute(remat="none"))[0]
@@ -242,7 +275,11 @@ def test_a_teacher_that_follows_has_no_parameters_of_its_own(update, rank, tiny,
 
 
 def test_a_method_without_a_teacher_is_measured_against_one_if_there_is_one(tiny, tmp_path):
-    command = lambda teacher: ["--method", "sft", *arguments(tiny["student"], teacher, tmp_path / "run", rollout__max_new_tokens=200)]
+    command = lambda teacher: [
+        "--method",
+        "sft",
+        *arguments(tiny["student"], teacher, tmp_path / "run", rollout__max_new_tokens=200),
+    ]
     run = prepared(command(tiny["teacher"]))
     assert run.program.views == ("teacher",) and set(run.train[0]["contexts"]) == {"student", "teacher"}
     assert run.train[0]["reference"]["tokens"].shape == (8, 200)
@@ -254,7 +291,11 @@ def test_what_it_will_do_is_said(tiny, tmp_path):
     run = prepared(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
     said = setup.describe(run)
     size = sum(leaf.size for leaf in leaves(run.state.params))
-    assert said["method"].startswith("opd: ") and f"{size:,} parameters" in said["student"] and str(tiny["teacher"]) in said["teacher"]
+    assert (
+        said["method"].startswith("opd: ")
+        and f"{size:,} parameters" in said["student"]
+        and str(tiny["teacher"]) in said["teacher"]
+    )
     assert re.search(r"builtin: 32 of 32 examples fit", said["data"]) and said["held out"] == "8 of 8 examples fit"
     assert said["mesh"].startswith("data 8, fsdp 1, tensor 1 on 8 ×") and said["output"] == str(tmp_path / "run")
     assert "6 steps" in said["run"] and "up to 8 tokens" in said["rollouts"]

@@ -39,7 +39,9 @@ def test_the_state_of_step_0_starts_where_the_mesh_puts_it_and_an_ema_teacher_ow
         np.testing.assert_array_equal(state.key, jax.random.key_data(jax.random.key(7)))
         for mine, copied in zip(*map(jax.tree.leaves, (state.params, state.ema_teacher or state.params)), strict=True):
             np.testing.assert_array_equal(mine, copied)
-            pointers = [{part.data.unsafe_buffer_pointer() for part in leaf.addressable_shards} for leaf in (mine, copied)]
+            pointers = [
+                {part.data.unsafe_buffer_pointer() for part in leaf.addressable_shards} for leaf in (mine, copied)
+            ]
             assert pointers[0].isdisjoint(pointers[1]) == ema
         # Moments are placed as parameters are by the mesh's rules, whatever the parameters' own placement.
         assert state.optimizer[0].mu["layers"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (2, 8, 12)

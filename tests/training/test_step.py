@@ -49,7 +49,10 @@ def loss_and_gradient(given):
     state, metrics = given.updated(scored)
     assert metrics["finite_rows"].all() and state.step == 1
     # The state is donated and nothing else.
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.state.params, given.state.optimizer, given.state.ema_teacher)))
+    assert all(
+        leaf.is_deleted()
+        for leaf in jax.tree.leaves((given.state.params, given.state.optimizer, given.state.ema_teacher))
+    )
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((given.fixed, scored)))
     gradient = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), before, state.params)
     norm = math.sqrt(sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(gradient)))
@@ -75,8 +78,13 @@ MORE_WAYS = [(0, 1, (1, 1, 1)), (7, 1, (4, 1, 1)), (0, 2, (2, 2, 1))]
     [(method, *way) for way in WAYS for method in REGISTERED] + [(losses.get("opd"), *way) for way in MORE_WAYS],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_chunks_micro_batches_and_devices_give_the_loss_and_gradient_of_whole_logits(method, chunk, micro_batches, shape):
-    same(loss_and_gradient(problem(method, chunk=chunk, micro_batches=micro_batches, mesh=mesh_of(*shape))), expected(method))
+def test_chunks_micro_batches_and_devices_give_the_loss_and_gradient_of_whole_logits(
+    method, chunk, micro_batches, shape
+):
+    same(
+        loss_and_gradient(problem(method, chunk=chunk, micro_batches=micro_batches, mesh=mesh_of(*shape))),
+        expected(method),
+    )
 
 
 def test_the_state_stays_where_the_mesh_puts_it():
@@ -130,7 +138,9 @@ def test_unchunked_there_is_such_an_array():
     given = large_problem(losses.get("opd"), chunk=0)
     batch = scored_shapes(given)
     assert largest(given.program.update, given.state, given.fixed, batch) >= ROWS * LENGTH * LARGE
-    assert largest(lambda *a: given.program.measure(*a, Logp()), given.state, given.fixed, batch) >= ROWS * LENGTH * LARGE
+    assert (
+        largest(lambda *a: given.program.measure(*a, Logp()), given.state, given.fixed, batch) >= ROWS * LENGTH * LARGE
+    )
 
 
 def test_compiled_memory_shrinks_with_the_chunk():
@@ -140,7 +150,9 @@ def test_compiled_memory_shrinks_with_the_chunk():
         update = jax.jit(given.program.update, donate_argnums=0)
         memory[chunk] = update.lower(given.state, given.fixed, scored_shapes(given)).compile().memory_analysis()
     saved = memory[0].temp_size_in_bytes - memory[1].temp_size_in_bytes
-    assert saved > 2 * 4 * ROWS * LENGTH * LARGE  # float32 logits of student and teacher; what heads and parameters take stays
+    assert (
+        saved > 2 * 4 * ROWS * LENGTH * LARGE
+    )  # float32 logits of student and teacher; what heads and parameters take stays
 
 
 # Identity and alignment.
@@ -180,7 +192,9 @@ def test_a_teacher_that_is_the_student_teaches_nothing(method):
     before = jax.device_get(given.state.params)
     state, metrics = given.updated()
     shares = {name: value for name, value in metrics.items() if name.startswith("loss")}
-    assert set(shares) == {"loss"} | ({f"loss_{name}" for name in DIVERGENCES} if method.name == "every_divergence" else set())
+    assert set(shares) == {"loss"} | (
+        {f"loss_{name}" for name in DIVERGENCES} if method.name == "every_divergence" else set()
+    )
     assert all(abs(value) < 1e-6 for value in shares.values())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), before, jax.device_get(state.params))
 
@@ -189,12 +203,22 @@ def bigram_model(table: np.ndarray):
     """A model whose next token depends on the last one only: `table[i]` are the logits of what follows token i."""
     size = len(table)
     architecture = Architecture(
-        vocabulary_size=size, width=size, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8, tied_head=False, norm_epsilon=1e-12
+        vocabulary_size=size,
+        width=size,
+        layers=1,
+        heads=1,
+        kv_heads=1,
+        head_dim=8,
+        mlp_width=8,
+        tied_head=False,
+        norm_epsilon=1e-12,
     )
     graph, params = models.split(Transformer(architecture, rngs=nnx.Rngs(0)))
     params["layers"] = jax.tree.map(jnp.zeros_like, params["layers"])  # the layers add nothing
     params["embedding"] = jnp.eye(size)
-    params["output_head"] = jnp.asarray(table, jnp.float32) / math.sqrt(size)  # the norm makes a unit vector sqrt(size) long
+    params["output_head"] = jnp.asarray(table, jnp.float32) / math.sqrt(
+        size
+    )  # the norm makes a unit vector sqrt(size) long
     return graph, params
 
 
@@ -236,7 +260,9 @@ def test_the_width_of_the_padding_does_not_matter():
     given = problem(method, chunk=4, micro_batches=2, batch=host_batch(method, more=11))
     scored = given.scored()
     mask = np.asarray(scored.mask)
-    np.testing.assert_allclose(given.measured(Comparison("teacher"), scored)["kl"][mask], kl[mask], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        given.measured(Comparison("teacher"), scored)["kl"][mask], kl[mask], rtol=1e-4, atol=1e-5
+    )
 
 
 # Rollouts.
@@ -300,7 +326,10 @@ def test_an_ema_teacher_follows_as_the_recursion_says():
         slack = jax.tree.map(ulps, slack, wanted, state.params)
     for found, exact, bound in zip(*map(jax.tree.leaves, (state.ema_teacher, wanted, slack)), strict=True):
         assert (np.abs(np.asarray(found, np.float64) - exact) <= bound).all()
-    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (state.ema_teacher, state.params)), strict=True))
+    assert any(
+        (np.asarray(a) != np.asarray(b)).any()
+        for a, b in zip(*map(jax.tree.leaves, (state.ema_teacher, state.params)), strict=True)
+    )
 
 
 @pytest.mark.parametrize("teacher_update", ["frozen", "ema", "live"])
