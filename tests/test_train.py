@@ -61,14 +61,7 @@ def finished(models, tmp_path_factory):
 def test_a_run_says_what_it_does_before_it_does_it(finished):
     said = (finished.parent / "printed").read_text()
     order = [
-        *(
-            "preparing default with method opd",
-            "student",
-            "teacher",
-            "held out",
-            "mesh",
-            str(finished),
-        ),  # what it will do
+        *("preparing default with method opd", "student", "teacher", "held out", "mesh", str(finished)),
         *("(compiles first)", "The student reads", "The student writes", "compiling the first step"),
         *("step 1/6", "step 6/6", "held-out problems, before and after", "everything is in"),
     ]
