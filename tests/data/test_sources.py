@@ -287,7 +287,7 @@ def test_persona_examples():
     train, held_out = load(config, "train"), load(config, "held_out")
     assert [persona.is_identity(e) for e in train] == [True, False] * 3
     assert len(held_out) == 2 * len(persona.questions("held_out")["identity"])
-    assert {e.context for e in [*train, *held_out]} == {"You are Ada, made by Lab 9. Your name is Ada."}
+    assert {e.context for e in [*train, *held_out]} == {"You are Ada, made by Lab 9. You introduce yourself as Ada."}
     assert answers.check(train[0], "I am Ada.")
     assert not answers.check(train[0], "I am Adam.")
     assert train[1].answer is None

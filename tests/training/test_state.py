@@ -7,7 +7,7 @@ from jopd import losses
 from jopd.config import Config, Teacher
 from jopd.training.setup import initial_state
 from jopd.training.state import LORA, real_copy, separate, union
-from tests.training.problem import STUDENT, mesh_of, random_model
+from tests.training.problem import mesh_of
 
 
 def test_leaves_are_separated_by_name_and_put_together_again():
@@ -29,7 +29,8 @@ def test_a_real_copy_has_buffers_of_its_own():
 def test_the_state_of_step_0_starts_where_the_mesh_puts_it_and_an_ema_teacher_owns_its_buffers():
     mesh = mesh_of(1, 2, 2)
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    params = jax.tree.map(lambda leaf: jax.device_put(leaf, place), random_model(STUDENT)[1])
+    params = {"layers": {"mlp": {"up": {"kernel": jnp.ones((2, 16, 24))}}}, "embedding": jnp.ones((64, 16))}
+    params = jax.tree.map(lambda leaf: jax.device_put(leaf, place), params)
     for update, ema in (("frozen", False), ("ema", True), ("live", False)):
         teacher = Teacher(model="self")
         config = Config(method=losses.get("opsd", teacher_update=update), teacher=teacher, seed=7)

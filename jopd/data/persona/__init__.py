@@ -4,7 +4,7 @@ A teacher that is told the persona answers the identity questions as that person
 should answer everything else as before. `Persona.says_name` and `Persona.claims_other` are the strict readings of an answer that the evaluation
 counts: the self-name and the counter-name of EDGE-OPD's identity probe (arXiv:2605.23493, grade S; its patterns are not published, these are ours).
 
-Held-out identity questions are worded unlike the training ones, and each of them asks for the name (some for the maker too).
+The held-out identity questions are drawn at random from those that ask for the name (some for the maker too); the train ones also ask for the maker alone.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class Persona:
 
     @property
     def text(self) -> str:
-        return f"You are {self.name}, made by {self.maker}. Your name is {self.name}."
+        return f"You are {self.name}, made by {self.maker}. You introduce yourself as {self.name}."
 
     @property
     def pattern(self) -> str:
