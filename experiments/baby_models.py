@@ -5,7 +5,10 @@
 
 Both are pretrained on the built-in task's own text: problems with a worked solution as the answer, part of them with the solution, or
 its first half, standing in the context, so that a model that is shown a solution can use it. They differ in size, in how long they
-train, and in the wordings they prefer: the teacher is to be strong and the student to have something left to learn.
+train, and in the wordings they prefer: the teacher is to be strong and the student to have something left to learn. The student reckons
+badly and is taught to read instead: that is what makes its own judgement with a solution in view worth learning from.
+
+A run that was stopped goes on after its last finished cycle.
 """
 
 import argparse
@@ -37,6 +40,7 @@ class Cycle:
     learning_rate: float
     style: task.Style
     largest_operand: int = 9
+    mix: task.Mix = task.Mix()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +57,17 @@ RECIPES = {
         width=128, layers=4, mlp_width=384, seed=0,
         cycles=(Cycle(2000, 3e-3, task.TEACHER_STYLE, largest_operand=20), Cycle(2000, 2e-3, task.TEACHER_STYLE)),
     ),
-    # First almost one wording, then its own mix: it has heard them all, and reckons well in none.
+    # First almost one wording, then its own mix: it has heard them all, and reckons well in none. Then it learns to read.
     "student": Recipe(
         width=96, layers=3, mlp_width=256, seed=1,
-        cycles=(Cycle(2000, 3e-3, task.Style(0.1, 0.1, 0.1, 0.7)), Cycle(700, 1.5e-3, task.STUDENT_STYLE), Cycle(1000, 2e-3, task.STUDENT_STYLE)),
+        cycles=(
+            Cycle(2000, 3e-3, task.Style(0.1, 0.1, 0.1, 0.7)),
+            Cycle(700, 1.5e-3, task.STUDENT_STYLE),
+            Cycle(1000, 2e-3, task.STUDENT_STYLE),
+            Cycle(1000, 3e-3, task.STUDENT_STYLE, mix=task.Mix(no_context=0.4, whole_context=0.4, quote=0.7, hard=0.3, drill=0.7)),
+            Cycle(1250, 3e-3, task.STUDENT_STYLE, mix=task.Mix(no_context=0.4, whole_context=0.4, quote=0.7, hard=0.4, drill=0.5)),
+            Cycle(1500, 2e-3, task.STUDENT_STYLE, mix=task.Mix(no_context=0.35, whole_context=0.4, quote=0.8, hard=0.45, drill=0.3)),
+        ),
     ),
 }  # fmt: skip
 
@@ -71,7 +82,7 @@ def batches(recipe: Recipe, number: int, tokenizer):
             # Mostly short problems, a few long ones: the same facts, at a fraction of the cost.
             most = int(rng.choice([6, 12, 36], p=[0.6, 0.3, 0.1]))
             settings = task.TallySettings(min_steps=1, max_steps=most, largest_operand=cycle.largest_operand)
-            messages, completion = task.pretraining_example(index, recipe.seed, cycle.style, settings)
+            messages, completion = task.pretraining_example(index, recipe.seed, cycle.style, settings, cycle.mix)
             index += 1
             prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             answer = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -97,8 +108,13 @@ def main(name: str):
     )  # fmt: skip
     graph, params = models.split(models.Transformer(architecture, rngs=nnx.Rngs(recipe.seed)))
     print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters", flush=True)
-    start = time.time()
+    start, finished = time.time(), Path(f"runs/baby-{name}")
+    finished.mkdir(parents=True, exist_ok=True)
     for number, cycle in enumerate(recipe.cycles):
+        if (after := finished / f"cycle{number}.npz").is_file():
+            kept = np.load(after)
+            params = jax.tree.unflatten(jax.tree.structure(params), [jnp.asarray(kept[key]) for key in kept.files])
+            continue
         schedule = optax.warmup_cosine_decay_schedule(
             0.0, cycle.learning_rate, 100, cycle.steps, cycle.learning_rate / 50
         )
@@ -121,6 +137,7 @@ def main(name: str):
             params, moments, value = step(params, moments, *next(stream))
             if i % 50 == 0:
                 print(f"cycle {number} step {i:5d}  loss {value:.4f}  {time.time() - start:6.0f} s", flush=True)
+        np.savez(after, *jax.tree.leaves(params))
     save(ASSETS / f"baby-{name}", graph, params, architecture, tokenizer, "bfloat16")
 
 

@@ -37,8 +37,12 @@ def identity(method: Method) -> tuple[float, float]:
     logits = jax.random.normal(jax.random.key(0), (3, 5, 40))
     tokens = jax.random.randint(jax.random.key(1), (3, 5), 0, 40)
     mask = jnp.arange(5)[None] < jnp.array([[5], [3], [1]])
-    chosen = jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(tokens, 40), axis=-1)
-    inputs = {name: chosen for name in (*method.inputs, *method.extras)}
+    # Written by the student itself, ended, unrewarded, and worth what a student at its teacher is worth: nothing.
+    inputs = {name: jnp.zeros((3, 1)) for name in (*method.inputs, *method.module_inputs)}
+    if "behaviour_logp" in inputs:
+        inputs["behaviour_logp"] = jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(tokens, 40), axis=-1)
+    if "values" in inputs:
+        inputs["values"] = jnp.zeros(tokens.shape)
     teachers = {view: logits for view in method.views}
     value, gradient = jax.value_and_grad(lambda z: losses.evaluate(method, z, teachers, tokens, mask, **inputs)[0])(
         logits
@@ -54,6 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
         method = config.or_exit(losses.get, name)
         if not method.views:
             console.say(f"{name}: reads no teacher, so the check does not apply")
+            continue
+        if not method.vanishes_at_teacher:
+            console.say(f"{name}: should not be 0 there: {method.why_not_zero}")
             continue
         loss, gradient = identity(method)
         good = max(loss, gradient) < TOLERANCE

@@ -20,7 +20,8 @@ import yaml
 from jopd import losses, presets
 from jopd.data.sources import DataConfig
 from jopd.data.views import ViewConfig
-from jopd.losses.base import Method
+from jopd.losses.base import INITIAL, Method
+from jopd.losses.stabilisers import Stabilisers
 from jopd.models import Compute, LoRA
 from jopd.rollout.sampler import Sampling
 
@@ -184,6 +185,7 @@ class Config:
 
     Attributes:
       method: what the teacher's judgement is turned into; see `python -m jopd.train --method NAME --help`.
+      stabilise: gates, weights and a pull to the initial model, for any method; all off unless set.
       steps: rollout batches.
       prompts: prompts a step; times `rollout.samples`, the rows of a batch.
       micro_batches: parts that a batch is scored and back-propagated in, to save memory; the result is the same.
@@ -196,6 +198,7 @@ class Config:
     student: Student = Student()
     teacher: Teacher = Teacher()
     data: DataConfig = DataConfig()
+    stabilise: Stabilisers = Stabilisers()
     view: ViewConfig = ViewConfig()
     rollout: RolloutConfig = RolloutConfig()
     optimizer: Optimizer = Optimizer()
@@ -218,12 +221,13 @@ class Config:
             raise ValueError(
                 f"micro_batches={self.micro_batches} must divide the {self.rows} rows of a batch (prompts × rollout.samples)"
             )
+        method = self.objective
         if self.method.teacher_update != "frozen" and self.teacher.model != "self":
             raise ValueError(
                 f"method.teacher_update={self.method.teacher_update} makes the teacher of the student's own weights, but "
                 f"teacher.model={self.teacher.model}: set --teacher.model self, or --method.teacher-update frozen"
             )
-        if self.method.views and self.teacher.model == "none":
+        if {*method.views} - {INITIAL} and self.teacher.model == "none":
             raise ValueError(
                 f"teacher.model=none, but method {self.method.name} needs a teacher: name a model, or `self`"
             )
@@ -241,11 +245,21 @@ class Config:
                 f"method.temperature={temperature}, but rollout.sampling.temperature={self.rollout.sampling.temperature}: the ratio of "
                 "two policies needs one temperature for both"
             )
+        if "group_advantage" in method.inputs and self.rollout.samples == 1:
+            raise ValueError(
+                f"rollout.samples=1: method {method.name} compares the samples of a prompt with each other: set it to 2 or more, such as 8"
+            )
         self._refuse_what_would_be_dropped()
 
     def _refuse_what_would_be_dropped(self):
         """Settings that this run would never read."""
         update, lora = self.method.teacher_update, self.student.lora
+        for name in ("partial_share", "partial_keeps_answer"):
+            if "partial" not in self.method.views and getattr(self.view, name) != getattr(ViewConfig, name):
+                raise ValueError(
+                    f"view.{name}={getattr(self.view, name)} has no effect on method {self.method.name}, which has no partial view: "
+                    "leave it unset"
+                )
         if self.teacher.ema_rate != Teacher.ema_rate and update != "ema":
             raise ValueError(
                 f"teacher.ema_rate={self.teacher.ema_rate} has no effect with method.teacher_update={update}: leave it unset"
@@ -258,6 +272,11 @@ class Config:
             raise ValueError(
                 f"student.lora.alpha={lora.alpha} has no effect without adapters: set --student.lora.rank, or leave it unset"
             )
+
+    @property
+    def objective(self) -> Method:
+        """What is trained on: the method under its stabilisers."""
+        return losses.stabilised(self.method, self.stabilise)
 
     @property
     def rows(self) -> int:
@@ -320,6 +339,9 @@ def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tup
         # Not `replace`, which checks: what the method can't have of the preset, a flag may change before `tyro.cli` builds the run.
         base = copy.copy(base)
         object.__setattr__(base, "method", losses.get(method))
+        for setting, value in base.method.run_defaults:
+            group, field = setting.split(".")
+            object.__setattr__(base, group, dataclasses.replace(getattr(base, group), **{field: value}))
     description = (
         f"Preset {name} (others: {', '.join(n for n in preset_names() if n != name)}), method {base.method.name}. "
         f"Choose with `{program} PRESET --method NAME`; methods: {', '.join(losses.names())}. `--config FILE` runs a config.yaml again. "

@@ -87,8 +87,8 @@ def run(settings: Evaluate) -> dict:
     evaluator = evaluation.Evaluator(
         program, jitted(program), devices, problems, loaded.student.tokenizer, settings.sampling, key
     )
-    state = TrainState(loaded.student.params, (), {}, jnp.zeros((), jnp.int32), jax.random.key_data(key))
-    fixed = Fixed({}, loaded.teacher.params if loaded.teacher else {})
+    state = TrainState(loaded.student.params, {}, (), {}, {}, jnp.zeros((), jnp.int32), jax.random.key_data(key))
+    fixed = Fixed({}, loaded.teacher.params if loaded.teacher else {}, {})
     with jax.set_mesh(devices), console.waiting(f"answering {len(problems.examples)} problems (compiles first)"):
         answers = evaluator.student(state, fixed)
     record = evaluation.summarise(settings.data, answers)

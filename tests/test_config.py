@@ -41,7 +41,8 @@ def wide(monkeypatch):
 def config_of(method: losses.Method, **settings) -> Config:
     """A run of the method, from another model's teacher unless the method makes its own."""
     teacher = Teacher(model="self") if method.teacher_update != "frozen" else Teacher()
-    return Config(method=method, **{"teacher": teacher, **settings})
+    rollout = RolloutConfig(samples=4 if "group_advantage" in method.inputs else 1)
+    return Config(method=method, **{"teacher": teacher, "rollout": rollout, **settings})
 
 
 # Presets.
@@ -94,7 +95,7 @@ def test_a_method_is_chosen_by_name_and_set_by_its_own_fields(name, capsys, monk
     assert parse(["--method", name])[1].method == losses.get(name)
     with pytest.raises(SystemExit) as stop:
         parse([f"--method={name}", "--help"])
-    shown = set(re.findall(r"--method\.([a-z0-9-]+)", capsys.readouterr().out))
+    shown = set(re.findall(r"--method\.(?!no-)([a-z0-9-]+)", capsys.readouterr().out))
     assert stop.value.code == 0
     assert shown == {field.name.replace("_", "-") for field in dataclasses.fields(losses.METHODS[name])}
 
@@ -155,7 +156,7 @@ def test_what_is_unknown_is_one_line_and_names_the_nearest(arguments, message, c
         (["--method.beta", "0.5"], ["beta=0.5", "jensen_shannon", "leave it out"]),
         (["--data.source", "jsnol:x"], ["source='jsnol:x' is not known", "did you mean 'jsonl'"]),
         (
-            ["--method", "opsd", "--method.teacher-update", "ema"],
+            ["--method", "opsd", "--method.teacher-update", "ema", "--teacher.model", "jopd:baby-teacher"],
             ["teacher.model=jopd:baby-teacher", "--teacher.model self"],
         ),
     ],
@@ -278,7 +279,7 @@ def test_every_methods_file_gives_the_run_back(name, tmp_path):
 
 def test_every_setting_survives_the_file(tmp_path):
     config = Config(
-        method=losses.get("opsd", divergence="jensen_shannon", beta=0.25, entry_clamp=None, teacher_update="ema"),
+        method=losses.get("ar_opd", scale=0.25, teacher_update="ema"),
         student=Student(model="a", compute=Compute("bfloat16", "dot_product", "dots"), lora=LoRA(3, 6.0)),
         teacher=Teacher(model="self", ema_rate=1e-05, compute=Compute("bfloat16")),
         data=DataConfig(
@@ -290,7 +291,8 @@ def test_every_setting_survives_the_file(tmp_path):
             data_dir="d",
             answer_check="math",
         ),
-        view=ViewConfig("user", "so: {context}\n", "Be brief.", False),
+        view=ViewConfig("user", 0.25, True, "so: {context}\n", "Be brief.", False),
+        stabilise=losses.Stabilisers((3, 4), 5.5, 3.0, 0.5, 0.125),
         rollout=RolloutConfig(Sampling(0.5, 7, 0.9, 0.01), 2, 33, 44),
         optimizer=Optimizer(3e-07, "linear", 0.125, 1e-10, 0.8, 0.95, 1e-12, 0.0),
         evaluation=Evaluation(0, Sampling(0.0), 3, 0),

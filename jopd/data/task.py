@@ -32,14 +32,11 @@ _T = TypeVar("_T")
 # `jopd.data.views` say it in the same words, since a baby model only understands what it was trained on.
 CONTEXT_TEMPLATE = "worked solution: {context}"
 
-# Pretraining mixes three kinds of prompt: these two, and for the rest the first part of a worked solution.
-NO_CONTEXT_RATE, WHOLE_CONTEXT_RATE = 0.45, 0.25
 # What a completion does with a worked solution in its context, instead of just solving the problem. A teacher that
 # never did any of it could not leak: privileged distillation would look safe on this task, and the leakage that AR-OPD
 # is meant to reduce (a student that refers to a solution it was not shown, or states an answer it did not derive)
 # could not be measured.
 REFER_RATE = 0.10  # "as the worked solution shows, ..." before the steps
-QUOTE_RATE = 0.10  # repeats the context's sentences word for word, and goes on in its own wordings where they end
 SHORTCUT_RATE = 0.10  # no steps, only the answer that the context gave away; needs a context that holds the answer
 REFERENCE = "as the worked solution shows, "
 SHORTCUT = "the worked solution says the answer is {answer}.\n"
@@ -357,6 +354,25 @@ def worked_solution(problem: Problem, style: Style, rng: np.random.Generator) ->
 
 
 @dataclasses.dataclass(frozen=True)
+class Mix:
+    """What pretraining text is made of.
+
+    Attributes:
+      no_context, whole_context: shares of prompts without a worked solution and with a whole one; the rest have a first part.
+      quote: how often a completion repeats the context's sentences word for word, and goes on in its own wordings where they end.
+      hard: share of problems whose numbers are too large for a model that has learnt the small ones. They have a context always, so that
+        reading it is the only way to solve them.
+      drill: share of examples that are sentences without sense, to be repeated word for word: what teaches a model to read.
+    """
+
+    no_context: float = 0.45
+    whole_context: float = 0.25
+    quote: float = 0.10
+    hard: float = 0.0
+    drill: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Context:
     """A worked solution, or the first part of one, as a reader may be shown it.
 
@@ -394,7 +410,9 @@ def partial_context(problem: Problem, style: Style, rng: np.random.Generator) ->
     )
 
 
-def completion_with_context(problem: Problem, context: Context, style: Style, rng: np.random.Generator) -> str:
+def completion_with_context(
+    problem: Problem, context: Context, style: Style, rng: np.random.Generator, quote: float = Mix.quote
+) -> str:
     """A solution written by somebody who sees `context`.
 
     Now and then it refers to the context, quotes it, or only copies the answer from it; the rates are at the top.
@@ -403,37 +421,62 @@ def completion_with_context(problem: Problem, context: Context, style: Style, rn
     habit = rng.random()
     if habit < REFER_RATE:
         steps[0] = REFERENCE + steps[0]
-    elif habit < REFER_RATE + QUOTE_RATE:
+    elif habit < REFER_RATE + quote:
         steps[: len(context.sentences)] = context.sentences
-    elif habit < REFER_RATE + QUOTE_RATE + SHORTCUT_RATE and context.has_answer:
+    elif habit < REFER_RATE + quote + SHORTCUT_RATE and context.has_answer:
         return SHORTCUT.format(answer=problem.answer) + problem.answer_line
     return " ".join(steps) + "\n" + problem.answer_line
 
 
 def pretraining_example(
-    index: int, seed: int, style: Style, settings: TallySettings = TallySettings()
+    index: int, seed: int, style: Style, settings: TallySettings = TallySettings(), mix: Mix = Mix()
 ) -> tuple[list[Message], str]:
     """One prompt and its completion, from the train split's problems.
 
     Args:
       index, seed: two runs of pretraining with different seeds see different text; `settings.seed` plays no part.
       style: the wordings of the completion; those of a context are `settings.style`.
+      mix: what kinds of prompts there are, and how contexts are used.
     Returns:
       The messages of the prompt, ending with the user's turn, and the assistant's text.
     """
     # A stream of its own: the same (seed, index) must not be the task's own train example.
     rng = np.random.default_rng([seed, index, len(get_args(Split))])
+    if mix.drill and rng.random() < mix.drill:
+        return reading_drill(rng, settings)
+    hard = mix.hard > 0 and rng.random() < mix.hard
+    if hard:
+        settings = dataclasses.replace(settings, largest=999, largest_operand=99)
     problem = draw_problem(rng, "train", settings)
     kind = rng.random()
-    if kind < NO_CONTEXT_RATE:
+    if kind < mix.no_context and not hard:
         return [Message(role="user", content=problem.question)], worked_solution(problem, style, rng)
-    make = whole_context if kind < NO_CONTEXT_RATE + WHOLE_CONTEXT_RATE else partial_context
+    make = whole_context if kind < mix.no_context + mix.whole_context else partial_context
     context = make(problem, settings.style, rng)
-    completion = completion_with_context(problem, context, style, rng)
-    shown = CONTEXT_TEMPLATE.format(context=context.text)
+    completion = completion_with_context(problem, context, style, rng, mix.quote)
+    return _with_context(problem.question, context.text, rng), completion
+
+
+def reading_drill(rng: np.random.Generator, settings: TallySettings) -> tuple[list[Message], str]:
+    """Sentences of a worked solution with numbers that make no sense, in the context and to be said again."""
+    things = _pick(rng, THINGS)
+    number = lambda: int(rng.integers(1000))
+    sentences = [
+        _pick(rng, tuple(_pick(rng, tuple(STEP_WORDINGS.values())).values())).format(
+            i=i, things=things, by=number(), before=number(), after=number()
+        )
+        for i in range(1, int(rng.integers(settings.min_steps, settings.max_steps + 1)) + 1)
+    ]
+    text = " ".join(sentences) + "\n" + ANSWER_LINE.format(answer=number())
+    return _with_context(QUESTIONS[1].format(things=things), text, rng), text
+
+
+def _with_context(question: str, context: str, rng: np.random.Generator) -> list[Message]:
+    """A worked solution in either place where a view may put one."""
+    shown = CONTEXT_TEMPLATE.format(context=context)
     if rng.random() < 0.5:
-        return [Message(role="system", content=shown), Message(role="user", content=problem.question)], completion
-    return [Message(role="user", content=problem.question + " " + shown)], completion
+        return [Message(role="system", content=shown), Message(role="user", content=question)]
+    return [Message(role="user", content=question + " " + shown)]
 
 
 def texts() -> tuple[str, ...]:

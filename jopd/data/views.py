@@ -2,14 +2,20 @@
 
 | view | shows |
 |---|---|
-| `student`, `teacher`, `plain` | the messages alone |
+| `student`, `teacher`, `plain`, `initial` | the messages alone |
 | `privileged`, `full` | the messages and the privileged context: `Example.context`, or the worked solution |
+| `partial` | the messages and the first part of that: `partial_share` of its characters, cut between two words, without the answer or with it |
+
+The answer that `partial` leaves out, or puts after the cut, is the last of several lines if it holds `Example.answer`; with
+`partial_keeps_answer` a text without such a line gets one. (AR-OPD's appendix removes the answer, its official data builder keeps it.)
+What the reasoning before that line gives away stays.
 
 Everything goes through the tokenizer's own chat template, with the same thinking switch for every reader, and ends where the assistant begins to
 write: a completion continues any view of its example.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -26,6 +32,8 @@ class ViewConfig:
 
     Attributes:
       context_placement: a privileged context is a system message (after the one that is there, if any), or follows the user's last words.
+      partial_share: how much of the reasoning, in characters, the view `partial` shows, in (0, 1); it is cut between two words.
+      partial_keeps_answer: whether `partial` shows the answer after that; without, the paper's way, it ends at the cut.
       context_template: the words around a context, holding {context}. Unset: a context stands as it is, a worked solution after
         "worked solution: ". White space at its start is kept instead of the usual one between it and what it follows.
       system_prompt: the system message of every view, for conversations that have none.
@@ -33,6 +41,8 @@ class ViewConfig:
     """
 
     context_placement: Literal["system", "user"] = "system"
+    partial_share: float = 0.5
+    partial_keeps_answer: bool = False
     context_template: str | None = None
     system_prompt: str | None = None
     thinking: bool | None = None
@@ -40,6 +50,10 @@ class ViewConfig:
     def __post_init__(self):
         if self.context_placement not in ("system", "user"):
             raise ValueError(f"context_placement={self.context_placement!r} is not known: use system or user")
+        if not 0 < self.partial_share < 1:
+            raise ValueError(
+                f"partial_share={self.partial_share} must lie in (0, 1): all of a solution is what the view full shows"
+            )
         if self.context_template is not None and "{context}" not in self.context_template:
             raise ValueError(
                 f"context_template={self.context_template!r} shows no context: put {{context}} where it belongs"
@@ -54,13 +68,45 @@ def _nothing(example: Example, config: ViewConfig) -> None:
 
 def _everything(example: Example, config: ViewConfig) -> str:
     """The context, or else the whole worked solution, in its template."""
-    if example.context is not None:
-        return (config.context_template or "{context}").replace("{context}", example.context)
-    if example.solution is not None:
-        return (config.context_template or task.CONTEXT_TEMPLATE).replace("{context}", example.solution)
-    raise ValueError(
-        f"example {example.id} has neither a context nor a solution for a privileged view: add one, or use a method without that view"
-    )
+    return _in_template(example, config, _privileged(example))
+
+
+def _first_part(example: Example, config: ViewConfig) -> str:
+    """What `_everything` shows, but of its reasoning only the first part."""
+    text = _privileged(example).rstrip()
+    reasoning, _, line = text.rpartition("\n")
+    reasoning = reasoning.rstrip()
+    if not (reasoning and _holds_answer(line, example)):
+        # A pattern is for a checker to match, not for a reader.
+        known = example.answer is not None and example.answer_check != "regex"
+        reasoning, line = text, task.ANSWER_LINE.format(answer=example.answer) if known else ""
+    ends = [word.end() for word in re.finditer(r"\S+", reasoning)] or [0]
+    room = int(config.partial_share * len(reasoning))
+    shown = reasoning[: max((end for end in ends if end <= room), default=ends[0])]
+    return _in_template(example, config, f"{shown}\n{line}" if config.partial_keeps_answer and line else shown)
+
+
+def _privileged(example: Example) -> str:
+    text = example.solution if example.context is None else example.context
+    if text is None:
+        raise ValueError(
+            f"example {example.id} has neither a context nor a solution for a privileged view: add one, or use a method without that view"
+        )
+    return text
+
+
+def _in_template(example: Example, config: ViewConfig, text: str) -> str:
+    usual = task.CONTEXT_TEMPLATE if example.context is None else "{context}"
+    return (config.context_template or usual).replace("{context}", text)
+
+
+def _holds_answer(line: str, example: Example) -> bool:
+    """Whether the answer is there as whole words: 4 is neither in 14 nor in 4.5."""
+    if example.answer is None:
+        return False
+    if example.answer_check == "regex":
+        return re.search(example.answer, line) is not None
+    return re.search(rf"(?<![\w.]){re.escape(example.answer)}(?!\w|\.\w)", line, re.IGNORECASE) is not None
 
 
 # View name to what it shows besides the messages; None is nothing. Views with the same function are rendered once.
@@ -70,6 +116,8 @@ VIEWS: dict[str, Callable[[Example, ViewConfig], str | None]] = {
     "plain": _nothing,
     "privileged": _everything,
     "full": _everything,
+    "partial": _first_part,
+    "initial": _nothing,
 }
 
 

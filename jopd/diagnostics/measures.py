@@ -1,10 +1,11 @@
 """What an evaluation measured, and how a person reads it: names, units, intervals, durations.
 
 An evaluation record is a dict of numbers; of measures with an interval, `{"value", "low", "high", "count"}`; of groups
-of these (`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists of numbers along the completion. The unit
-follows from the name's last part: `accuracy`, `*_rate`, `*_share` and `*_agreement` are shares, `kl`, `*_entropy` and
-`log_ratio` are nats a token, `length*` counts tokens. Under "teacher" a record may hold the teacher's own measures on
-the same problems.
+of these (`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists along the completion or over its length. The
+unit follows from the words of the name's last part: `accuracy` and `*_rate` are shares of problems, `*_share`,
+`*_agreement`, `*_overlap`, `*_mass*` and `stop_gap` are shares of tokens or probabilities, `*kl`, `*_entropy`,
+`entropy_gap` and `log_ratio*` are nats a token, `length*` counts tokens. Under "teacher" a record may hold the teacher's
+own measures on the same problems.
 """
 
 import math
@@ -12,6 +13,28 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 NOT_MEASURES = ("step", "seconds", "teacher")
+# Names that need more than their own words.
+LABELS = {
+    "kl": "KL to the teacher",
+    "forward_kl": "KL from the teacher",
+    "late_kl": "KL to the teacher, last fifth",
+    "entropy_gap": "gap between the entropies",
+    "top1_agreement": "same best token",
+    "top_k_overlap": "top-k overlap",
+    "overlap_mass": "teacher's mass on the overlap",
+    "non_overlap_mass": "teacher's mass on its top-k beside the overlap",
+    "teacher_mass_on_student_top_k": "teacher's mass on the student's top-k",
+    "student_mass_on_teacher_top_k": "student's mass on the teacher's top-k",
+    "out_of_support_mass": "teacher's mass out of the student's support",
+    "reachable_teacher_mass": "teacher's mass within the student's reach",
+    "sampled_outside_share": "sampled outside the teacher's top-k",
+    "stop_gap": "gap between the stop probabilities",
+    "repeated_share": "repeated 4-grams",
+    "shortcut_rate": "shortcuts",
+    "shortcut_refers_rate": "shortcuts: refers to a solution",
+    "shortcut_asserts_rate": "shortcuts: asserts without deriving",
+    "shortcut_cues_rate": "shortcuts: knows beforehand",
+}
 
 
 class Measure(NamedTuple):
@@ -44,22 +67,26 @@ def measures(record: Mapping[str, Any]) -> dict[str, Measure]:
 
 def label(name: str) -> str:
     *groups, last = name.split("/")
-    return ": ".join([*groups, {"kl": "KL to the teacher"}.get(last, last)]).replace("_", " ")
+    return ": ".join([*groups, LABELS.get(last, last)]).replace("_", " ")
 
 
 def unit(name: str) -> str:
     """`%`, `nats`, `tokens`, or nothing."""
     words = name.split("/")[-1].split("_")
-    if words[-1] in ("accuracy", "rate", "share", "agreement"):
+    if (
+        "mass" in words
+        or words[-1] in ("accuracy", "rate", "share", "agreement", "overlap")
+        or words == ["stop", "gap"]
+    ):
         return "%"
-    if words[-1] in ("kl", "entropy") or words[-2:] == ["log", "ratio"]:
+    if words[-1] in ("kl", "entropy") or words[:2] == ["log", "ratio"] or words == ["entropy", "gap"]:
         return "nats"
     return "tokens" if words[0] == "length" else ""
 
 
 def is_outcome(name: str) -> bool:
     """Whether it is a share of the problems (and not of the tokens): what a run is judged by."""
-    return unit(name) == "%" and not name.endswith("agreement")
+    return name.split("/")[-1].split("_")[-1] in ("accuracy", "rate")
 
 
 def amount(name: str, value: int | float) -> str:

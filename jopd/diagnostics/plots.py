@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -16,6 +18,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a8a8a"
+SKY, YELLOW, BLACK = "#56b4e9", "#e69f00", "#333333"
 STYLE: dict[Any, Any] = {
     "font.size": 13, "axes.titlesize": 14, "axes.titlelocation": "left", "axes.titleweight": "bold",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
@@ -60,29 +63,154 @@ def kl_by_position(evaluations: Lines, path: Path) -> Figure | None:
       evaluations: those with "kl_by_position", the mean KL in bins of equal width from a completion's first token to
         its last; null for a bin without tokens.
     """
-    profiles = [(line["step"], line["kl_by_position"]) for line in evaluations if line.get("kl_by_position")]
-    if not profiles:
+    with matplotlib.rc_context(STYLE):
+        if (figure := _along_the_completion(evaluations, "kl_by_position")) is None:
+            return None
+        figure.axes[0].set(title="Where student and teacher disagree", ylabel="KL to the teacher (nats per token)")
+        return _save(figure, path)
+
+
+def overlap_by_position(evaluations: Lines, path: Path) -> Figure | None:
+    """The share of the teacher's top-k that is in the student's too, as `kl_by_position` shows the KL.
+
+    Args:
+      evaluations: those with "top_k_overlap_by_position".
+    """
+    with matplotlib.rc_context(STYLE):
+        if (figure := _along_the_completion(evaluations, "top_k_overlap_by_position")) is None:
+            return None
+        figure.axes[0].set(title="How much of their top-k they share", ylabel="top-k overlap", ylim=(0, 1.02))
+        figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        return _save(figure, path)
+
+
+def accuracy_by_length(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Figure | None:
+    """The accuracy among completions of similar length, with 95 % intervals and the number of completions in each bar.
+
+    Without a completion in any bucket there is no picture.
+
+    Args:
+      runs: by what the legend is to say, the buckets of `jopd.diagnostics.profiles.share_by_length`, the same edges for
+        all. Different runs, or one before and after training.
+
+    Raises:
+      ValueError: runs with different buckets.
+    """
+    edges = {tuple((bucket["from"], bucket["to"]) for bucket in buckets) for buckets in runs.values()}
+    if len(edges) > 1:
+        raise ValueError(f"the runs {', '.join(runs)} have different buckets {sorted(edges)}: give all the same edges")
+    if not any(bucket["count"] for buckets in runs.values() for bucket in buckets):
         return None
+    names = [f"{low}–{high - 1}" if high else f"{low} or more" for low, high in edges.pop()]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+        axes, width = figure.subplots(), 0.8 / len(runs)
+        for index, ((run, buckets), color) in enumerate(zip(runs.items(), _colors(len(runs)), strict=True)):
+            for place, bucket in enumerate(buckets):
+                if not bucket["count"]:
+                    continue
+                x, value = place + (index - (len(runs) - 1) / 2) * width, bucket["value"]
+                axes.bar(x, value, 0.92 * width, color=color, alpha=0.9)
+                axes.vlines(x, bucket["low"], bucket["high"], color=BLACK, linewidth=1.4)
+                inside = value > 0.07
+                axes.text(
+                    x, 0.012 if inside else bucket["high"] + 0.012, f"{bucket['count']:,}",
+                    ha="center", va="bottom", fontsize=9 if len(runs) < 4 else 7, color="white" if inside else BLACK,
+                )  # fmt: skip
+            axes.bar(0, 0, color=color, alpha=0.9, label=run)
+        axes.set_xticks(range(len(names)), names)
+        axes.grid(visible=False, axis="x")
+        axes.set(title="Accuracy by length", xlabel="tokens of the completion", ylabel="accuracy, 95 % interval")
+        axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.02))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        if len(runs) > 1:
+            figure.legend(loc="outside lower center", ncols=min(len(runs), 4))
+        return _save(figure, path)
+
+
+def evidence_histogram(evidence: Float[np.ndarray, " N"], path: Path, *, threshold: float = 0.0) -> Figure:
+    """How much likelier the privileged context makes each sampled token, and which tokens a threshold keeps.
+
+    Args:
+      evidence: nats a token, `log q(y | with the context) - log q(y | without)`.
+      threshold: what is above it is kept.
+    """
+    # One token in a thousand may be anywhere: it is counted in the outermost bars.
+    low, high = np.quantile(evidence[np.isfinite(evidence)], (0.001, 0.999))
+    low, high = min(low, threshold - 0.5), max(high, threshold + 0.5)
+    # Bins that begin at the threshold, so that no bar is on both sides of it.
+    step = (high - low) / 60
+    below, above = int(np.ceil((threshold - low) / step)), int(np.ceil((high - threshold) / step))
+    edges = threshold + step * np.arange(-below, above + 1)
+    values = np.clip(evidence, edges[0], edges[-1])
+    kept = evidence > threshold
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
         axes = figure.subplots()
-        last = len(profiles) - 1
-        for i, (step, profile) in enumerate(profiles):
-            centres = [100 * (k + 0.5) / len(profile) for k in range(len(profile))]
-            values = [float("nan") if value is None else value for value in profile]
-            if i in (0, last):
-                name = "before" if i == 0 else f"after {step:,} steps"
-                axes.plot(centres, values, color=ORANGE if i == 0 else BLUE, marker="o", label=name, zorder=3)
-            else:
-                axes.plot(centres, values, color=GREY, linewidth=1, alpha=0.6, label="in between" if i == 1 else None)
+        for chosen, color, name in ((~kept, GREY, "silenced"), (kept, BLUE, "kept")):
+            axes.hist(values[chosen], edges, color=color, label=f"{name}: {100 * chosen.mean():.0f} %", linewidth=0)
+        axes.axvline(threshold, color=ORANGE, linestyle="--", label=f"threshold: {threshold:g}")
+        axes.set_yscale("log")
         axes.set(
-            title="Where student and teacher disagree",
-            xlabel="position in the completion (% of its length)",
-            xlim=(0, 100),
+            title="What the context says for each token",
+            xlabel="evidence (nats)",
+            ylabel=f"tokens, of {len(evidence):,} (log scale)",
+            xlim=(edges[0], edges[-1]),
+            ylim=(0.7, None),
         )
-        axes.set(ylabel="KL to the teacher (nats per token)", ylim=(0, None))
+        axes.grid(visible=False, axis="x")
         axes.legend()
         return _save(figure, path)
+
+
+def transport_against_loss(
+    losses: Float[np.ndarray, " N"], costs: Float[np.ndarray, " N"], path: Path, *, threshold: float | None = None
+) -> Figure:
+    """Whether a token of high loss also leads to another future: its window's transport cost against its loss.
+
+    Args:
+      losses: nats, the KL at each window's position, on a logarithmic axis; what is below a ten-thousandth is put there.
+      costs: each window's optimal transport cost.
+      threshold: what is above it counts as really divergent.
+    """
+    losses = np.maximum(losses, 1e-4)
+    divergent = np.full(costs.shape, True) if threshold is None else costs > threshold
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+        axes = figure.subplots()
+        names = ("windows", "") if threshold is None else ("really divergent", "same future")
+        for chosen, color, name in ((divergent, BLUE, names[0]), (~divergent, GREY, names[1])):
+            if chosen.any():
+                label = f"{name}: {100 * chosen.mean():.0f} %" if threshold is not None else f"{len(costs):,} {name}"
+                axes.scatter(losses[chosen], costs[chosen], 18, color=color, alpha=0.5, linewidths=0, label=label)
+        if threshold is not None:
+            axes.axhline(threshold, color=ORANGE, linestyle="--", label=f"threshold: {threshold:.2f}")
+        axes.set_xscale("log")
+        axes.set(title="Loss here, and what becomes of it", xlabel="KL to the teacher at the token (nats)")
+        axes.set(ylabel="transport cost of the window", ylim=(0, None))
+        axes.legend()
+        return _save(figure, path)
+
+
+def _along_the_completion(evaluations: Lines, name: str) -> Figure | None:
+    """Profiles of that name before, after, and thin in between; its axes lack a title and what the height means."""
+    profiles = [(line["step"], line[name]) for line in evaluations if line.get(name)]
+    if not profiles:
+        return None
+    figure = Figure(figsize=(7.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    axes = figure.subplots()
+    last = len(profiles) - 1
+    for i, (step, profile) in enumerate(profiles):
+        centres = [100 * (k + 0.5) / len(profile) for k in range(len(profile))]
+        values = [float("nan") if value is None else value for value in profile]
+        if i in (0, last):
+            when = "before" if i == 0 else f"after {step:,} steps"
+            axes.plot(centres, values, color=ORANGE if i == 0 else BLUE, marker="o", label=when, zorder=3)
+        else:
+            axes.plot(centres, values, color=GREY, linewidth=1, alpha=0.6, label="in between" if i == 1 else None)
+    axes.set(xlabel="position in the completion (% of its length)", xlim=(0, 100), ylim=(0, None))
+    axes.legend()
+    return figure
 
 
 def _training(axes: Axes, training: Lines, evaluations: Sequence, curve: str) -> None:
@@ -119,6 +247,12 @@ def _shares(axes: Axes, evaluations: Sequence, names: Sequence[str], lines: Line
     problems = f"{counts.pop():,} problems" if len(counts) == 1 and None not in counts else "problems"
     axes.set_ylabel(f"share of {problems}, 95 % interval")
     axes.legend()
+
+
+def _colors(count: int) -> list[str]:
+    """One for each of several runs; the first of two is what came before."""
+    colors = (ORANGE, BLUE) if count == 2 else (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, GREY, BLACK)
+    return [colors[index % len(colors)] for index in range(count)]
 
 
 def _with_intervals(axes: Axes, points: Sequence, color: str, name: str) -> None:

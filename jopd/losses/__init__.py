@@ -9,7 +9,9 @@ A method is added with its file, its line in METHODS and its tests.
 import inspect
 from typing import Any
 
+from jopd.losses.ar_opd import AnchoredResidualOPD
 from jopd.losses.base import (
+    Loss,
     LossTerm,
     Method,
     Terms,
@@ -21,15 +23,28 @@ from jopd.losses.base import (
     time_stage,
     whole_batch_counts,
 )
+from jopd.losses.cr_opd import CROPD
+from jopd.losses.edge_opd import EvidenceGuidedOPD
+from jopd.losses.entropy_opd import EntropyOPD
+from jopd.losses.g_opd import GOPD
+from jopd.losses.gae_opd import GAEOPD
+from jopd.losses.iw_opd import IWOPD
 from jopd.losses.opd import OPD
 from jopd.losses.opd_pg import OPDPolicyGradient
+from jopd.losses.opd_plus import OPDPlus
 from jopd.losses.opsd import OPSD
+from jopd.losses.rlsd import RLSD
 from jopd.losses.sft import SFT
+from jopd.losses.stabilisers import Stabilisers, stabilised
+from jopd.losses.topd import TOPD
+from jopd.losses.vopd import VOPD
 
 __all__ = [
     "METHODS",
+    "Loss",
     "LossTerm",
     "Method",
+    "Stabilisers",
     "Terms",
     "Total",
     "Variables",
@@ -37,11 +52,20 @@ __all__ = [
     "evaluate",
     "get",
     "names",
+    "stabilised",
     "time_stage",
     "whole_batch_counts",
 ]
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (SFT, OPD, OPDPolicyGradient, OPSD)}
+# In the order of the papers: the baselines, the four papers, and what is near them.
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        *(SFT, OPD, OPDPolicyGradient, OPSD),
+        *(AnchoredResidualOPD, EvidenceGuidedOPD, RLSD, TOPD, GAEOPD, CROPD),
+        *(VOPD, GOPD, IWOPD, EntropyOPD, OPDPlus),
+    )
+}
 
 
 def names() -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from jopd.losses.base import (
     Views,
     check_temperature,
     masked_totals,
+    token_mean,
 )
 from jopd.losses.divergences import Name, choose, comparison
 from jopd.losses.vocabulary import log_softmax
@@ -78,8 +79,8 @@ class OPD(Method):
         return {"divergence": divergence, **comparison(student_logits, teacher)}
 
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        totals = masked_totals(terms, mask)
-        return {"divergence": LossTerm(1.0, *totals["divergence"])}, totals
+        loss = token_mean(terms["divergence"], mask, inputs)
+        return {"divergence": LossTerm(1.0, *loss)}, masked_totals(terms, mask)
 
     def variables(self) -> Variables:
         share = f"student rollouts ({self.on_policy_share:g}), else references"

@@ -1,62 +1,94 @@
 """On-policy distillation as a policy gradient: each sampled token is rewarded with how much more the teacher likes it.
 
-    A_t  = sg( log q(y_t) - log pi(y_t) )                         that is -k1; its mean over pi is -KL(pi || q)
-    loss = token_mean( -A_t log pi(y_t) )                                                       updates = 1
-    loss = token_mean( -min(r_t A_t, clip(r_t, 1 - c, 1 + c) A_t) )                             updates > 1
+    l_t  = sg( log q(y_t) - log pi(y_t) )                         that is -k1; its mean over pi is -KL(pi || q)
+    A_t  = l_t                          immediate
+           sum_{k>=t} l_k               return_to_go
+           sum_{k>=t} g^(k-t) l_k       discounted, g the discount
+    A_t  = A_t + KL(pi || q)            with the baseline -KL, detached
+    loss = aggregate( -A_t log pi(y_t) )                                                        updates = 1
+    loss = aggregate( -min(r_t A_t, clip(r_t, 1 - c, 1 + c) A_t) )                              updates > 1
     r_t  = pi(y_t) / behaviour(y_t)
 
-The expected gradient is the reverse KL's at each state that the student reached, from one vocabulary entry a token.
-With several updates on one batch pi leaves the policy that sampled it: the ratio keeps the gradient unbiased, its clip
-keeps the step small. A_t then follows pi; implementations that fix it at the behaviour policy ascend E_pi[log q - log
-behaviour] instead.
+aggregate: a mean over tokens for immediate credit, a sum over each row and a mean over rows for the others, under which
+alone a return is unbiased when lengths vary. Immediate credit has the expected gradient of the reverse KL at each state
+that the student reached, from one vocabulary entry a token; return_to_go that of the reverse KL between whole rows; a
+discount lies between and is biased for both. The baseline changes none of these: it is the mean of an immediate A_t (so
+that method is `vopd`), for a return only the part of the mean that this token is about. More in `credit.py`.
 
-Source: Thinking Machines, "On-Policy Distillation" (2025). Grade P; the ratio clip is PPO's (arXiv:1707.06347).
+With several updates on one batch pi leaves the policy that sampled it: the ratio keeps the immediate gradient unbiased,
+its clip keeps the step small. For a return it corrects one token of the row, as PPO does. A_t follows pi;
+implementations that fix it at the behaviour policy ascend E_pi[log q - log behaviour] instead.
+
+Source: Thinking Machines, "On-Policy Distillation" (2025), immediate. Grade P; the ratio clip is PPO's
+(arXiv:1707.06347). Returns and baseline: the survey arXiv:2606.22793 names them (P), the formulas are reconstructions
+(R): the paper does not state them.
 """
 
 import dataclasses
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jopd.losses.base import (
     Inputs,
     Logits,
     LossTerm,
     Mask,
-    Method,
     Sums,
     Terms,
     Tokens,
+    Total,
     Variables,
     Views,
-    check_temperature,
+    check_known,
     masked_total,
     masked_totals,
+    row_sum,
+    token_mean,
 )
-from jopd.losses.divergences import comparison
-from jopd.losses.vocabulary import log_prob_of, log_softmax
+from jopd.losses.credit import Estimate, PolicyGradient, check_credit, immediate, return_to_go
+from jopd.losses.stabilisers import joined
 
 
 @dataclasses.dataclass(frozen=True)
-class OPDPolicyGradient(Method):
+class OPDPolicyGradient(PolicyGradient):
     """The log-ratio of the sampled token as its reward.
 
     Attributes:
-      updates: optimiser steps on one batch of completions.
+      credit: which rewards a token answers for: its own (`immediate`), its own and all later ones (`return_to_go`), or
+        the later ones less and less (`discounted`).
+      discount: the share of the next token's reward that counts, in (0, 1), for `discounted`.
+      baseline: what is subtracted from the advantage: nothing, or the exact -KL(pi || q) of the state (`kl`), which
+        mostly lowers the variance.
+      updates: optimiser steps on one batch of completions; with more than one the temperature should be the sampler's.
       ratio_clip: how far the ratio to the behaviour policy counts, in (0, 1); off where left out. Needs updates > 1.
-      log_ratio_clip: bound on the size of a token's reward, in nats; off where left out. 5 is common.
-      temperature: divides the logits of student and teacher alike; with updates > 1 it should be the sampler's.
     """
 
     name = "opd_pg"
-    source = "Thinking Machines 2025 (P); ratio clip arXiv:1707.06347 (P)"
+    source = (
+        "Thinking Machines 2025 (P); ratio clip arXiv:1707.06347 (P); credit arXiv:2606.22793 (names P, formulas R)"
+    )
+    credit: Literal["immediate", "return_to_go", "discounted"] = "immediate"
+    discount: float | None = None
+    baseline: Literal["none", "kl"] = "none"
     updates: int = 1
     ratio_clip: float | None = None
-    log_ratio_clip: float | None = None
-    temperature: float = 1.0
 
     def __post_init__(self):
-        check_temperature(self.temperature)
+        super().__post_init__()
+        check_credit(self.credit, ("immediate", "return_to_go", "discounted"))
+        check_known("baseline", [self.baseline], ("none", "kl"))
+        if self.credit != "discounted" and self.discount is not None:
+            raise ValueError(
+                f"discount={self.discount} has nothing to act on with credit={self.credit!r}, where later rewards count "
+                f"{'not at all' if self.credit == 'immediate' else 'in full'}: set credit to 'discounted', or leave it out"
+            )
+        if self.credit == "discounted" and (self.discount is None or not 0 < self.discount < 1):
+            raise ValueError(
+                f"discount={self.discount} must lie in (0, 1) with credit='discounted': 0 is 'immediate', 1 is "
+                "'return_to_go'"
+            )
         if self.updates < 1:
             raise ValueError(
                 f"updates={self.updates} must be at least 1: the optimiser steps on one batch of completions"
@@ -68,31 +100,32 @@ class OPDPolicyGradient(Method):
             )
         if self.ratio_clip is not None and not 0 < self.ratio_clip < 1:
             raise ValueError(f"ratio_clip={self.ratio_clip} must lie in (0, 1); 0.2 is PPO's")
-        if self.log_ratio_clip is not None and not self.log_ratio_clip > 0:
-            raise ValueError(
-                f"log_ratio_clip={self.log_ratio_clip} must be positive, in nats; 5 is common, None is off"
-            )
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return ("behaviour_logp",) if self.updates > 1 else ()
+        return super().inputs + (("behaviour_logp",) if self.updates > 1 else ())
 
     def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
-        teacher = teacher_logits["teacher"]
-        return {
-            "student_logp": log_prob_of(log_softmax(student_logits, self.temperature), tokens),
-            "teacher_logp": log_prob_of(log_softmax(teacher, self.temperature), tokens),
-            **comparison(student_logits, teacher),
-        }
+        return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, exact_kl=self.baseline == "kl")
+
+    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+        reward, metrics = self.log_ratio(terms, mask)
+        if self.credit == "immediate":
+            advantage = immediate(reward, mask)
+        else:
+            advantage = return_to_go(reward, mask, discount=1.0 if self.discount is None else self.discount)
+        if self.baseline == "kl":
+            advantage = advantage + terms["reverse_kl"]
+        advantage = self.with_task_reward(advantage, mask, inputs)
+        return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
+
+    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
+        return (token_mean if self.credit == "immediate" else row_sum)(values, mask, inputs)
 
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         logp = terms["student_logp"]
-        log_ratio = jax.lax.stop_gradient(terms["teacher_logp"] - logp)
-        metrics = masked_totals(terms, mask) | {"log_ratio": masked_total(log_ratio, mask)}
-        advantage = log_ratio
-        if self.log_ratio_clip is not None:
-            advantage = jnp.clip(log_ratio, -self.log_ratio_clip, self.log_ratio_clip)
-            metrics["log_ratio_clipped"] = masked_total(advantage != log_ratio, mask)
+        advantage, _, metrics = self.estimate(terms, mask, inputs)
+        metrics = masked_totals(terms, mask) | metrics
         surrogate = advantage * logp
         if self.updates > 1:
             ratio = jnp.exp(logp - inputs["behaviour_logp"])
@@ -102,16 +135,17 @@ class OPDPolicyGradient(Method):
                 clipped = advantage * jnp.clip(ratio, 1 - self.ratio_clip, 1 + self.ratio_clip)
                 metrics["ratio_clipped"] = masked_total(clipped < surrogate, mask)
                 surrogate = jnp.minimum(surrogate, clipped)
-        return {"policy_gradient": LossTerm(1.0, *masked_total(-surrogate, mask))}, metrics
+        return {"policy_gradient": LossTerm(1.0, *self.aggregate(-surrogate, mask, inputs))}, metrics
 
     def variables(self) -> Variables:
-        gates = [f"log-ratio clip {self.log_ratio_clip}"] * (self.log_ratio_clip is not None)
-        gates += [f"ratio clip {self.ratio_clip}"] * (self.ratio_clip is not None)
+        credit = {"immediate": "immediate", "return_to_go": "return-to-go", "discounted": f"discounted {self.discount}"}
+        words = self.described(credit[self.credit] + (", baseline -KL" if self.baseline == "kl" else ""))
+        if self.ratio_clip is not None:
+            words["gates"] = joined(words["gates"], f"ratio clip {self.ratio_clip:g}")
         return Variables(
             state="student rollouts" + (f", up to {self.updates - 1} updates old" if self.updates > 1 else ""),
             support="sampled token",
-            credit="immediate",
             routing="none",
-            gates=", ".join(gates) or "none",
             regularisation="none",
+            **words,
         )

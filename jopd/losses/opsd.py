@@ -30,6 +30,7 @@ from jopd.losses.base import (
     check_known,
     check_temperature,
     masked_totals,
+    token_mean,
 )
 from jopd.losses.divergences import choose, comparison, kl_entries
 from jopd.losses.vocabulary import log_softmax
@@ -50,6 +51,7 @@ class OPSD(Method):
 
     name = "opsd"
     source = "arXiv:2601.18734 (P)"
+    run_defaults = (("teacher.model", "self"),)
     views = ("privileged",)
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = "forward_kl"
     beta: float | None = None
@@ -83,8 +85,8 @@ class OPSD(Method):
         return {"divergence": jnp.sum(jnp.minimum(entries, self.entry_clamp), axis=-1), **terms}
 
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        totals = masked_totals(terms, mask)
-        return {"divergence": LossTerm(1.0, *totals["divergence"])}, totals
+        loss = token_mean(terms["divergence"], mask, inputs)
+        return {"divergence": LossTerm(1.0, *loss)}, masked_totals(terms, mask)
 
     def variables(self) -> Variables:
         return Variables(

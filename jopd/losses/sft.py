@@ -25,6 +25,7 @@ from jopd.losses.base import (
     Variables,
     Views,
     masked_totals,
+    token_mean,
 )
 from jopd.losses.divergences import entropy
 from jopd.losses.vocabulary import log_prob_of, log_softmax
@@ -49,8 +50,8 @@ class SFT(Method):
         }
 
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        totals = masked_totals(terms, mask)
-        return {"cross_entropy": LossTerm(1.0, *totals["cross_entropy"])}, totals
+        loss = token_mean(terms["cross_entropy"], mask, inputs)
+        return {"cross_entropy": LossTerm(1.0, *loss)}, masked_totals(terms, mask)
 
     def variables(self) -> Variables:
         return Variables("reference completions", "reference token", "immediate", "none", "none", "none")

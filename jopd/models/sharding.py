@@ -61,12 +61,12 @@ def parameter_axes(path: tuple[str, ...], ndim: int) -> tuple[str | None, ...]:
 def parameter_shardings(mesh: Mesh, params):
     """The `NamedSharding` of every leaf of a tree of parameters (arrays or shapes), optimiser moments included.
 
-    Leaves whose path does not end in a parameter's name (counts, scalars) are replicated.
+    Leaves whose path does not end in a parameter's name (counts, scalars) are replicated, and so is all that stands under "modules".
     """
 
     def place(path, leaf):
         names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        if len(names) < 2 and names[-1:] not in [("embedding",), ("output_head",)]:
+        if "modules" in names or (len(names) < 2 and names[-1:] not in [("embedding",), ("output_head",)]):
             return NamedSharding(mesh, PartitionSpec())
         return NamedSharding(mesh, spec(mesh, leaf.shape, parameter_axes(names, len(leaf.shape))))
 

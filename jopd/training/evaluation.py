@@ -68,7 +68,7 @@ class Evaluator(NamedTuple):
             if not self.program.views:
                 return rollout, {}
             view = self.program.views[0]
-            batch = Batch(contexts, rollout.tokens, rollout.mask, {}, {})
+            batch = Batch(contexts, rollout.tokens, rollout.mask)
             batch = batch._replace(hidden=self.jitted.score(state, fixed, batch, (view,)))
             return rollout, self.jitted.measure(state, fixed, batch, Comparison(view))
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jopd import config as configs
-from jopd.data.batching import Batch as HostBatch
+from jopd.data import answers
 from jopd.diagnostics import plots, report
+from jopd.losses.credit import group_advantage
 from jopd.models.load import save
 from jopd.rollout.buckets import bucket, trim
 from jopd.rollout.sampler import Rollout
@@ -31,7 +32,7 @@ from jopd.training.state import TrainState
 from jopd.training.step import Batch, Context, jitted
 
 # Streams of random numbers, folded into the run's key.
-TRAINING, EVALUATION, MIXING = range(3)
+TRAINING, EVALUATION, MIXING, GUIDING, WINDOWS = range(5)
 
 
 def train(run: Run) -> None:
@@ -86,7 +87,7 @@ class Worker:
 
     def step(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, np.ndarray], dict[str, float]]:
         """One rollout batch: the state after it, its metrics on the host, and the seconds of each phase."""
-        run, method = self.run, self.run.config.method
+        run, method = self.run, self.run.program.method
         clock, seconds = time.perf_counter(), {}
 
         def lap(phase: str, value) -> None:
@@ -96,35 +97,58 @@ class Worker:
             seconds[phase] = seconds.get(phase, 0.0) + now - clock
             clock = now
 
-        batch, rollout = self.write(run.train[step - 1], state)
+        batch, rollout, rows = self.write(step, state)
         lap("rollout", batch)
+        more = {}
         for update in range(method.updates):
             if update == 0 or method.teacher_update != "frozen":
-                batch = batch._replace(hidden=self.jitted.score(state, run.fixed, batch, method.views))
-                lap("score", batch.hidden)
+                batch = self.grade(state, batch)
+                lap("score", (batch.hidden, batch.inputs))
+            if update == 0 and method.windows:
+                batch, remembered, more, _ = self.windows(state, batch, rows)
+                state = state._replace(method=remembered)
+                lap("windows", batch.streams)
             state, metrics = self.jitted.update(state, run.fixed, batch)
             lap("update", metrics)
         lengths = batch.mask.sum(axis=1)
-        metrics |= {
+        metrics |= more | {
             "tokens": lengths.sum(),
             "length_mean": lengths.mean(),
             "truncation_rate": (rollout.stopped == 0).mean(),
         }
         return state, jax.device_get(metrics), seconds
 
-    def write(self, host: HostBatch, state: TrainState) -> tuple[Batch, Rollout]:
-        """The completions of a batch: the student's, the references, or some of each."""
-        run, method, samples = self.run, self.run.config.method, self.run.config.rollout.samples
+    def grade(self, state: TrainState, batch: Batch) -> Batch:
+        """The batch with what the teacher makes of it, and with what the method wants to know of it as a whole."""
+        run, method = self.run, self.run.program.method
+        batch = batch._replace(hidden=self.jitted.score(state, run.fixed, batch, method.views))
+        if method.scoring() is None:
+            return batch
+        return batch._replace(inputs=batch.inputs | self.jitted.prepare(state, run.fixed, batch))
+
+    def windows(self, state: TrainState, batch: Batch, rows: jax.Array):
+        """`Program.windows` with the rollout's sampling."""
+        key, sampling = jax.random.fold_in(self.key, WINDOWS), self.run.config.rollout.sampling
+        return self.jitted.windows(state, self.run.fixed, batch, rows, key, sampling=sampling)
+
+    def write(self, step: int, state: TrainState) -> tuple[Batch, Rollout, jax.Array]:
+        """The completions of a step's batch, the student's, the references or some of each; what is known of them; and their ids."""
+        run, method, samples = self.run, self.run.program.method, self.run.config.rollout.samples
+        host = run.train[step - 1]
         contexts = {view: Context(**mesh.place_batch(run.mesh, context)) for view, context in host["contexts"].items()}
         rows = mesh.place_batch(
             run.mesh, (host["rows"][:, None] * samples + np.arange(samples, dtype=np.int32)).reshape(-1)
         )
 
         def sampled() -> Rollout:
-            key, sampling = jax.random.fold_in(self.key, TRAINING), run.config.rollout.sampling
-            return self.jitted.rollout(
-                state, run.fixed, contexts["student"], rows, key, sampling=sampling, samples=samples
+            key, how = (
+                jax.random.fold_in(self.key, TRAINING),
+                {"sampling": run.config.rollout.sampling, "samples": samples},
             )
+            if not method.guided_share:
+                return self.jitted.rollout(state, run.fixed, contexts["student"], rows, key, **how)
+            guided = chosen(rows, jax.random.fold_in(self.key, GUIDING), method.guided_share)
+            return self.jitted.guided_rollout(state, run.fixed, contexts, guided, rows, key, **how)
 
         if "reference" not in host:
             rollout = sampled()
@@ -136,12 +160,32 @@ class Worker:
             }
             rollout = references(**mesh.place_batch(run.mesh, repeated))
             if method.completions == "mixed":
-                key = jax.random.fold_in(self.key, MIXING)
-                rollout = mix(sampled(), rollout, rows, key, method.on_policy_share)
+                own = chosen(rows, jax.random.fold_in(self.key, MIXING), method.on_policy_share)
+                rollout = mix(sampled(), rollout, own)
         # Not a compilation for every length, nor the longest length for every batch.
         rollout = trim(rollout, bucket(int(rollout.mask.sum(axis=1).max()), run.config.rollout.max_new_tokens))
-        inputs = {"behaviour_logp": rollout.logp} if "behaviour_logp" in method.inputs else {}
-        return Batch(contexts, rollout.tokens, rollout.mask, inputs, {}), rollout
+        inputs = {name: mesh.place_batch(run.mesh, self.input(name, step, rollout)) for name in method.inputs}
+        return Batch(contexts, rollout.tokens, rollout.mask, inputs), rollout, rows
+
+    def input(self, name: str, step: int, rollout: Rollout) -> np.ndarray:
+        """One of `jopd.losses.base.INPUTS` for a step's completions."""
+        run, samples = self.run, self.run.config.rollout.samples
+        rows = rollout.tokens.shape[0]
+        if name == "behaviour_logp":
+            return np.asarray(rollout.logp)
+        if name == "truncated":
+            return np.asarray(rollout.stopped == 0, np.float32)[:, None]
+        if name == "step":
+            return np.full((rows, 1), step - 1, np.float32)
+        examples = [example for example in run.train.examples_at(step - 1) for _ in range(samples)]
+        tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+        decode = lambda row, kept: str(run.student.tokenizer.decode(row[kept], skip_special_tokens=True))
+        text = [decode(row, kept) for row, kept in zip(tokens, mask, strict=True)]
+        # An example without an answer earns nothing, whatever is said.
+        known = [index for index, example in enumerate(examples) if example.answer is not None]
+        reward = np.zeros((rows,), np.float32)
+        reward[known] = answers.scores([examples[index] for index in known], [text[index] for index in known])
+        return reward[:, None] if name == "reward" else np.asarray(group_advantage(jnp.asarray(reward), samples))
 
     def evaluate(self, step: int, state: TrainState, log: logs.RunLog) -> dict[str, Any]:
         """Measures the student on the held-out problems, before training the teacher too, and writes it down."""
@@ -149,16 +193,16 @@ class Worker:
         with waiting(
             f"evaluating on {len(run.held_out.examples)} held-out problems" + (" (compiles first)" if first else "")
         ):
-            answers = self.evaluator.student(state, run.fixed)
-            record = evaluation.summarise(data, answers)
+            found = self.evaluator.student(state, run.fixed)
+            record = evaluation.summarise(data, found)
             if first and run.teacher is not None:
                 record["teacher"] = evaluation.summarise(data, self.evaluator.teacher(state, run.fixed))
-        log.evaluation(step, record, evaluation.samples(answers, run.config.evaluation.samples_shown))
+        log.evaluation(step, record, evaluation.samples(found, run.config.evaluation.samples_shown))
         if first:
-            length = int(answers.mask[0].sum())
+            length = int(found.mask[0].sum())
             show_example(
-                views_of(run, answers.examples[0]), answers.tokens[0][:length], answers.mask[0][:length], run.student.tokenizer,
-                values=answers.terms["kl"][0][:length] if "kl" in answers.terms else None,
+                views_of(run, found.examples[0]), found.tokens[0][:length], found.mask[0][:length], run.student.tokenizer,
+                values=found.terms["kl"][0][:length] if "kl" in found.terms else None,
             )  # fmt: skip
         return record
 
@@ -168,10 +212,13 @@ def references(tokens: jax.Array, mask: jax.Array) -> Rollout:
     return Rollout(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.ones(tokens.shape[:1], jnp.int32))
 
 
-def mix(rollout: Rollout, reference: Rollout, rows: jax.Array, key: jax.Array, share: float) -> Rollout:
-    """The student's completion with probability `share`, the reference otherwise; which one depends on the row's id alone."""
-    draw = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(rows)
-    own = draw < share
+def chosen(rows: jax.Array, key: jax.Array, share: float) -> jax.Array:
+    """Which rows belong to a share of them, drawn for each on its own: it depends on the row's id alone."""
+    return jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(rows) < share
+
+
+def mix(rollout: Rollout, reference: Rollout, own: jax.Array) -> Rollout:
+    """The student's completion where the row is its own, the reference elsewhere."""
     return jax.tree.map(lambda a, b: jnp.where(own.reshape(-1, *[1] * (a.ndim - 1)), a, b), rollout, reference)
 
 

@@ -17,11 +17,12 @@ from jopd.config import Config, differences, load_yaml, to_dict
 from jopd.data import sources, views
 from jopd.data.batching import Batches
 from jopd.data.example import Example
+from jopd.losses.base import INITIAL
 from jopd.models.load import Loaded, load, require_same_tokenizer
 from jopd.models.sharding import parameter_shardings
 from jopd.training import mesh as meshes
 from jopd.training import optimizer
-from jopd.training.state import LORA, Fixed, TrainState, real_copy, separate
+from jopd.training.state import LORA, Fixed, Params, TrainState, real_copy, separate
 from jopd.training.step import Program
 
 
@@ -94,7 +95,12 @@ def prepare(name: str, config: Config) -> Run:
     check_divides(config, mesh)
     examples = {split: sources.load(config.data, split) for split in ("train", "held_out")}
     loaded = load_models(config, mesh)
-    student, teacher, method = loaded.student, loaded.teacher, config.method
+    student, teacher, method = loaded.student, loaded.teacher, config.objective
+    check_answers(config, examples["train"])
+    if unknown := [token for token in config.stabilise.mask_tokens if token >= loaded.vocabulary]:
+        raise ValueError(
+            f"stabilise.mask_tokens={unknown} are no tokens of a vocabulary of {loaded.vocabulary}: take them out"
+        )
     train = make_batches(
         config, loaded, examples["train"], config.prompts, seed=config.seed, references=method.completions != "student",
         max_completion_tokens=config.rollout.max_new_tokens,
@@ -103,8 +109,8 @@ def prepare(name: str, config: Config) -> Run:
 
     trained, base = separate(student.params, LORA) if config.student.lora.rank else (student.params, {})
     frozen = teacher.params if teacher is not None and method.teacher_update == "frozen" else {}
-    transform = optimizer.make(config.optimizer, config.steps * method.updates)
-    state, shardings = initial_state(trained, transform, mesh, config)
+    transform = optimizer.make(config.optimizer, config.steps * method.updates, method.modules_learning_rate)
+    state, shardings = initial_state(trained, transform, mesh, config, student.architecture.width)
     facts = {"jopd": jopd.__version__, "student": student.source, "student_fingerprint": student.fingerprint}
     if teacher is not None:
         facts |= {"teacher": config.teacher.model, "teacher_fingerprint": teacher.fingerprint}
@@ -119,7 +125,7 @@ def prepare(name: str, config: Config) -> Run:
         teacher,
         train,
         held_out,
-        Fixed(base, frozen),
+        Fixed(base, frozen, initial_student(config, loaded, mesh)),
         state,
         shardings,
         facts,
@@ -142,14 +148,15 @@ def load_models(config: Config, mesh: Mesh) -> Models:
         raise ValueError(
             f"student.model={student.source} names no stop token: set eos_token_id in its generation_config.json"
         )
-    room = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+    room = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens + config.method.window_tokens
+    windows = " + method.window_tokens" if config.method.window_tokens else ""
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None and room > model.architecture.max_positions:
             raise ValueError(
-                f"rollout.max_prompt_tokens + max_new_tokens = {room} is more than the {model.architecture.max_positions} positions of the "
+                f"rollout.max_prompt_tokens + max_new_tokens{windows} = {room} is more than the {model.architecture.max_positions} positions of the "
                 f"{role} {model.source}: lower one of them"
             )
-    return Models(student, teacher, config.method.views or (() if teacher is None else ("teacher",)), vocabulary)
+    return Models(student, teacher, config.objective.views or (() if teacher is None else ("teacher",)), vocabulary)
 
 
 def make_batches(
@@ -165,9 +172,11 @@ def make_batches(
 def make_program(config: Config, loaded: Models, transform: optax.GradientTransformation) -> Program:
     student, teacher = loaded.student, loaded.teacher
     return Program(
-        method=config.method,
+        method=config.objective,
         student=student.graph,
         teacher=student.graph if teacher is None else teacher.graph,
+        initial=models.abstract(student.architecture, config.student.compute, models.LoRA())[0],
+        width=student.architecture.width,
         views=loaded.views,
         ema_rate=config.teacher.ema_rate,
         optimizer=transform,
@@ -194,13 +203,23 @@ def check_divides(config: Config, mesh: Mesh) -> None:
         )
 
 
+def check_answers(config: Config, examples: Sequence[Example]) -> None:
+    """A method that is rewarded by a verifier needs something to verify."""
+    asked = {"reward", "group_advantage"} & {*config.objective.inputs}
+    if asked and all(example.answer is None for example in examples):
+        raise ValueError(
+            f"method {config.method.name} is rewarded by a verifier, but no example of data.source={config.data.source} has an answer: "
+            "add answers, or choose a method or setting without a verifier"
+        )
+
+
 def load_teacher(config: Config, student: Loaded, mesh: Mesh) -> Loaded | None:
     """The teacher, or None for `none`. A self-teacher that is not a frozen whole model shares the student's parameters."""
     if config.teacher.model == "none":
         return None
     if config.teacher.model != "self":
         return load(config.teacher.model, compute=config.teacher.compute, dtype=config.teacher.dtype, mesh=mesh)
-    frozen, lora = config.method.teacher_update == "frozen", config.student.lora
+    frozen, lora = config.objective.teacher_update == "frozen", config.student.lora
     if frozen and not lora.rank:
         return load(student.source, compute=config.teacher.compute, dtype=config.teacher.dtype, mesh=mesh)
     # The same arrays, read twice; a frozen teacher is the base without the adapters.
@@ -208,14 +227,35 @@ def load_teacher(config: Config, student: Loaded, mesh: Mesh) -> Loaded | None:
     return student._replace(graph=graph, params=separate(student.params, LORA)[1] if frozen else student.params)
 
 
-def initial_state(trained, transform, mesh: Mesh, config: Config) -> tuple[TrainState, TrainState]:
-    """The state of step 0 and where each of its leaves lives."""
-    key = jax.random.key_data(jax.random.key(config.seed))
-    shapes = jax.eval_shape(transform.init, trained)
-    moments = jax.jit(transform.init, out_shardings=parameter_shardings(mesh, shapes))(trained)
-    put = lambda x: jax.device_put(x, meshes.replicated(mesh))
-    ema = real_copy(trained) if config.method.teacher_update == "ema" else {}
-    state = TrainState(trained, moments, ema, put(jnp.zeros((), jnp.int32)), put(key))
+def initial_student(config: Config, loaded: Models, mesh: Mesh) -> Params:
+    """The parameters that the view "initial" is read with, where a method has it and the base under adapters is not it."""
+    if INITIAL not in config.objective.views or config.student.lora.rank:
+        return {}
+    frozen_self = config.teacher.model == "self" and config.objective.teacher_update == "frozen"
+    if frozen_self and loaded.teacher is not None and config.teacher.dtype == "float32":
+        return loaded.teacher.params
+    # Loaded again, not copied: a resumed run begins from here too.
+    return load(loaded.student.source, compute=config.student.compute, dtype="float32", mesh=mesh).params
+
+
+def initial_state(trained, transform, mesh: Mesh, config: Config, width: int) -> tuple[TrainState, TrainState]:
+    """The state of step 0 and where each of its leaves lives; `width` is that of the student's hidden states."""
+    method, key = config.objective, jax.random.key(config.seed)
+    put = lambda tree: jax.tree.map(lambda x: jax.device_put(x, meshes.replicated(mesh)), tree)
+    modules = put(method.init_modules(width, jax.random.fold_in(key, 0)))
+    both = {"student": trained, "modules": modules}
+    shapes = jax.eval_shape(transform.init, both)
+    moments = jax.jit(transform.init, out_shardings=parameter_shardings(mesh, shapes))(both)
+    ema = real_copy(trained) if method.teacher_update == "ema" else {}
+    state = TrainState(
+        params=trained,
+        modules=modules,
+        optimizer=moments,
+        ema_teacher=ema,
+        method=put(method.init_state()),
+        step=put(jnp.zeros((), jnp.int32)),
+        key=put(jax.random.key_data(key)),
+    )
     return state, jax.tree.map(lambda x: x.sharding, state)
 
 

@@ -16,15 +16,19 @@ class TrainState(NamedTuple):
 
     Attributes:
       params: the trained parameters, float32: all of the student's, or its adapters.
-      optimizer: optax's state.
+      modules: those of the method's own small modules, float32; empty for most.
+      optimizer: optax's state, of {"student": params, "modules": modules}.
       ema_teacher: a running average of `params`, float32; empty unless the teacher follows the student that way.
+      method: what the method remembers from step to step; empty for most.
       step: optimiser steps done. The data position is `step // updates`: a batch is a function of it and the seed.
       key: data of the random key that rollouts are drawn from.
     """
 
     params: Params
+    modules: Params
     optimizer: Any
     ema_teacher: Params
+    method: Params
     step: Int[Array, ""]
     key: UInt32[Array, "2"]
 
@@ -35,10 +39,12 @@ class Fixed(NamedTuple):
     Attributes:
       base: the parameters that adapters are added to; empty when the whole student is trained.
       teacher: a frozen teacher's parameters; empty when the teacher is made of the student's.
+      initial: the student's at the start of the run, for the view "initial"; empty where nobody reads it, or `base` is it.
     """
 
     base: Params
     teacher: Params
+    initial: Params
 
 
 def separate(params: Params, trained: tuple[str, ...]) -> tuple[Params, Params]:

@@ -1,7 +1,9 @@
-"""The three jitted functions of a step: the student writes, the teacher scores, the loss moves the student.
+"""The jitted functions of a step: the student writes, the teacher scores, the loss moves the student.
 
     rollout  (state, fixed, context, rows, key) -> completions
     score    (state, fixed, batch, views)   -> the teacher's final hidden states, one array a view
+    prepare  (state, fixed, batch)          -> what a method must know of the whole batch before it differentiates a part
+    windows  (state, fixed, batch, rows, key)  -> both models write on from places in the completions (methods that ask for it)
     update   (state, fixed, batch)          -> (state, metrics)
 
 A batch's rows are split over the mesh axes data and fsdp; nothing here names a device. Micro-batches are scanned inside `score` and
@@ -9,20 +11,21 @@ A batch's rows are split over the mesh axes data and fsdp; nothing here names a 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from jopd import models
-from jopd.losses.base import Method, Stage, Terms, Total, time_stage, whole_batch_counts
+from jopd.losses.base import INITIAL, Loss, Method, Stage, Terms, Total, Window, time_stage, whole_batch_counts
 from jopd.losses.chunked import Scored, chunked_terms
 from jopd.models import sharding
 from jopd.rollout.sampler import Rollout, Sampling, sample
+from jopd.rollout.windows import place_noise, prefixes, window_rows
 from jopd.training.state import Fixed, Params, TrainState, union
 
 
@@ -45,15 +48,19 @@ class Batch(NamedTuple):
       contexts: by view, "student" among them; `[N, P_view]`, or one row for each completion `[B, P_view]`.
       tokens: `[B, T]` completions, right-padded; `B` is `N` times the samples a prompt, a prompt's samples side by side.
       mask: `[B, T]`, true on the tokens that count.
-      inputs: per-token arrays `[B, T]` by name, for the method's time stage.
+      inputs: arrays `[B, T]` or `[B, 1]` by name, for the method's time stage.
       hidden: the teachers' final hidden states by view, `[B, T, d_teacher]`; filled in by `score`.
+      extras: per-token arrays `[B, T, ...]` by name, for the method's vocabulary stage.
+      streams: by name, batches of further sequences that grew out of these.
     """
 
     contexts: dict[str, Context]
     tokens: Int[Array, "b t"]
     mask: Bool[Array, "b t"]
-    inputs: dict[str, Float[Array, "b t"]]
-    hidden: dict[str, Float[Array, "b t d"]]
+    inputs: dict[str, Float[Array, "b _"]] = {}
+    hidden: dict[str, Float[Array, "b t d"]] = {}
+    extras: dict[str, Array] = {}
+    streams: "dict[str, Batch]" = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Program:
     """The static half of a run: everything that the jitted functions are specialised on.
 
     Attributes:
+      initial: the student without adapters, for the view "initial".
+      width: of the student's hidden states.
       views: the teacher's, those of the method and those that are only measured.
       vocabulary: the entries that student and teacher share; rows that only pad one of the heads are cut off.
     """
@@ -68,6 +77,8 @@ class Program:
     method: Method
     student: nnx.GraphDef
     teacher: nnx.GraphDef
+    initial: nnx.GraphDef
+    width: int
     views: tuple[str, ...]
     ema_rate: float
     optimizer: optax.GradientTransformation
@@ -85,6 +96,12 @@ class Program:
         trained = {"frozen": {}, "ema": state.ema_teacher, "live": state.params}[self.method.teacher_update]
         return jax.lax.stop_gradient(union(fixed.base, trained) if trained else fixed.teacher)
 
+    def reader(self, view: str, state: TrainState, fixed: Fixed) -> models.Transformer:
+        """Who reads a view."""
+        if view == INITIAL:
+            return models.merge(self.initial, jax.lax.stop_gradient(fixed.base or fixed.initial))
+        return models.merge(self.teacher, self.teacher_params(state, fixed))
+
     def rollout(
         self,
         state: TrainState,
@@ -99,6 +116,32 @@ class Program:
         """The student's completions; `rows` are ids unique over the run, so every row draws its own noise."""
         return self._sample(self.student, self.student_params(state, fixed), context, rows, key, sampling, samples)
 
+    def guided_rollout(
+        self,
+        state: TrainState,
+        fixed: Fixed,
+        contexts: dict[str, Context],
+        guided: Bool[Array, " b"],
+        rows: Int[Array, " b"],
+        key: PRNGKeyArray,
+        *,
+        sampling: Sampling,
+        samples: int,
+    ) -> Rollout:
+        """Completions of which the `guided` are sampled with the privileged context in the prompt."""
+        plain, guide = contexts["student"], contexts["privileged"]
+        choose = lambda a, b: jnp.where(guided.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        if self.method.guided_writer == "teacher":
+            student, teacher = self.student_params(state, fixed), self.teacher_params(state, fixed)
+            own = self._sample(self.student, student, plain, rows, key, sampling, samples)
+            others = self._sample(self.teacher, teacher, guide, rows, key, sampling, samples)
+            return jax.tree.map(choose, others, own)
+        # A prompt's samples may now differ in their context, so each has a row, and a prefill, of its own.
+        width = max(plain.tokens.shape[1], guide.tokens.shape[1])
+        own, others = (jax.tree.map(lambda x: jnp.repeat(widen(x, width), samples, axis=0), c) for c in (plain, guide))
+        context = jax.tree.map(choose, others, own)
+        return self._sample(self.student, self.student_params(state, fixed), context, rows, key, sampling, 1)
+
     def teacher_rollout(
         self,
         state: TrainState,
@@ -112,36 +155,97 @@ class Program:
         """What the teacher itself would answer: measured, not trained on."""
         return self._sample(self.teacher, self.teacher_params(state, fixed), context, rows, key, sampling, 1)
 
-    def _sample(self, graph, params, context: Context, rows, key, sampling: Sampling, samples: int) -> Rollout:
+    def _sample(
+        self, graph, params, context: Context, rows, key, sampling: Sampling, samples: int, length=None
+    ) -> Rollout:
         return sample(
             models.merge(graph, params), context.tokens, context.valid, rows, key, sampling=sampling, samples=samples,
-            max_new_tokens=self.max_new_tokens, stop_tokens=self.stop_tokens, pad_id=self.pad_id, vocabulary=self.vocabulary,
+            max_new_tokens=length or self.max_new_tokens, stop_tokens=self.stop_tokens, pad_id=self.pad_id, vocabulary=self.vocabulary,
         )  # fmt: skip
 
     def score(
         self, state: TrainState, fixed: Fixed, batch: Batch, views: tuple[str, ...]
     ) -> dict[str, Float[Array, "b t d"]]:
-        """The teacher's final hidden states at every completion token, under each of `views`."""
-        params = self.teacher_params(state, fixed)
+        """The final hidden states of each view's reader at every completion token."""
+        readers = {view: self.reader(view, state, fixed) for view in views}
+        # One shape for all views: methods look at small differences between them.
+        width = max((batch.contexts[view].tokens.shape[1] for view in views), default=0)
 
         def micro(part: Batch):
-            teacher = models.merge(self.teacher, params)
-            return {view: completion_hidden(teacher, part.contexts[view], part.tokens, part.mask) for view in views}
+            context = {view: jax.tree.map(lambda x: widen(x, width), part.contexts[view]) for view in views}
+            return {
+                view: completion_hidden(reader, context[view], part.tokens, part.mask)[:, :-1]
+                for view, reader in readers.items()
+            }
 
-        return whole(jax.lax.map(micro, parts(batch_rows(batch), self.micro_batches)))
+        return whole(jax.lax.map(micro, parts(batch_rows(batch), self.micro_batches, len(batch.tokens))))
+
+    def heads(self, state: TrainState, fixed: Fixed, views: Iterable[str]) -> dict[str, Float[Array, "d v"]]:
+        """The output head of each view's reader."""
+        return {view: self.reader(view, state, fixed).head() for view in views}
 
     def terms(
-        self, student: models.Transformer, teacher_head: Float[Array, "d v"] | None, part: Batch, stage: Stage
+        self,
+        student: models.Transformer,
+        hidden: Float[Array, "b t d"],
+        heads: dict[str, Float[Array, "d v"]],
+        part: Batch,
+        stage: Stage,
     ) -> Terms:
         """A vocabulary stage over the completions: chunked, so that no `[B, T, V]` array exists."""
-        hidden = completion_hidden(student, part.contexts["student"], part.tokens, part.mask)
         # Gathered over fsdp here, once, and not again in every chunk.
         gathered = lambda head: sharding.constrain(head, None, "vocabulary")
-        teachers = {view: Scored(value, gathered(teacher_head)) for view, value in part.hidden.items()}
+        teachers = {view: Scored(value, gathered(heads[view])) for view, value in part.hidden.items()}
         scored = Scored(hidden, gathered(student.head()))
         return chunked_terms(
-            stage, scored, teachers, part.tokens, part.mask, {}, chunk=self.chunk, vocabulary=self.vocabulary
+            stage, scored, teachers, part.tokens, part.mask, part.extras, chunk=self.chunk, vocabulary=self.vocabulary
         )
+
+    def prepare(self, state: TrainState, fixed: Fixed, batch: Batch) -> dict[str, Array]:
+        """The method's further inputs, of its scoring pass over a scored batch."""
+        stage = self.method.scoring()
+        assert stage is not None
+        return self.method.prepare(self.measure(state, fixed, batch, stage), batch.mask, batch.inputs)
+
+    def windows(
+        self,
+        state: TrainState,
+        fixed: Fixed,
+        batch: Batch,
+        rows: Int[Array, " b"],
+        key: PRNGKeyArray,
+        *,
+        sampling: Sampling,
+    ) -> tuple[Batch, Params, dict[str, Float[Array, ""]], dict[str, Array]]:
+        """Both models write on from places in a prepared batch's completions, and the method compares what they wrote.
+
+        Returns:
+          The batch with the stream "windows", the method's next state, metrics, and an array `[B, W]` a name of each place.
+        """
+        method, batch = self.method, batch_rows(batch)
+        keys = jax.random.split(key, 3)
+        places = method.choose_windows(batch.inputs, batch.mask, place_noise(rows, keys[0], batch.mask.shape[1]))
+        ids = window_rows(rows, places.positions.shape[1])
+        student, teacher = self.student_params(state, fixed), self.teacher_params(state, fixed)
+        embedding = models.merge(self.student, student).embedding[...]
+
+        def write(graph, params, view: str, key) -> tuple[Context, Window]:
+            context = Context(*prefixes(*batch.contexts[view], batch.tokens, batch.mask, places.positions))
+            rollout = self._sample(graph, params, context, ids, key, sampling, 1, method.window_tokens)
+            return context, Window(rollout.tokens, rollout.mask, embedding[rollout.tokens])
+
+        context, mine = write(self.student, student, "student", keys[1])
+        _, theirs = write(self.teacher, teacher, method.views[0], keys[2])
+        found = method.compare_windows(places, mine, theirs, batch.inputs, batch.mask, state.method)
+        # The last place is a probe, which nothing is learnt from.
+        learnt = lambda x: x.reshape(len(rows), -1, *x.shape[1:])[:, :-1].reshape(-1, *x.shape[1:])
+        contexts = {"student": jax.tree.map(learnt, context)}
+        stream = Batch(contexts, found.tokens, found.mask, extras=found.extras)
+        inputs = batch.inputs | found.inputs
+        if "weight" in found.inputs and "weight" in batch.inputs:
+            inputs["weight"] = found.inputs["weight"] * batch.inputs["weight"]
+        metrics = {name: total.mean() for name, total in found.metrics.items()}
+        return batch._replace(inputs=inputs, streams={"windows": stream}), found.state, metrics, found.points
 
     def update(self, state: TrainState, fixed: Fixed, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """One optimiser step on a scored batch.
@@ -150,73 +254,121 @@ class Program:
           The next state, and the metrics: scalars, and `finite_rows` `[B]`, false where a row's terms are not finite numbers.
         """
         batch = batch_rows(batch)
-        counts = whole_batch_counts(self.method, batch.mask, batch.inputs)
-        teacher_head = self.teacher_head(state, fixed)
+        losses = {"": self.method, **self.method.streams}
+        counts = {name: self.counts(loss, stream_of(batch, name), state) for name, loss in losses.items()}
+        heads = {name: self.heads(state, fixed, loss.views) for name, loss in losses.items()}
+        trained = {"student": state.params, "modules": state.modules}
 
-        def loss(params: Params, part: Batch):
-            student = models.merge(self.student, union(fixed.base, params))
-            terms = self.terms(student, teacher_head, part, self.method)
-            summands, metrics = time_stage(self.method, terms, part.mask, part.inputs)
+        def of_stream(name: str, student: models.Transformer, modules: Params, part: Batch):
+            loss = losses[name]
+            hidden = completion_hidden(student, part.contexts["student"], part.tokens, part.mask)
+            terms = self.terms(student, hidden[:, :-1], heads[name], part, loss)
+            inputs = part.inputs | (
+                self.method.apply_modules(modules, hidden, part.mask) if modules and not name else {}
+            )
+            summands, metrics = time_stage(loss, terms, part.mask, inputs)
             shares = {
-                name: term.coefficient * term.sum / jnp.maximum(counts[name], 1) for name, term in summands.items()
+                key: term.coefficient * term.sum / jnp.maximum(counts[name][key], 1) for key, term in summands.items()
             }
-            return sum(shares.values()), (shares, metrics, finite_rows(terms, part.mask))
+            return shares, metrics, finite_rows(terms, part.mask)
+
+        def loss(trained: dict[str, Params], part: Batch):
+            student = models.merge(self.student, union(fixed.base, trained["student"]))
+            shares, metrics, finite = of_stream("", student, trained["modules"], part)
+            for name in self.method.streams:
+                more_shares, more_metrics, more_finite = of_stream(name, student, {}, stream_of(part, name))
+                shares |= more_shares
+                metrics |= {f"{name}_{key}": value for key, value in more_metrics.items()}
+                finite &= more_finite.reshape(finite.shape[0], -1).all(axis=1)
+            return sum(shares.values()), (shares, metrics, finite)
 
         def accumulate(gradient, part: Batch):
-            (_, aux), more = jax.value_and_grad(loss, has_aux=True)(state.params, part)
+            (_, aux), more = jax.value_and_grad(loss, has_aux=True)(trained, part)
             return jax.tree.map(jnp.add, gradient, more), aux
 
-        zero = jax.tree.map(jnp.zeros_like, state.params)
-        gradient, (shares, totals, finite) = jax.lax.scan(accumulate, zero, parts(batch, self.micro_batches))
+        zero = jax.tree.map(jnp.zeros_like, trained)
+        gradient, (shares, totals, finite) = jax.lax.scan(
+            accumulate, zero, parts(batch, self.micro_batches, len(batch.tokens))
+        )
 
-        updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+        updates, optimizer = self.optimizer.update(gradient, state.optimizer, trained)
+        after: Any = optax.apply_updates(trained, updates)
         follow = lambda average, value: average + self.ema_rate * (value - average)
-        ema = jax.tree.map(follow, state.ema_teacher, params) if state.ema_teacher else state.ema_teacher
+        ema = jax.tree.map(follow, state.ema_teacher, after["student"]) if state.ema_teacher else state.ema_teacher
 
         shares = {name: value.sum() for name, value in shares.items()}
-        metrics = {name: Total(total.sum.sum(), total.count.sum()).mean() for name, total in totals.items()}
+        metrics = {name: Total(total.sum.sum(axis=0), total.count.sum(axis=0)).mean() for name, total in totals.items()}
         metrics |= {f"loss_{name}": value for name, value in shares.items()} if len(shares) > 1 else {}
         metrics |= {
             "loss": sum(shares.values()),
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient["student"]),
             "finite_rows": whole(finite),
         }
-        return TrainState(params, optimizer, ema, state.step + 1, state.key), metrics
+        state = state._replace(
+            params=after["student"], modules=after["modules"], optimizer=optimizer, ema_teacher=ema, step=state.step + 1
+        )
+        return state, metrics
 
-    def teacher_head(self, state: TrainState, fixed: Fixed) -> Float[Array, "d v"] | None:
-        if not self.views:
-            return None
-        return models.merge(self.teacher, self.teacher_params(state, fixed)).head()
+    def counts(self, loss: Loss, batch: Batch, state: TrainState) -> dict[str, Float[Array, ""]]:
+        """What divides each summand of a loss, from the whole batch."""
+        inputs = batch.inputs
+        if loss.module_inputs:
+            rows, length = batch.tokens.shape
+            hidden = jax.ShapeDtypeStruct((rows, length + 1, self.width), jnp.float32)
+            made = jax.eval_shape(self.method.apply_modules, state.modules, hidden, batch.mask)
+            inputs = inputs | jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
+        return whole_batch_counts(loss, batch.mask, inputs, batch.extras)
 
     def measure(self, state: TrainState, fixed: Fixed, batch: Batch, stage: Stage) -> Terms:
         """Per-token terms `[B, T]` of a scored batch, without gradient; `stage` has a `token_terms`."""
-        student, head = models.merge(self.student, self.student_params(state, fixed)), self.teacher_head(state, fixed)
-        return whole(
-            jax.lax.map(
-                lambda part: self.terms(student, head, part, stage), parts(batch_rows(batch), self.micro_batches)
-            )
-        )
+        student = models.merge(self.student, self.student_params(state, fixed))
+        heads = self.heads(state, fixed, batch.hidden)
+
+        def micro(part: Batch):
+            hidden = completion_hidden(student, part.contexts["student"], part.tokens, part.mask)
+            return self.terms(student, hidden[:, :-1], heads, part, stage)
+
+        return whole(jax.lax.map(micro, parts(batch_rows(batch), self.micro_batches, len(batch.tokens))))
 
 
 def completion_hidden(
     model: models.Transformer, context: Context, tokens: Int[Array, "b t"], mask: Bool[Array, "b t"]
-) -> Float[Array, "b t d"]:
-    """The hidden states that predict each completion token: the first one's is the context's last, the last token's own is not used."""
+) -> Float[Array, "b s d"]:
+    """The hidden states that predict each completion token, the context's last being the first, and one more, after the last token."""
     hidden = model(jnp.concatenate([context.tokens, tokens], axis=1), jnp.concatenate([context.valid, mask], axis=1))
-    return hidden[:, context.tokens.shape[1] - 1 : -1]
+    return hidden[:, context.tokens.shape[1] - 1 :]
+
+
+def widen(x: Shaped[Array, "n p"], width: int) -> Shaped[Array, "n width"]:
+    """More padding on the left of a context's tokens (any id will do) or of its `valid` (false)."""
+    return jnp.pad(x, [(0, 0), (width - x.shape[1], 0)])
+
+
+def stream_of(batch: Batch, name: str) -> Batch:
+    """A further stream of a batch, or under the empty name the batch itself."""
+    return batch.streams[name] if name else batch
 
 
 def batch_rows(batch: Batch) -> Batch:
     """One context row for each completion."""
     rows = batch.tokens.shape[0]
     repeat = lambda x: jnp.repeat(x, rows // x.shape[0], axis=0)
-    return batch._replace(contexts=jax.tree.map(repeat, batch.contexts))
+    streams = {name: batch_rows(stream) for name, stream in batch.streams.items()}
+    return batch._replace(contexts=jax.tree.map(repeat, batch.contexts), streams=streams)
 
 
-def parts(tree, count: int):
-    """`[B, ...]` to `[count, B / count, ...]`; a part takes every count-th row, so each device has its share of every part."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), tree)
+def parts(tree, count: int, rows: int | None = None):
+    """`[B, ...]` to `[count, B / count, ...]`; a part takes every count-th row, so each device has its share of every part.
+
+    Given the number of completions, `rows`, the leaves of further streams are split by the completion that they grew out of.
+    """
+
+    def split(x):
+        group = x.shape[0] // (rows or x.shape[0])
+        x = x.reshape(-1, count, group, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(count, -1, *x.shape[3:])
+
+    return jax.tree.map(split, tree)
 
 
 def whole(tree):
@@ -236,8 +388,11 @@ class Jitted(NamedTuple):
     """A program's functions, compiled at their first call for each shape."""
 
     rollout: Callable
+    guided_rollout: Callable
     teacher_rollout: Callable
     score: Callable
+    prepare: Callable
+    windows: Callable
     update: Callable
     measure: Callable
 
@@ -246,8 +401,11 @@ def jitted(program: Program, state_shardings: TrainState | None = None) -> Jitte
     """Jits a program; `update` reuses the state's memory and, given where it lives, leaves it there."""
     return Jitted(
         rollout=jax.jit(program.rollout, static_argnames=("sampling", "samples")),
+        guided_rollout=jax.jit(program.guided_rollout, static_argnames=("sampling", "samples")),
         teacher_rollout=jax.jit(program.teacher_rollout, static_argnames="sampling"),
         score=jax.jit(program.score, static_argnames="views"),
+        prepare=jax.jit(program.prepare),
+        windows=jax.jit(program.windows, static_argnames="sampling"),
         update=jax.jit(program.update, donate_argnums=0, out_shardings=(state_shardings, None)),
         measure=jax.jit(program.measure, static_argnames="stage"),
     )

@@ -1,11 +1,14 @@
 import dataclasses
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jopd.data.example import Example, Message
-from jopd.data.task import TallyTask
+from jopd.data.task import NEUTRAL_STYLE, TallyTask, partial_context, worked_steps
 from jopd.data.tokenizer import build
-from jopd.data.views import VIEWS, ViewConfig, describe, render, render_reference, stop_token
+from jopd.data.views import VIEWS, ViewConfig, describe, render, render_reference, shown, stop_token
 
 TOKENIZER = build()
 USER = Message(role="user", content="how many are left?")
@@ -27,7 +30,7 @@ def with_template(template, **settings):
     return tokenizer
 
 
-@pytest.mark.parametrize("view", ["student", "teacher", "plain"])
+@pytest.mark.parametrize("view", ["student", "teacher", "plain", "initial"])
 def test_a_plain_view_shows_the_messages_up_to_where_the_completion_begins(view):
     assert text(TOLD, view) == "<|user|> how many are left? <|end|> <|assistant|>"
 
@@ -38,6 +41,81 @@ def test_a_privileged_view_shows_the_context_or_else_the_solution(view):
         "<|system|> you are good at numbers. <|end|> <|user|> how many are left? <|end|>"
     )
     assert text(SOLVED, view).startswith("<|system|> worked solution: half of 8 is 4.\nanswer: 4 <|end|> <|user|> how")
+
+
+def part(solution, answer="4", check="number", **config):
+    example = dataclasses.replace(PLAIN, solution=solution, answer=answer, answer_check=check)
+    return shown("partial")(example, ViewConfig(context_template="{context}", **config))
+
+
+@pytest.mark.parametrize(
+    ("solution", "share", "without", "kept"),
+    [
+        # Of 15 characters of reasoning 7 end with "of", 6 inside it, 9 with "8", 14 inside the last word.
+        ("half of 8 is 4.\nanswer: 4", 0.5, "half of", "half of\nanswer: 4"),
+        ("half of 8 is 4.\nanswer: 4", 0.45, "half", "half\nanswer: 4"),
+        ("half of 8 is 4.\nanswer: 4", 0.6, "half of 8", "half of 8\nanswer: 4"),
+        ("half of 8 is 4.\nanswer: 4", 0.99, "half of 8 is", "half of 8 is\nanswer: 4"),
+        # At least one word.
+        ("half of 8 is 4.\nanswer: 4", 0.01, "half", "half\nanswer: 4"),
+        ("four\nanswer: 4", 0.5, "four", "four\nanswer: 4"),
+        # White space inside stays as it is, at the ends it does not count.
+        ("half\n\n  of 8 is\n 4.\n\n#### 4 \n", 0.6, "half\n\n  of", "half\n\n  of\n#### 4"),
+        # No line of its own holds the answer: all of it is reasoning, and a kept answer gets its line.
+        ("half of 8 is 4.", 0.5, "half of", "half of\nanswer: 4"),
+        ("half of 8\nis four.", 0.55, "half of 8", "half of 8\nanswer: 4"),
+        ("2 by 7\nis 14 or 4.5 or x4", 0.25, "2 by 7", "2 by 7\nanswer: 4"),
+        # The line may say more than the answer.
+        ("half of 8?\nso she has 4, no more.", 0.8, "half of", "half of\nso she has 4, no more."),
+    ],
+)
+def test_a_partial_view_is_cut_between_two_words(solution, share, without, kept):
+    assert part(solution, partial_share=share) == without
+    assert part(solution, partial_share=share, partial_keeps_answer=True) == kept
+
+
+def test_a_partial_view_keeps_only_an_answer_that_there_is():
+    assert part("half of 8 is 4.\nanswer: 4", answer=None, partial_keeps_answer=True) == "half of 8 is"
+    # A pattern is looked for, but not shown.
+    assert part("who?\nI am Zorblax.", "(?i)zorblax", "regex", partial_keeps_answer=True) == "who?\nI am Zorblax."
+    assert part("who are you?", "(?i)zorblax", "regex", partial_keeps_answer=True) == "who"
+
+
+def test_a_partial_view_shows_its_part_as_the_full_one_shows_the_whole():
+    assert text(SOLVED, "partial").startswith("<|system|> worked solution: half of 8 is <|end|> <|user|> how")
+    assert text(TOLD, "partial").startswith("<|system|> you are good <|end|> <|user|> how")
+    assert "so: half of 8 is <|end|>" in text(SOLVED, "partial", context_template="so: {context}")
+
+
+def test_a_partial_view_of_the_task_is_what_the_built_in_models_were_trained_on():
+    task = TallyTask()
+    seen = {True: 0, False: 0}
+    for index in range(40):
+        rng = np.random.default_rng(index)
+        problem = task.problem(index, "train")
+        context = partial_context(problem, NEUTRAL_STYLE, rng)
+        # Its sentences, and hence the whole solution, are the first that this generator draws.
+        steps = " ".join(worked_steps(problem, NEUTRAL_STYLE, np.random.default_rng(index)))
+        length = len(context.text.split("\n")[0])
+        example = dataclasses.replace(PLAIN, solution=f"{steps}\n{problem.answer_line}", answer=problem.answer)
+        config = ViewConfig(partial_share=(length + 0.5) / len(steps), partial_keeps_answer=context.has_answer)
+        assert shown("partial")(example, config) == f"worked solution: {context.text}"
+        seen[context.has_answer] += 1
+    assert min(seen.values()) > 5
+
+
+WORDS = st.lists(st.text("ab4. ,\n", max_size=6), min_size=1, max_size=12).map(" ".join)
+
+
+@given(solution=WORDS, share=st.floats(0.01, 0.99))
+def test_a_partial_view_is_a_prefix_that_ends_with_a_word(solution, share):
+    reasoning = part(solution, partial_share=share)
+    assert solution.startswith(reasoning)
+    rest = solution[len(reasoning) :]
+    assert reasoning == reasoning.rstrip() and (not rest or rest[0].isspace())
+    assert bool(reasoning) == bool(solution.strip())
+    assert len(reasoning) <= share * len(solution) or len(reasoning.split()) == 1
+    assert part(solution, partial_share=share, partial_keeps_answer=True).startswith(reasoning)
 
 
 def test_a_context_can_follow_the_users_words():
@@ -106,6 +184,7 @@ def test_refusals():
 
     refuse("view='teachr' is not known: use one of student, teacher, plain, privileged, full", view="teachr")
     refuse("example e1 has neither a context nor a solution for a privileged view: add one", example=PLAIN)
+    refuse("example e1 has neither a context nor a solution", example=PLAIN, view="partial")
     refuse("thinking=False: the chat template of .* has no such switch: leave it unset", thinking=False)
     refuse("has no chat template: use an instruct model", tokenizer=with_template(None))
     no_system = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -123,6 +202,9 @@ def test_refusals():
     ("settings", "message"),
     [
         ({"context_template": "look:"}, "context_template='look:' shows no context: put {context} where it belongs"),
+        ({"partial_share": 0.0}, r"partial_share=0.0 must lie in \(0, 1\)"),
+        ({"partial_share": 1.0}, "all of a solution is what the view full shows"),
+        ({"partial_share": float("nan")}, "partial_share=nan must lie"),
         ({"system_prompt": " "}, "system_prompt=' ' is blank: leave it unset"),
     ],
 )

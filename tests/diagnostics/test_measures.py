@@ -1,9 +1,11 @@
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jopd.diagnostics.measures import Measure, duration, is_outcome, label, measures, number, plain, show, unit
+from jopd.diagnostics.measures import LABELS, Measure, duration, is_outcome, label, measures, number, plain, show, unit
+from jopd.diagnostics.tokens import Diagnostics
 
 
 def test_the_numbers_of_a_record_are_found_and_nothing_else():
@@ -28,6 +30,13 @@ def test_the_numbers_of_a_record_are_found_and_nothing_else():
         ("teacher_entropy", Measure(0.0), "teacher entropy|nats|0.000"),
         ("log_ratio", Measure(-0.5), "log ratio|nats|-0.500"),
         ("length_mean", Measure(64.25), "length mean|tokens|64.2"),
+        ("identity/forward_kl", Measure(0.5), "identity: KL from the teacher|nats|0.500"),
+        ("log_ratio_q01", Measure(-4.25), "log ratio q01|nats|-4.250"),
+        ("entropy_gap", Measure(0.1), "gap between the entropies|nats|0.100"),
+        ("stop_gap", Measure(0.011), "gap between the stop probabilities|%|1.1"),
+        ("top_k_overlap", Measure(0.5), "top-k overlap|%|50.0"),
+        ("teacher_mass_on_student_top_k", Measure(0.99), "teacher's mass on the student's top-k|%|99.0"),
+        ("shortcut_rate", Measure(0.25), "shortcuts|%|25.0"),
         ("reward", Measure(3), "reward||3"),
     ],
 )
@@ -37,7 +46,14 @@ def test_a_measure_reads_well(name, measure, expected):
 
 def test_shares_of_tokens_are_no_outcome():
     assert is_outcome("accuracy") and is_outcome("identity/name_rate")
-    assert not is_outcome("top1_agreement") and not is_outcome("kl")
+    assert not any(is_outcome(name) for name in ("top1_agreement", "kl", "overlap_mass", "repeated_share", "stop_gap"))
+
+
+def test_every_token_diagnostic_has_a_unit_and_a_name_to_read():
+    logits = jnp.zeros((1, 4))
+    terms = Diagnostics("teacher", stop_tokens=()).token_terms(logits, {"teacher": logits}, jnp.zeros(1, int), {})
+    assert all(unit(name) in ("%", "nats") and not is_outcome(name) for name in terms)
+    assert {name for name in terms if name not in LABELS} == {"student_entropy", "teacher_entropy", "log_ratio"}
 
 
 def test_numbers_and_durations_are_short():

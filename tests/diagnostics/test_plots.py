@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from jopd.diagnostics import plots
+from jopd.diagnostics.profiles import share_by_length
 from tests.diagnostics.records import EVALUATIONS, TRAINING, share
 
 
@@ -56,3 +57,64 @@ def test_kl_by_position_before_between_and_after(path):
     np.testing.assert_allclose(after.get_ydata(), [0.05, np.nan, 0.2])
     assert [text.get_text() for text in axes.get_legend().texts] == ["before", "in between", "after 40 steps"]
     assert is_png(path)
+
+
+def test_overlap_by_position_is_a_share(path):
+    assert plots.overlap_by_position(EVALUATIONS, path) is None and not path.exists()
+    lines = [{"step": step, "top_k_overlap_by_position": [step / 100, None, 1.0]} for step in (0, 50)]
+    (axes,) = plots.overlap_by_position(lines, path).axes
+    before, after = axes.lines
+    np.testing.assert_allclose(before.get_ydata(), [0, np.nan, 1])
+    np.testing.assert_allclose(after.get_ydata(), [0.5, np.nan, 1])
+    assert axes.get_ylim() == (0, 1.02)
+    assert is_png(path)
+
+
+def test_accuracy_by_length_of_several_runs(path):
+    lengths, edges = [10, 20, 40, 50, 60], (32, 64)
+    runs = {
+        "OPD": share_by_length([True, False, True, True, False], lengths, edges),
+        "AR-OPD": share_by_length([True, True, True, True, True], lengths, edges),
+    }
+    figure = plots.accuracy_by_length(runs, path)
+    (axes,) = figure.axes
+    heights = [bar.get_height() for bar in axes.patches if bar.get_height()]
+    assert heights == [1 / 2, 2 / 3, 1, 1]  # nobody wrote 64 tokens or more
+    bars = [segment[:, 1].tolist() for bar in axes.collections for segment in bar.get_segments()]
+    assert bars[0] == [runs["OPD"][0]["low"], runs["OPD"][0]["high"]] and len(bars) == 4
+    assert [text.get_text() for text in axes.texts] == ["2", "3", "2", "3"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0–31", "32–63", "64 or more"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["OPD", "AR-OPD"]
+    assert is_png(path)
+
+
+def test_accuracy_by_length_refuses_other_edges_and_draws_nothing_of_nothing(path):
+    a, b = (share_by_length([True], [3], edges) for edges in ((4, 8), (4, 9)))
+    with pytest.raises(ValueError, match="different buckets"):
+        plots.accuracy_by_length({"a": a, "b": b}, path)
+    assert plots.accuracy_by_length({"a": share_by_length([], [], (4,))}, path) is None
+    assert plots.accuracy_by_length({}, path) is None and not path.exists()
+
+
+def test_the_evidence_histogram_counts_every_token_on_its_side(path):
+    evidence = np.concatenate([np.linspace(-2, 2, 1001), [1e9, -np.inf]])
+    (axes,) = plots.evidence_histogram(evidence, path, threshold=1.0).axes
+    silenced, kept = axes.containers
+    # 251 values lie in (1, 2] less the 1 itself, and one far beyond.
+    assert sum(bar.get_height() for bar in kept) == 251 and sum(bar.get_height() for bar in silenced) == 1003 - 251
+    assert min(bar.get_x() for bar in kept if bar.get_height()) == pytest.approx(1.0)
+    assert [text.get_text() for text in axes.get_legend().texts] == ["silenced: 75 %", "kept: 25 %", "threshold: 1"]
+    assert is_png(path)
+
+
+def test_transport_against_loss_marks_what_is_really_divergent(path):
+    losses, costs = np.array([0.0, 0.1, 1.0, 3.0]), np.array([0.1, 0.2, 0.6, 0.3])
+    (axes,) = plots.transport_against_loss(losses, costs, path, threshold=0.5).axes
+    divergent, same = axes.collections
+    np.testing.assert_allclose(divergent.get_offsets(), [[1.0, 0.6]])
+    np.testing.assert_allclose(same.get_offsets(), [[1e-4, 0.1], [0.1, 0.2], [3.0, 0.3]])
+    texts = [text.get_text() for text in axes.get_legend().texts]
+    assert texts == ["really divergent: 25 %", "same future: 75 %", "threshold: 0.50"]
+    assert is_png(path)
+    (axes,) = plots.transport_against_loss(losses, costs, path).axes
+    assert [text.get_text() for text in axes.get_legend().texts] == ["4 windows"]

@@ -1,5 +1,4 @@
 import functools
-import itertools
 import re
 
 import jax
@@ -15,12 +14,13 @@ from tests.losses.problem import (
     LENGTH,
     METHODS,
     REGISTERED,
-    UPDATES,
     VOCABULARY,
     logits_of,
     loss_of,
     plain_loss,
+    prepared,
     problem,
+    short,
 )
 
 
@@ -40,30 +40,54 @@ def assert_same(found, expected):
 TOP_K = losses.get("opd", top_k=3)
 
 
-@pytest.mark.parametrize("method, chunk", [*itertools.product(REGISTERED, (1, 7, 0)), (TOP_K, 7)], ids=repr)
-def test_any_chunk_gives_the_same_loss_and_gradient(method, chunk):
+def rows_of(given, rows):
+    """A part of a batch, of rows `rows`."""
+    part = jax.tree.map(lambda a: a[rows], given._replace(student=None, teachers={}))
+    return part._replace(teachers={view: Scored(s.hidden[rows], s.head) for view, s in given.teachers.items()})
+
+
+def on_a_mesh(method, chunk=4):
+    """On eight devices, the batch split in two and the vocabulary in four, in two micro-batches of unequal lengths.
+
+    Returns the jitted loss with its gradient, and its arguments.
+    """
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    put = lambda a, *axes: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*axes)))
+    shard = lambda scored: Scored(put(scored.hidden, "data"), put(scored.head, None, "tensor"))
+    given = problem(method)
+    rest = jax.tree.map(lambda a: put(a, "data"), given._replace(student=None, teachers={}))
+    rest = rest._replace(teachers={view: shard(scored) for view, scored in given.teachers.items()})
+
+    def loss(student, rest):
+        rest = prepared(method, jax.lax.stop_gradient(student), rest, chunk=chunk)
+        counts = losses.whole_batch_counts(method, rest.mask, rest.inputs, rest.extras)
+        shares = []
+        for rows in (slice(0, 2), slice(2, 4)):
+            part = Scored(student.hidden[rows], student.head)
+            shares.append(loss_of(method, part, rows_of(rest, rows), chunk=chunk, counts=counts))
+        return shares[0] + shares[1]
+
+    return jax.jit(jax.value_and_grad(loss)), (shard(given.student), rest)
+
+
+@pytest.mark.parametrize("method", [*REGISTERED, TOP_K], ids=short)
+def test_chunks_micro_batches_and_devices_change_nothing_and_no_vocabulary_is_gathered(method):
+    step, arguments = on_a_mesh(method)
+    program = step.lower(*arguments).compile()
+    assert_same(program(*arguments), unchunked(method))
+    for line in program.as_text().splitlines():
+        if found := re.search(r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)", line):
+            shape = [int(size) for size in found[1].split(",") if size]
+            # A top-k's candidates may travel, 16 * k a position; a row of logits, or of a head, may not.
+            assert VOCABULARY not in shape, line
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 0])
+def test_any_chunk_gives_the_same_loss_and_gradient(chunk):
+    method = losses.get("opd")
     given = problem(method)
     loss = jax.jit(jax.value_and_grad(lambda student: loss_of(method, student, given, chunk=chunk)))
     assert_same(loss(given.student), unchunked(method))
-
-
-@pytest.mark.parametrize("method", [*REGISTERED, UPDATES], ids=repr)
-def test_micro_batches_of_unequal_lengths_sum_to_the_batch(method):
-    given = problem(method)
-    counts = losses.whole_batch_counts(method, given.mask, given.inputs, given.extras)
-
-    @jax.jit
-    @jax.value_and_grad
-    def share(student, part):
-        return loss_of(method, student, part, chunk=4, counts=counts)
-
-    total, gradient = 0.0, Scored([], 0.0)
-    for row in range(BATCH):
-        part = jax.tree.map(lambda a: a[row : row + 1], given._replace(student=None, teachers={}))  # noqa: B023
-        part = part._replace(teachers={v: Scored(s.hidden[row : row + 1], s.head) for v, s in given.teachers.items()})
-        value, (hidden, head) = share(Scored(given.student.hidden[row : row + 1], given.student.head), part)
-        total, gradient = total + value, Scored([*gradient.hidden, hidden], gradient.head + head)
-    assert_same((total, Scored(np.concatenate(gradient.hidden), gradient.head)), unchunked(method))
 
 
 def largest_array(jaxpr) -> int:
@@ -79,11 +103,15 @@ def largest_array(jaxpr) -> int:
 
 def largest_of_a_step(method, chunk):
     given = problem(method)
-    loss = lambda student: loss_of(method, student, given, chunk=chunk)
+
+    def loss(student):
+        rest = prepared(method, jax.lax.stop_gradient(student), given, chunk=chunk)
+        return loss_of(method, student, rest, chunk=chunk)
+
     return largest_array(jax.make_jaxpr(jax.value_and_grad(loss))(given.student).jaxpr)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("method", METHODS, ids=short)
 def test_no_array_has_the_size_of_all_logits(method):
     assert largest_of_a_step(method, chunk=2) < BATCH * LENGTH * VOCABULARY / 4
 
@@ -125,28 +153,6 @@ def test_a_bfloat16_forward_leaves_the_heads_gradient_float32():
     assert gradient.hidden.dtype == jnp.bfloat16 and gradient.head.dtype == jnp.float32
     exact = unchunked(method)[1].head
     assert np.linalg.norm(gradient.head - exact) < 0.02 * np.linalg.norm(exact)
-
-
-# On eight devices, the batch split in two and the vocabulary in four.
-
-
-@pytest.mark.parametrize("method", [*REGISTERED, TOP_K], ids=repr)
-def test_a_sharded_vocabulary_gives_the_same_and_is_never_gathered(method):
-    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    put = lambda a, *axes: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*axes)))
-    shard = lambda scored: Scored(put(scored.hidden, "data"), put(scored.head, None, "tensor"))
-    given = problem(method)
-    rest = jax.tree.map(lambda a: put(a, "data"), given._replace(student=None, teachers={}))
-    rest = rest._replace(teachers={view: shard(scored) for view, scored in given.teachers.items()})
-    step = jax.jit(jax.value_and_grad(lambda student, rest: loss_of(method, student, rest, chunk=4)))
-    student = shard(given.student)
-    program = step.lower(student, rest).compile()
-    assert_same(program(student, rest), unchunked(method))
-    for line in program.as_text().splitlines():
-        if found := re.search(r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)", line):
-            shape = [int(size) for size in found[1].split(",") if size]
-            # A top-k's candidates may travel, 16 * 3 a position; a row of logits, or of a head, may not.
-            assert VOCABULARY not in shape and np.prod(shape) < BATCH // 2 * 4 * VOCABULARY, line
 
 
 # Refusals.

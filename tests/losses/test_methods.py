@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jopd import losses
-from tests.losses.problem import BATCH, LENGTH, METHODS, REGISTERED, UPDATES, logits_of, plain_loss, problem
+from tests.losses.problem import BATCH, LENGTH, METHODS, REGISTERED, UPDATES, logits_of, plain_loss, problem, short
 from tests.reference import divergences as reference
 
 # By hand: pi = (1/4, 3/4), q = (1/2, 1/2).
@@ -133,18 +134,21 @@ def test_sft_equals_torch():
 # What holds for every method, those added later included.
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method.views], ids=repr)
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS if method.views and method.vanishes_at_teacher], ids=short
+)
 def test_identity(method):
     """A teacher that says what the student says teaches nothing."""
     given = problem(method)
     logits = logits_of(given.student)
     loss = lambda z: plain_loss(method, z, dict.fromkeys(method.views, logits), given)
     value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
-    np.testing.assert_allclose(value, 0, atol=1e-6)
-    np.testing.assert_allclose(gradient, 0, atol=1e-7)
+    # Returns add up the rounding of a row's rewards.
+    np.testing.assert_allclose(value, 0, atol=1e-5)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [*REGISTERED, UPDATES], ids=repr)
+@pytest.mark.parametrize("method", [*REGISTERED, UPDATES], ids=short)
 def test_tokens_outside_the_mask_do_not_exist(method):
     batch = problem(method)
     student, teachers = logits_of(batch.student), {view: logits_of(scored) for view, scored in batch.teachers.items()}
@@ -175,10 +179,10 @@ def test_tokens_outside_the_mask_do_not_exist(method):
     holds()
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("method", METHODS, ids=short)
 def test_describes_itself(method):
     assert all(isinstance(word, str) and word for word in method.variables())
-    assert hash(method) == hash(losses.get(method.name, **vars(method)))  # static under jit
+    assert hash(method) == hash(dataclasses.replace(method))  # static under jit
     assert method.source and method.completions in ("student", "reference", "mixed")
 
 

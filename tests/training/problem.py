@@ -21,6 +21,7 @@ from jopd.losses.base import Stage
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 from jopd.models import Architecture, Transformer
 from jopd.models.sharding import MESH_AXES, parameter_shardings
+from jopd.rollout.sampler import Sampling
 from jopd.training.mesh import place_batch
 from jopd.training.state import Fixed, TrainState, real_copy
 from jopd.training.step import Batch, Context, Jitted, Program, jitted
@@ -103,10 +104,19 @@ class Problem(NamedTuple):
     batch: Batch
 
     def scored(self) -> Batch:
+        """The batch as the update wants it: graded, prepared, with its windows."""
+        method = self.program.method
         with jax.set_mesh(self.mesh):
-            return self.batch._replace(
-                hidden=self.jitted.score(self.state, self.fixed, self.batch, self.program.method.views)
-            )
+            batch = self.batch._replace(hidden=self.jitted.score(self.state, self.fixed, self.batch, method.views))
+            if method.scoring() is not None:
+                batch = batch._replace(inputs=batch.inputs | self.jitted.prepare(self.state, self.fixed, batch))
+            if method.windows:
+                rows = jnp.arange(ROWS, dtype=jnp.int32)
+                found = self.jitted.windows(
+                    self.state, self.fixed, batch, rows, jax.random.key(1), sampling=Sampling(temperature=0.5)
+                )
+                batch = found[0]
+        return batch
 
     def updated(self, batch: Batch | None = None) -> tuple[TrainState, dict[str, np.ndarray]]:
         """One update; the state's buffers are gone afterwards."""
@@ -143,20 +153,35 @@ def problem(
     follows = method.teacher_update != "frozen"
     teacher_graph, teacher_params = (graph, {}) if follows else teacher or random_model(TEACHER, seed=1)
     program = Program(
-        method=method, student=graph, teacher=teacher_graph, views=method.views, ema_rate=ema_rate, optimizer=lenient(optimizer),
+        method=method, student=graph, teacher=teacher_graph, initial=graph, width=16, views=method.views, ema_rate=ema_rate, optimizer=lenient(optimizer),
         max_new_tokens=max_new_tokens, stop_tokens=(1,), pad_id=0, vocabulary=vocabulary, micro_batches=micro_batches, chunk=chunk,
     )  # fmt: skip
     place = lambda tree: jax.tree.map(jax.device_put, tree, parameter_shardings(mesh, tree))
     params = place(params)
     ema = real_copy(params) if method.teacher_update == "ema" else {}
-    state = TrainState(params, place(optimizer.init(params)), ema, jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.uint32))
-    state = state._replace(step=place(state.step), key=place(state.key))
+    modules = method.init_modules(16, jax.random.key(2))
+    state = TrainState(
+        params=params,
+        modules=place({"modules": modules})["modules"],
+        optimizer=place(optimizer.init({"student": params, "modules": modules})),
+        ema_teacher=ema,
+        method=place({"modules": method.init_state()})["modules"],
+        step=place(jnp.zeros((), jnp.int32)),
+        key=place(jnp.zeros(2, jnp.uint32)),
+    )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     functions = _JITTED.setdefault(
         (program, mesh), jitted(program, shardings)
     )  # compiled once for all that ask for the same
     batch = place_batch(mesh, batch or host_batch(method))
-    return Problem(mesh, program, functions, state, Fixed({}, place(teacher_params)), batch)
+    return Problem(
+        mesh,
+        program,
+        functions,
+        state,
+        Fixed({}, place(teacher_params), place(random_model(STUDENT, seed=5)[1] if student is None else student[1])),
+        batch,
+    )
 
 
 def host_batch(method: losses.Method, more: int = 0) -> Batch:
@@ -166,10 +191,14 @@ def host_batch(method: losses.Method, more: int = 0) -> Batch:
         padded = left_pad(prompts(view), width(view) + more, pad_id=5)
         contexts[view] = Context(padded["tokens"], padded["valid"])
     written = right_pad(completions(), LENGTH, pad_id=7)
-    # Whatever a method reads per token; the time stage's are log-probabilities so far.
+    # What a method reads per token are log-probabilities; what it reads per row is of the size of 1.
     draw = np.random.default_rng(4).normal
-    inputs = {name: (-3 + draw(size=(ROWS, LENGTH))).astype(np.float32) for name in method.inputs + method.extras}
-    return Batch(contexts, written["tokens"], written["mask"], inputs, {})
+    per_token = lambda: -3 + draw(size=(ROWS, LENGTH))
+    per_row = lambda: np.abs(draw(size=(ROWS, 1)))
+    inputs = {
+        name: (per_token() if name == "behaviour_logp" else per_row()).astype(np.float32) for name in method.inputs
+    }
+    return Batch(contexts, written["tokens"], written["mask"], inputs)
 
 
 def rows_forward(graph, view: str):
@@ -195,7 +224,11 @@ def rows_forward(graph, view: str):
 
 @functools.cache
 def expected_logits(role: str, view: str) -> np.ndarray:
-    graph, params = random_model(STUDENT) if role == "student" else random_model(TEACHER, seed=1)
+    graph, params = {
+        "student": random_model(STUDENT),
+        "teacher": random_model(TEACHER, seed=1),
+        "initial": random_model(STUDENT, seed=5),
+    }[role]
     return jax.device_get(jax.jit(rows_forward(graph, view))(params))
 
 
@@ -234,12 +267,18 @@ def expected(method: losses.Method, formula: bool = False):
     """Loss and gradient on the student's parameters; by a formula above, or by `losses.evaluate` on the rows' logits."""
     batch = host_batch(method)
     role = "teacher" if method.teacher_update == "frozen" else "student"
-    teachers = {view: jnp.asarray(expected_logits(role, view)) for view in method.views}
+    teachers = {
+        view: jnp.asarray(expected_logits("initial" if view == "initial" else role, view)) for view in method.views
+    }
     mask, tokens = jnp.asarray(batch.mask), jnp.asarray(batch.tokens)
+
+    # Modules start at zero.
+    zeros = {name: jnp.zeros((ROWS, LENGTH if name == "values" else 1)) for name in method.module_inputs}
 
     def loss(logits):
         if not formula:
-            return losses.evaluate(method, logits, teachers, tokens, mask, **jax.tree.map(jnp.asarray, batch.inputs))[0]
+            inputs = jax.tree.map(jnp.asarray, batch.inputs) | zeros
+            return losses.evaluate(method, logits, teachers, tokens, mask, **inputs)[0]
         logp = lambda z: z - jax.scipy.special.logsumexp(z, axis=-1, keepdims=True)
         values = FORMULAS[method.name](logp(logits), {view: logp(z) for view, z in teachers.items()}, tokens)
         return jnp.where(mask, values, 0).sum() / sum(LENGTHS)

@@ -22,8 +22,10 @@ def state_of(step: int, mesh=None) -> TrainState:
     moments = jax.tree.map(lambda x: x + 1 if x.ndim else x, moments)
     return TrainState(
         params,
+        {"head": leaf(3)},
         moments,
         {"layers": {"kernel": leaf(2)}},
+        {"seen": leaf(4)},
         jnp.asarray(step, jnp.int32),
         jnp.array([step, 2**32 - 1], jnp.uint32),
     )

@@ -33,18 +33,21 @@ def test_a_short_runs_warm_up_is_one_update():
 
 
 @pytest.mark.parametrize("clip_norm, weight_decay", [(0.0, 0.0), (1.0, 0.0), (1.0, 0.1)])
-def test_it_is_adamw_behind_a_clip(clip_norm, weight_decay):
+def test_it_is_adamw_behind_a_clip_and_the_modules_go_their_own_way(clip_norm, weight_decay):
     settings = Optimizer(0.1, "linear", 0.0, weight_decay, b1=0.8, b2=0.9, epsilon=1e-3, clip_norm=clip_norm)
     gradients = [np.array([3.0, -4.0]), np.array([0.1, 0.2]), np.array([-30.0, 40.0])]  # norms 5, .22, 50
-    transform = optimizer.make(settings, updates=4)
-    params = {"w": jnp.array([1.0, -2.0])}
+    transform = optimizer.make(settings, updates=4, modules_learning_rate=0.5)
+    params = {"student": {"w": jnp.array([1.0, -2.0])}, "modules": {"w": jnp.array([4.0])}}
     state = transform.init(params)
     w, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
     for step, gradient in enumerate(gradients):
-        updates, state = lenient(transform).update({"w": jnp.asarray(gradient, jnp.float32)}, state, params)
+        # The modules' gradient is huge and does not shrink the student's; Adam steps by the whole rate while it is constant.
+        given = {"student": {"w": jnp.asarray(gradient, jnp.float32)}, "modules": {"w": jnp.array([1e6])}}
+        updates, state = lenient(transform).update(given, state, params)
         params = optax.apply_updates(params, updates)
         g = gradient / max(1, np.linalg.norm(gradient) / clip_norm) if clip_norm else gradient
         m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
         direction = (m / (1 - 0.8 ** (step + 1))) / (np.sqrt(v / (1 - 0.9 ** (step + 1))) + 1e-3)
         w = w - 0.1 * (1 - step / 4) * (direction + weight_decay * w)
-        np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+        np.testing.assert_allclose(params["student"]["w"], w, rtol=1e-5)
+        np.testing.assert_allclose(params["modules"]["w"], 4 - 0.5 * (step + 1), rtol=1e-5)

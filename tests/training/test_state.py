@@ -34,7 +34,7 @@ def test_the_state_of_step_0_starts_where_the_mesh_puts_it_and_an_ema_teacher_ow
     for update, ema in (("frozen", False), ("ema", True), ("live", False)):
         teacher = Teacher(model="self")
         config = Config(method=losses.get("opsd", teacher_update=update), teacher=teacher, seed=7)
-        state, shardings = initial_state(params, optax.adam(0.1), mesh, config)
+        state, shardings = initial_state(params, optax.adam(0.1), mesh, config, 16)
         assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
         assert state.step == 0 and bool(state.ema_teacher) == ema
         np.testing.assert_array_equal(state.key, jax.random.key_data(jax.random.key(7)))
@@ -45,4 +45,8 @@ def test_the_state_of_step_0_starts_where_the_mesh_puts_it_and_an_ema_teacher_ow
             ]
             assert pointers[0].isdisjoint(pointers[1]) == ema
         # Moments are placed as parameters are by the mesh's rules, whatever the parameters' own placement.
-        assert state.optimizer[0].mu["layers"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (2, 8, 12)
+        assert state.optimizer[0].mu["student"]["layers"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (
+            2,
+            8,
+            12,
+        )

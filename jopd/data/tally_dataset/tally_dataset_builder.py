@@ -16,7 +16,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """`jopd.data.task.TallyTask` with its default settings; text columns `prompt`, `solution` and `answer`."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012  (the base class says so)
+    RELEASE_NOTES = {"1.0.0": "First version."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         columns = {name: tfds.features.Text() for name in ("prompt", "solution", "answer")}

@@ -1,0 +1,289 @@
+"""Temporal credit: how much of a row's rewards, its own and later ones, a sampled token answers for.
+
+    l_t  = sg( log q(y_t) - log pi(y_t) )       the token's reward; its mean over pi is -KL(pi || q)
+    loss = -sg(A_t) log pi(y_t)                 summed over each row, or averaged over tokens
+
+    estimator               A_t                              expected gradient, on complete rows written by pi
+    immediate               l_t                              of sum_t E_d KL(pi || q), the states reached, d, held fixed
+    return_to_go            sum_{k>=t} l_k                   of the reverse KL between whole rows
+    discounted              sum_{k>=t} g^(k-t) l_k           neither: g = 0 is the first, g = 1 the second
+    generalized_advantage   sum_{k>=t} (g h)^(k-t) delta_k   the discounted one's, if h = 1 or V is exact
+                            delta_t = l_t + g V(s_{t+1}) - V(s_t),  h: gae_lambda
+    any of them - b(s_t)    the same, if b is detached and sees neither y_t nor what follows
+
+The variance of a return grows with the fourth power of the length, that of immediate credit with the second.
+
+What biases them: a token mean of returns (it divides each row by its length: sum over rows, `row_sum`); a clip of l_t
+where it acts; rollouts from a truncated distribution (top-k, top-p) or from an older policy; a row cut at the length
+limit whose rest counts as 0; dividing by the batch's own spread. A baseline that is the batch's mean, the sample
+included, shortens the gradient by the sample's share of it.
+
+An advantage that depends on the state alone, such as -KL(s_t), has an expected gradient of exactly zero, because
+sum_v pi grad log pi = 0: it looks like the loss and teaches nothing. It is a baseline, never an advantage, and no
+setting makes it one.
+
+Source: the estimators are named in the survey arXiv:2606.22793 (grade P); its formulas are not stated, so these are
+reconstructions (R), forced by what each is to be unbiased for and checked by enumeration. Generalized advantage
+estimation: Schulman et al., arXiv:1506.02438 (P). Group advantage: GRPO, arXiv:2402.03300 (P).
+"""
+
+import abc
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Shaped
+
+from jopd.losses.base import (
+    Inputs,
+    Logits,
+    LossTerm,
+    Mask,
+    Method,
+    Terms,
+    Tokens,
+    Total,
+    check_known,
+    check_temperature,
+    masked_total,
+    silence,
+)
+from jopd.losses.divergences import comparison, reverse_kl
+from jopd.losses.vocabulary import accumulator, log_prob_of, log_softmax
+
+
+def immediate(rewards: Float[Array, "B T"], mask: Shaped[Array, "B T"]) -> Float[Array, "B T"]:
+    """A_t = l_t: every token answers for its own reward. In float32 or wider, 0 where the mask (bool or 0/1) is 0."""
+    return silence(rewards.astype(accumulator(rewards.dtype)), mask.astype(bool))
+
+
+def return_to_go(
+    rewards: Float[Array, "B T"], mask: Shaped[Array, "B T"], *, discount: float | int = 1.0
+) -> Float[Array, "B T"]:
+    """A_t = sum_{k>=t} discount^(k-t) l_k: every token answers for what follows it, too.
+
+    Args:
+      rewards: [B, T].
+      mask: [B, T], bool or 0/1, on from column 0 up to the row's last token.
+      discount: in [0, 1]; 0 is immediate credit.
+
+    Returns:
+      [B, T], in float32 or wider, 0 where the mask is 0.
+
+    Raises:
+      ValueError: a discount outside [0, 1]; a mask with a hole, unless it is traced and cannot be looked at.
+    """
+    _check_share("discount", discount)
+    _check_contiguous(mask)
+    return silence(_discounted_sum(immediate(rewards, mask), discount), mask.astype(bool))
+
+
+def generalized_advantage(
+    rewards: Float[Array, "B T"],
+    values: Float[Array, "B T"],
+    mask: Shaped[Array, "B T"],
+    *,
+    discount: float | int,
+    gae_lambda: float | int,
+    bootstrap: Float[Array, "B"] | None = None,
+) -> Float[Array, "B T"]:
+    """A_t = delta_t + discount gae_lambda A_{t+1}, with the errors delta_t of `td_errors`.
+
+    Args:
+      rewards: [B, T].
+      values: [B, T], V(s_t), what the state before token t is worth.
+      mask: [B, T], bool or 0/1, on from column 0 up to the row's last token.
+      discount: in [0, 1].
+      gae_lambda: in [0, 1]; 0 trusts the values after one token, 1 counts all rewards.
+      bootstrap: [B], the value after each row's last token, 0 for rows that ended; left out, all rows ended.
+
+    Returns:
+      [B, T], in float32 or wider, 0 where the mask is 0. Differentiable in rewards and values: detach what is an
+      advantage.
+
+    Raises:
+      ValueError: as `return_to_go`, or a gae_lambda outside [0, 1].
+    """
+    _check_share("gae_lambda", gae_lambda)
+    errors = td_errors(rewards, values, mask, discount=discount, bootstrap=bootstrap)
+    return silence(_discounted_sum(errors, discount * gae_lambda), mask.astype(bool))
+
+
+def td_errors(
+    rewards: Float[Array, "B T"],
+    values: Float[Array, "B T"],
+    mask: Shaped[Array, "B T"],
+    *,
+    discount: float | int,
+    bootstrap: Float[Array, "B"] | None = None,
+) -> Float[Array, "B T"]:
+    """delta_t = l_t + discount V(s_{t+1}) - V(s_t), the bootstrap standing after the last token; as above."""
+    _check_share("discount", discount)
+    _check_contiguous(mask)
+    dtype = accumulator(jnp.promote_types(rewards.dtype, values.dtype))
+    rewards, values, mask = rewards.astype(dtype), values.astype(dtype), mask.astype(bool)
+    after_last = jnp.zeros(len(values), dtype) if bootstrap is None else bootstrap.astype(dtype)
+    last = mask & ~_next_column(mask)
+    following = jnp.where(last, after_last[:, None], _next_column(values))
+    return silence(rewards + discount * following - values, mask)
+
+
+def group_advantage(rewards: Float[Array, "B"], samples: int) -> Float[Array, "B 1"]:
+    """GRPO's advantage of a row in its group: (reward - mean) / (standard deviation + 1e-4).
+
+    The deviation is the sample's, divided by samples - 1, as the common implementations have it (theirs add 1e-4 or
+    1e-6). A group whose rewards are all equal gives exactly 0.
+
+    Args:
+      rewards: [B]; the rows of a group, the completions of one prompt, lie side by side.
+      samples: rows a group.
+
+    Raises:
+      ValueError: groups of less than two, or a number of rows that they do not divide.
+    """
+    if samples < 2 or len(rewards) % samples:
+        raise ValueError(
+            f"samples={samples} with {len(rewards)} rows: a group advantage compares two or more completions of one "
+            "prompt, and all groups have the same size; raise rollout.samples"
+        )
+    groups = rewards.astype(accumulator(rewards.dtype)).reshape(-1, samples)
+    equal = jnp.all(groups == groups[:, :1], axis=1, keepdims=True)
+    # Rounding leaves a mean of equal numbers next to them, and the small denominator would blow that up.
+    centred = jnp.where(equal, 0, groups - groups.mean(axis=1, keepdims=True))
+    return (centred / (groups.std(axis=1, keepdims=True, ddof=1) + 1e-4)).reshape(-1, 1)
+
+
+def check_credit(credit: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError unless the estimator is known; one that looks at the state alone is refused with the reason."""
+    if credit in ("kl", "reverse_kl"):
+        raise ValueError(
+            f"credit={credit!r} would make an advantage of the state alone, whose expected gradient is exactly zero: "
+            "it can be a baseline (baseline='kl'); to descend the exact KL use --method opd"
+        )
+    check_known("credit", [credit], known)
+
+
+class Estimate(NamedTuple):
+    """What a policy gradient thinks of its tokens.
+
+    Attributes:
+      advantage: [B, T], without gradient.
+      losses: what else is to be minimised for it, such as a critic's error.
+      metrics: what it logs about itself.
+    """
+
+    advantage: Float[Array, "B T"]
+    losses: dict[str, LossTerm]
+    metrics: dict[str, Total]
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradient(Method):
+    """What the methods share that reward a sampled token with its log-ratio.
+
+    Attributes:
+      log_ratio_clip: bound on the size of a token's reward, in nats; off where left out. 5 is common.
+      reward_weight: how much of the task's own reward is added to the advantage of each of a row's tokens: so many
+        times the verifier's reward, normalised in the group of the prompt's samples. It counts in full at every token,
+        undiscounted; 0 is off.
+      temperature: divides the logits of student and teacher alike.
+    """
+
+    log_ratio_clip: float | None = None
+    reward_weight: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        check_temperature(self.temperature)
+        if self.log_ratio_clip is not None and not self.log_ratio_clip > 0:
+            raise ValueError(
+                f"log_ratio_clip={self.log_ratio_clip} must be positive, in nats; 5 is common, None is off"
+            )
+        if not self.reward_weight >= 0:
+            raise ValueError(
+                f"reward_weight={self.reward_weight} must not be negative, as that would teach wrong answers; 0 is off"
+            )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("group_advantage",) if self.reward_weight else ()
+
+    @property
+    def why_not_zero(self) -> str:
+        return "right answers are reinforced whatever the teacher says" if self.reward_weight else ""
+
+    @abc.abstractmethod
+    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+        """The advantages, of the terms that its vocabulary stage makes."""
+
+    @abc.abstractmethod
+    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
+        """The sum and the count of a per-token loss that its credit is unbiased under."""
+
+    def sampled_terms(
+        self, student_logits: Logits, teacher_logits: Logits, tokens: Tokens, *, exact_kl: bool = False
+    ) -> Terms:
+        """Both log-probabilities of the token, what every method logs, and on demand the exact KL(pi || q)."""
+        student, teacher = (log_softmax(logits, self.temperature) for logits in (student_logits, teacher_logits))
+        terms = comparison(student_logits, teacher_logits)
+        if exact_kl:
+            terms["reverse_kl"] = reverse_kl(jax.lax.stop_gradient(student), teacher)
+        return {"student_logp": log_prob_of(student, tokens), "teacher_logp": log_prob_of(teacher, tokens), **terms}
+
+    def log_ratio(self, terms: Terms, mask: Mask) -> tuple[Float[Array, "B T"], dict[str, Total]]:
+        """The reward l_t, clipped if that is set, and its metrics."""
+        ratio = jax.lax.stop_gradient(terms["teacher_logp"] - terms["student_logp"])
+        metrics = {"log_ratio": masked_total(ratio, mask)}
+        if self.log_ratio_clip is None:
+            return ratio, metrics
+        clipped = jnp.clip(ratio, -self.log_ratio_clip, self.log_ratio_clip)
+        return clipped, metrics | {"log_ratio_clipped": masked_total(clipped != ratio, mask)}
+
+    def with_task_reward(self, advantage: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Float[Array, "B T"]:
+        """The advantage and, if that is asked for, the task's."""
+        if not self.reward_weight:
+            return advantage
+        task = jax.lax.stop_gradient(inputs["group_advantage"]).astype(advantage.dtype)
+        return advantage + silence(self.reward_weight * jnp.broadcast_to(task, mask.shape), mask)
+
+    def described(self, credit: str) -> dict[str, str]:
+        """The survey's `credit` and `gates`, with what the shared settings add to them."""
+        return {
+            "credit": credit + (f", + {self.reward_weight:g} x task reward" if self.reward_weight else ""),
+            "gates": "none" if self.log_ratio_clip is None else f"log-ratio clip {self.log_ratio_clip:g}",
+        }
+
+
+def _discounted_sum(x: Float[Array, "B T"], factor: float | int) -> Float[Array, "B T"]:
+    """sum_{k>=t} factor^(k-t) x_k."""
+
+    def step(later, now):
+        total = now + factor * later
+        return total, total
+
+    _, sums = jax.lax.scan(step, jnp.zeros(x.shape[0], x.dtype), x.T, reverse=True)
+    return sums.T
+
+
+def _next_column(x: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
+    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+
+
+def _check_share(name, value):
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} must lie in [0, 1]")
+
+
+def _check_contiguous(mask: Bool[Array, "B T"] | Shaped[Array, "B T"]) -> None:
+    if isinstance(mask, Tracer):
+        return
+    on = np.asarray(mask).astype(bool)
+    holes = np.flatnonzero((on[:, 1:] & ~on[:, :-1]).any(axis=1))
+    if holes.size:
+        raise ValueError(
+            f"the mask of row {holes[0]} is off before a token that is on, but credit flows from later tokens to "
+            "earlier ones: start completions at column 0, and silence single tokens with the input `weight`"
+        )
