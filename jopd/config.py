@@ -185,6 +185,7 @@ class Config:
 
     Attributes:
       method: what the teacher's judgement is turned into; see `python -m jopd.train --method NAME --help`.
+      watch: steps between two at which the per-token diagnostics are logged, into `metrics.jsonl` under "diagnostics"; 0 is never.
       stabilise: gates, weights and a pull to the initial model, for any method; all off unless set.
       steps: rollout batches.
       prompts: prompts a step; times `rollout.samples`, the rows of a batch.
@@ -209,6 +210,7 @@ class Config:
     prompts: int = 64
     micro_batches: int = 1
     chunk: int = 128
+    watch: int = 10
     seed: int = 0
     output: str = ""
 
@@ -216,6 +218,7 @@ class Config:
         for name in ("steps", "prompts", "micro_batches"):
             _at_least(1, name, getattr(self, name))
         _at_least(0, "chunk", self.chunk)
+        _at_least(0, "watch", self.watch)
         _at_least(0, "seed", self.seed)
         if self.rows % self.micro_batches:
             raise ValueError(

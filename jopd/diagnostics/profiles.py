@@ -8,7 +8,7 @@ A token's relative position is `(t + 1/2) / length`: a completion of one token s
 of bins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -189,6 +189,34 @@ def effective_sample_size(size: Float[Array, "B T"], mask: Mask) -> Float[Array,
 def effective_update_share(size: Float[Array, "B T"], mask: Mask, *, threshold: float = 1e-3) -> Total:
     """The share of tokens that move the student at all: whose `size`, weight times gate times |advantage|, is above it."""
     return masked_total(size > threshold, mask)
+
+
+def of_a_batch(
+    terms: Mapping[str, Float[Array, "B T"]],
+    tokens: Int[Array, "B T"],
+    mask: Mask,
+    weight: Float[Array, "B T"] | None,
+    edges: Sequence[int],
+) -> dict[str, Array]:
+    """All that a training step logs of its batch's per-token diagnostics; bins without tokens are NaN.
+
+    Of each term its mean, `NAME_by_position` `[POSITIONS]` and `NAME_by_length` `[len(edges) + 1]`. Of the log-ratio, taken as the
+    advantage under `weight`, its quantiles, the effective sample size and update share, and how much a clip at 5 nats would change.
+    """
+    mean = lambda total: jnp.where(total.count > 0, total.sum / jnp.maximum(total.count, 1), jnp.nan)
+    places, rows = position_bins(mask), length_bins(mask, edges)
+    found = {"repetition_rate": mean(repetition(tokens, mask))}
+    for name, values in terms.items():
+        found[name] = mean(masked_total(values, mask))
+        found[f"{name}_by_position"] = mean(binned(values, mask, places, POSITIONS))
+        found[f"{name}_by_length"] = mean(binned(values, mask, rows, len(edges) + 1))
+    size = jnp.abs(terms["log_ratio"]) if weight is None else jnp.abs(weight * terms["log_ratio"])
+    return found | {
+        "log_ratio_quantiles": quantiles(terms["log_ratio"], mask),
+        "effective_sample_size": effective_sample_size(size, mask),
+        "effective_update_share": mean(effective_update_share(size, mask)),
+        "clip_share": mean(clip_share(terms["log_ratio"], mask, limit=5.0)),
+    }
 
 
 def clip_share(values: Float[Array, "B T"], mask: Mask, *, limit: float) -> Total:

@@ -38,6 +38,15 @@ TITLES = {
     "update": "Update: how the student moved", "resource": "Resource and evidence",
 }  # fmt: skip
 MISSING = "not recorded"
+# What stands in a run's plots/, in the order of the report.
+PLOTS = {
+    "learning_curve": "learning curve",
+    "kl_by_position": "KL to the teacher by position",
+    "overlap_by_position": "top-k overlap by position",
+    "accuracy_by_length": "accuracy by length",
+    "evidence": "evidence of the sampled tokens",
+    "transport_against_loss": "transport cost against loss",
+}
 
 
 class Row(NamedTuple):
@@ -50,10 +59,19 @@ class Row(NamedTuple):
     problems: str
 
 
-def comparison(evaluations: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """The first and the last evaluation, a row a measure, and the share of the way to the teacher's accuracy."""
+# Groups of an evaluation record that say why rather than what: in report.md's second table, not on the screen.
+DIAGNOSTICS = ("support", "late", "shortcuts")
+
+
+def comparison(evaluations: Sequence[Mapping[str, Any]], *, diagnostics: bool = False) -> list[Row]:
+    """The first and the last evaluation, a row a measure, and the share of the way to the teacher's accuracy.
+
+    With `diagnostics` the rows of the groups DIAGNOSTICS, otherwise all others.
+    """
     results, rows = _results(evaluations), []
     for name in results.before | results.after:
+        if name.startswith(tuple(f"{group}/" for group in DIAGNOSTICS)) != diagnostics:
+            continue
         was, now, aim = (show(name, found[name]) if name in found else "" for found in results)
         count = (results.after.get(name) or results.before[name]).count
         title = f"{label(name)} ({unit(name)})" if unit(name) else label(name)
@@ -158,23 +176,26 @@ def _markdown(
 ) -> str:
     run = groups["run"]
     parts = [f"# Run report: {run['preset']}, method {run['method']}", *_findings(groups, evaluations)]
-    rows = comparison(evaluations)
-    kept = [i for i, title in enumerate(Row._fields) if i < 3 or any(row[i] for row in rows)]
     header = ("held-out problems", "before", "after", "teacher", "problems")
-    parts.append(_table([header[i] for i in kept], [[row[i] for i in kept] for row in rows]))
+    parts.append(_rows(header, comparison(evaluations)))
     parts.append("Brackets: 95 % intervals. `evaluations.jsonl` holds every evaluation, `samples.jsonl` some answers.")
-    for name, alternative in (
-        ("learning_curve", "learning curve"),
-        ("kl_by_position", "KL to the teacher by position"),
-    ):
+    for name, alternative in PLOTS.items():
         if (folder / "plots" / f"{name}.png").exists():
             parts.append(f"![{alternative}](plots/{name}.png)")
+    if why := comparison(evaluations, diagnostics=True):
+        parts += ["## Diagnostics", _rows(("on the student's answers", *header[1:]), why)]
     what = {key: value for key, value in run.items() if key != "command"}
     parts += [f"## {TITLES['run']}", f"```\n{run['command']}\n```", _facts(what), "Every setting is in `config.yaml`."]
     parts += ["## The method in the survey's six variables", _facts({name: variables[name] for name in VARIABLES})]
     for group in ("state", "feedback", "update", "resource"):
         parts += [f"## {TITLES[group]}", _facts(groups[group])]
     return "\n\n".join(parts) + "\n"
+
+
+def _rows(header: Sequence[str], rows: Sequence[Row]) -> str:
+    """A table of rows without its empty columns."""
+    kept = [i for i in range(len(header)) if i < 3 or any(row[i] for row in rows)]
+    return _table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _findings(groups: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:

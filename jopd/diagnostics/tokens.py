@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jopd.losses.base import Inputs, Terms
+from jopd.losses.base import Inputs, Stage, Terms
 from jopd.losses.divergences import comparison, forward_kl
 from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax
+
+MEASURED = "measured/"  # what is before the names of terms that `Beside` adds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Comparison:
 
     Terms, each `[*n]`, nats or shares, without gradient:
       kl: `KL(student || teacher)` over the whole vocabulary.
+      forward_kl: `KL(teacher || student)`.
       student_entropy, teacher_entropy: of the next-token distributions.
       top1_agreement: 1 where both have the same best token.
       log_ratio: `log q(y) - log pi(y)` of the sampled token.
@@ -38,7 +41,8 @@ class Comparison:
         del extras
         student_logits, teacher = jax.lax.stop_gradient((student_logits, teacher_logits[self.view]))
         log_ratio = log_prob_of(log_softmax(teacher), tokens) - log_prob_of(log_softmax(student_logits), tokens)
-        return {**comparison(student_logits, teacher), "log_ratio": log_ratio}
+        further = forward_kl(log_softmax(student_logits), log_softmax(teacher))
+        return {**comparison(student_logits, teacher), "forward_kl": further, "log_ratio": log_ratio}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +60,7 @@ class Diagnostics:
         it.
       reachable: from this probability on the student can be expected to sample a token.
 
-    Terms besides those of `Comparison`, each `[*n]` and without gradient; all but the first two in [0, 1]:
-      forward_kl: `KL(q || pi)`, nats.
+    Terms besides those of `Comparison`, each `[*n]` and without gradient; all but the first in [0, 1]:
       entropy_gap: `|H(q) - H(pi)|`, nats.
       top_k_overlap: `|top(q) & top(pi)| / k`.
       overlap_mass: `q` on `top(q) & top(pi)`.
@@ -107,7 +110,6 @@ class Diagnostics:
         for stop in self.stop_tokens:
             stops |= ids == stop
         return terms | {
-            "forward_kl": forward_kl(student, teacher),
             "entropy_gap": jnp.abs(terms["teacher_entropy"] - terms["student_entropy"]),
             "top_k_overlap": jnp.sum(both, axis=-1, dtype=q.dtype) / min(self.k, q.shape[-1]),
             "overlap_mass": _mass(q, both),
@@ -119,6 +121,37 @@ class Diagnostics:
             "sampled_outside_share": 1 - _mass(jnp.ones_like(q), of_teacher & (ids == tokens[..., None])),
             "stop_gap": jnp.abs(_mass(q, stops) - _mass(pi, stops)),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """A loss's vocabulary stage and a measuring one on the same logits, while these exist: no second forward pass.
+
+    Attributes:
+      stage: the loss's; its terms come back as they are.
+      measured: the other; its terms come back under MEASURED and their name, and carry no gradient.
+      on: whether to measure, a boolean that may be traced. Where it is false, the measured terms are zeros and cost
+        nothing, so that one compiled step can measure now and then.
+    """
+
+    stage: Stage
+    measured: Stage
+    on: Bool[Array, ""] | bool = True
+
+    def token_terms(
+        self,
+        student_logits: Float[Array, "*n V"],
+        teacher_logits: Mapping[str, Float[Array, "*n V"]],
+        tokens: Int[Array, "*n"],
+        extras: Inputs,
+    ) -> Terms:
+        terms = self.stage.token_terms(student_logits, teacher_logits, tokens, extras)
+        given = jax.lax.stop_gradient((student_logits, dict(teacher_logits), tokens, dict(extras)))
+        nothing = lambda *given: jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(self.measured.token_terms, *given)
+        )
+        found = jax.lax.cond(self.on, self.measured.token_terms, nothing, *given)
+        return terms | {MEASURED + name: values for name, values in found.items()}
 
 
 def _mass(probabilities: Float[Array, "*n V"], where: Bool[Array, "*n V"]) -> Float[Array, "*n"]:

@@ -176,6 +176,8 @@ class Method(Loss):
       name: what the command line and the registry call it.
       source: the paper or report, and the grade of what is implemented (P read there, S secondary readings, R
         reconstruction).
+      route: how the teacher's judgement becomes a gradient.
+      aggregation: what the per-token loss is divided by.
       run_defaults: settings of a run that the method's paper has otherwise than the usual one, as ("group.name", value);
         they hold where the method is chosen by its name alone.
       on_policy_share: the share of completions that the student writes; the others are references.
@@ -191,6 +193,7 @@ class Method(Loss):
     """
 
     source: ClassVar[str]
+    route: ClassVar[str] = "direct: a divergence, differentiated"
     run_defaults: ClassVar[tuple[tuple[str, Any], ...]] = ()
     views: tuple[str, ...] = ("teacher",)
     on_policy_share: float = 1.0
@@ -201,6 +204,10 @@ class Method(Loss):
     modules_learning_rate: float = 1e-3
     windows: int = 0
     window_tokens: int = 0
+
+    @property
+    def aggregation(self) -> Literal["token mean", "row sum"]:
+        return "token mean"
 
     @property
     def completions(self) -> Literal["student", "reference", "mixed"]:

@@ -205,6 +205,10 @@ class CROPD(PolicyGradient):
     def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
         return self._estimator().aggregate(values, mask, inputs)
 
+    @property
+    def aggregation(self) -> Literal["token mean", "row sum"]:
+        return self._estimator().aggregation
+
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         advantage, losses, metrics = self.estimate(terms, mask, inputs)
         suppressed, nonempty = mask & (advantage < 0), terms["route_nonempty"] > 0

@@ -192,6 +192,7 @@ class PolicyGradient(Method):
       temperature: divides the logits of student and teacher alike.
     """
 
+    route = "policy gradient of the sampled token's log-ratio"
     log_ratio_clip: float | None = None
     reward_weight: float = 0.0
     temperature: float = 1.0

@@ -52,7 +52,6 @@ class EntropyOPD(PolicyGradient):
 
     name = "entropy_opd"
     source = "EOPD, arXiv:2603.07079 (S)"
-    why_not_zero = "its sum over the teacher's top tokens, without the tail, has a gradient at the teacher too"
     entropy_threshold: float = 0.8
     top_k: int = 16
     coefficient: float = 1.0
@@ -67,6 +66,10 @@ class EntropyOPD(PolicyGradient):
             raise ValueError(f"top_k={self.top_k} must be at least 1; 16 is the paper's")
         if not self.coefficient > 0:
             raise ValueError(f"coefficient={self.coefficient} must be positive; without the forward KL use opd_pg")
+
+    @property
+    def why_not_zero(self) -> str:
+        return "its sum over the teacher's top tokens, without the tail, has a gradient at the teacher too"
 
     def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
         student, teacher = (log_softmax(z, self.temperature) for z in (student_logits, teacher_logits["teacher"]))

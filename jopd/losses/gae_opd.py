@@ -143,6 +143,10 @@ class GAEOPD(PolicyGradient):
     def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
         return row_sum(values, mask, inputs)
 
+    @property
+    def aggregation(self) -> Literal["token mean", "row sum"]:
+        return "row sum"
+
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         advantage, losses, metrics = self.estimate(terms, mask, inputs)
         loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)

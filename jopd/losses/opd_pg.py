@@ -120,7 +120,11 @@ class OPDPolicyGradient(PolicyGradient):
         return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
 
     def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-        return (token_mean if self.credit == "immediate" else row_sum)(values, mask, inputs)
+        return (token_mean if self.aggregation == "token mean" else row_sum)(values, mask, inputs)
+
+    @property
+    def aggregation(self) -> Literal["token mean", "row sum"]:
+        return "token mean" if self.credit == "immediate" else "row sum"
 
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         logp = terms["student_logp"]

@@ -37,6 +37,7 @@ class SFT(Method):
 
     name = "sft"
     source = "textbook maximum likelihood"
+    route = "maximum likelihood"
     views = ()
     on_policy_share = 0.0
 

@@ -17,6 +17,7 @@ Source: the survey's list of stabilisers, arXiv:2606.22793 (P); their formulas a
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -131,6 +132,8 @@ class Stabilised(Method):
     windows = _passed_on("windows")
     window_tokens = _passed_on("window_tokens")
     streams = _passed_on("streams")
+    route = _passed_on("route")
+    aggregation = _passed_on("aggregation")
 
     def __post_init__(self):
         if self.stabilisers.by_entropy and not any(view != INITIAL for view in self.method.views):
@@ -205,7 +208,7 @@ class Stabilised(Method):
         if self.stabilisers.position_half_life is not None:
             column = jnp.arange(mask.shape[1], dtype=jnp.result_type(float))
             weights.append(jnp.broadcast_to(jnp.exp2(-column / self.stabilisers.position_half_life), mask.shape))
-        return math.prod(weights) if weights else None
+        return functools.reduce(jnp.multiply, weights) if weights else None
 
     def variables(self) -> Variables:
         own, settings = self.method.variables(), self.stabilisers

@@ -10,7 +10,7 @@ def config() -> Config:
     return Config(
         method=losses.get("opd"),
         data=DataConfig(source="builtin", held_out=200),
-        rollout=RolloutConfig(max_prompt_tokens=96, max_new_tokens=128),
+        rollout=RolloutConfig(max_prompt_tokens=256, max_new_tokens=128),
         optimizer=Optimizer(learning_rate=1e-3, warmup=0.1),
         evaluation=Evaluation(every=100, batch=100, sampling=Sampling(temperature=0.0)),
         checkpoint=Checkpointing(every=50),

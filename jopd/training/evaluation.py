@@ -12,15 +12,19 @@ from jopd.data.batching import Batches
 from jopd.data.example import Example
 from jopd.data.outcomes import groups, outcomes
 from jopd.data.sources import DataConfig
-from jopd.diagnostics.intervals import token_mean, wilson
-from jopd.diagnostics.tokens import Comparison
+from jopd.diagnostics import shortcuts
+from jopd.diagnostics.intervals import wilson
+from jopd.diagnostics.profiles import by_position, late, mean, quarters, repeats, share_by_length
+from jopd.diagnostics.tokens import Comparison, Diagnostics
+from jopd.losses.base import INITIAL
 from jopd.rollout.buckets import bucket, trim
 from jopd.rollout.sampler import Rollout, Sampling
 from jopd.training.mesh import place_batch
 from jopd.training.state import Fixed, TrainState
 from jopd.training.step import Batch, Context, Jitted, Program
 
-POSITIONS = 10  # bins of a completion's relative position
+# Measures of the record that stand by themselves; the others are in the group "support".
+CORE = ("kl", "log_ratio", "student_entropy", "teacher_entropy", "top1_agreement")
 
 
 class Answers(NamedTuple):
@@ -58,7 +62,11 @@ class Evaluator(NamedTuple):
     key: jax.Array
 
     def student(self, state: TrainState, fixed: Fixed) -> Answers:
-        """The student's answers, compared token by token with the teacher under its first view, if there is a teacher."""
+        """The student's answers, compared token by token with the teacher, if there is one.
+
+        Under the teacher's first view with everything that `Diagnostics` knows, under each other view V with the two KLs, `kl_V` and
+        `forward_kl_V`.
+        """
 
         def answer(contexts, rows):
             rollout = self.jitted.rollout(
@@ -67,10 +75,15 @@ class Evaluator(NamedTuple):
             rollout = trim(rollout, bucket(int(rollout.mask.sum(axis=1).max()), self.program.max_new_tokens))
             if not self.program.views:
                 return rollout, {}
-            view = self.program.views[0]
+            views = tuple(view for view in self.program.views if view != INITIAL)
             batch = Batch(contexts, rollout.tokens, rollout.mask)
-            batch = batch._replace(hidden=self.jitted.score(state, fixed, batch, (view,)))
-            return rollout, self.jitted.measure(state, fixed, batch, Comparison(view))
+            batch = batch._replace(hidden=self.jitted.score(state, fixed, batch, views))
+            stage = Diagnostics(views[0], stop_tokens=self.program.stop_tokens)
+            terms = self.jitted.measure(state, fixed, batch, stage)
+            for view in views[1:]:
+                more = self.jitted.measure(state, fixed, batch, Comparison(view))
+                terms |= {f"{name}_{view}": more[name] for name in ("kl", "forward_kl")}
+            return rollout, terms
 
         return self._collect(answer)
 
@@ -112,35 +125,44 @@ class Evaluator(NamedTuple):
 
 
 def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
-    """An evaluation record (`jopd.diagnostics.measures`): shares with Wilson intervals, token means over rows, a KL profile."""
+    """An evaluation record (`jopd.diagnostics.measures`): shares with Wilson intervals, token means over rows, profiles.
+
+    The group "support" holds how far student and teacher share theirs, "late" the KLs over the last fifth of the answers, "shortcuts"
+    which rule fired how often.
+    """
     record: dict[str, Any] = {}
-    for name, values in outcomes(data, answers.examples, answers.text).items():
+    lengths, found = answers.mask.sum(1), outcomes(data, answers.examples, answers.text)
+    edges = quarters(answers.mask.shape[1])
+    if "accuracy" in found:
+        known = [(e, text) for e, text in zip(answers.examples, answers.text, strict=True) if e.answer is not None]
+        prompts = ["\n".join(turn["content"] for turn in example.messages) for example, _ in known]
+        found |= shortcuts.rates(prompts, [text for _, text in known], [example.answer for example, _ in known])
+    for name, values in found.items():
+        group = (
+            record.setdefault("shortcuts", {}) if name.startswith("shortcut_") and name != "shortcut_rate" else record
+        )
         low, high = wilson(sum(values), len(values))
-        record[name] = {"value": sum(values) / len(values), "low": low, "high": high, "count": len(values)}
-    record |= {name: mean(values, answers.mask) for name, values in answers.terms.items()}
+        group[name] = {"value": sum(values) / len(values), "low": low, "high": high, "count": len(values)}
+    if "accuracy" in found:
+        answered = [example.answer is not None for example in answers.examples]
+        record["accuracy_by_length"] = share_by_length(found["accuracy"], lengths[answered], edges)
+    for name, values in answers.terms.items():
+        group = record if name in CORE else record.setdefault("support", {})
+        group[name] = mean(values, answers.mask)
     if "kl" in answers.terms:
-        record["kl_by_position"] = by_position(answers.terms["kl"], answers.mask)
+        for name in ("kl", "top_k_overlap"):
+            if name in answers.terms:
+                record[f"{name}_by_position"] = by_position(answers.terms[name], answers.mask)
+        is_kl = lambda name: name.startswith(("kl", "forward_kl"))
+        last = {name: mean(values, late(answers.mask)) for name, values in answers.terms.items() if is_kl(name)}
+        record["late"] = {name: value for name, value in last.items() if value is not None}
         for group, chosen in groups(data, answers.examples).items():
             record[group] = {"kl": mean(answers.terms["kl"][chosen], answers.mask[chosen])}
-    lengths = answers.mask.sum(1)
     record["length_mean"], record["length_max"] = float(lengths.mean()), int(lengths.max())
     record["truncation_rate"] = float((answers.stopped == 0).mean())
+    repeated, complete = repeats(answers.tokens, answers.mask)
+    record["repetition_rate"] = float(repeated.sum() / max(complete.sum(), 1))
     return record
-
-
-def mean(values: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
-    """The mean over tokens of `[B, T]` values, its interval taken over rows."""
-    sums, counts = np.where(mask, values, 0).sum(1), mask.sum(1)
-    low, high = token_mean(sums.tolist(), counts.tolist())
-    return {"value": float(sums.sum() / counts.sum()), "low": low, "high": high, "count": len(sums)}
-
-
-def by_position(values: np.ndarray, mask: np.ndarray) -> list[float | None]:
-    """Means over tokens in bins of relative position, `(t + 1/2) / length`; None where a bin holds no token."""
-    lengths = mask.sum(1, keepdims=True)
-    bins = ((np.arange(mask.shape[1])[None] + 0.5) / np.maximum(lengths, 1) * POSITIONS).astype(int)
-    inside = [mask & (bins == index) for index in range(POSITIONS)]
-    return [float(values[chosen].mean()) if chosen.any() else None for chosen in inside]
 
 
 def samples(answers: Answers, count: int) -> list[dict[str, Any]]:

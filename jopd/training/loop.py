@@ -8,7 +8,6 @@ one, so a run that was killed and started again writes the same files as one tha
 """
 
 import contextlib
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from jopd.losses.credit import group_advantage
 from jopd.models.load import save
 from jopd.rollout.buckets import bucket, trim
 from jopd.rollout.sampler import Rollout
-from jopd.training import evaluation, logs, mesh
+from jopd.training import evaluation, facts, logs, mesh
 from jopd.training.checkpoint import Checkpoints
 from jopd.training.console import Progress, announce, results_table, say, show_example, waiting
 from jopd.training.setup import Run, describe, views_of
@@ -61,8 +60,9 @@ def train(run: Run) -> None:
             for step in range(done + 1, config.steps + 1):
                 state, metrics, seconds = worker.step(step, state)
                 check(step, metrics, folder)
+                diagnostics = {name: metrics.pop(name) for name in ["diagnostics"] if name in metrics}
                 scalars = {name: float(value) for name, value in metrics.items() if value.ndim == 0}
-                log.training(step, scalars, seconds)
+                log.training(step, scalars | diagnostics, seconds)
                 progress.update(step, scalars, seconds)
 
                 every, record = config.evaluation.every, None
@@ -71,7 +71,7 @@ def train(run: Run) -> None:
                 if step == config.steps or step % config.checkpoint.every == 0:
                     log.flush()
                     checkpoints.save(step, state, None if record is None else score(record))
-    finish(run, state)
+        finish(worker, state)
 
 
 class Worker:
@@ -108,7 +108,9 @@ class Worker:
                 batch, remembered, more, _ = self.windows(state, batch, rows)
                 state = state._replace(method=remembered)
                 lap("windows", batch.streams)
-            state, metrics = self.jitted.update(state, run.fixed, batch)
+            watch = update == 0 and run.config.watch > 0 and step % run.config.watch == 0
+            state, metrics = self.jitted.update(state, run.fixed, batch, watch=watch)
+            more |= {"diagnostics": metrics.pop("diagnostics")} if "diagnostics" in metrics else {}
             lap("update", metrics)
         lengths = batch.mask.sum(axis=1)
         metrics |= more | {
@@ -130,6 +132,23 @@ class Worker:
         """`Program.windows` with the rollout's sampling."""
         key, sampling = jax.random.fold_in(self.key, WINDOWS), self.run.config.rollout.sampling
         return self.jitted.windows(state, self.run.fixed, batch, rows, key, sampling=sampling)
+
+    def look(self, step: int, state: TrainState) -> dict[str, np.ndarray]:
+        """What only some methods know of a step's tokens, for pictures, with the models as they are now.
+
+        `evidence` of each token; of each window `transport` and `divergence`, and the `threshold` above which it is really divergent.
+        """
+        if self.run.program.method.scoring() is None:
+            return {}
+        batch, _, rows = self.write(step, state)
+        batch = self.grade(state, batch)
+        found = {name: batch.inputs[name][batch.mask] for name in ("evidence",) if name in batch.inputs}
+        if self.run.program.method.windows:
+            *_, metrics, points = self.windows(state, batch, rows)
+            compared = np.asarray(points.pop("compared"))
+            found |= {name: values[compared] for name, values in points.items()}
+            found["threshold"] = metrics["transport_threshold"]
+        return jax.device_get(found)
 
     def write(self, step: int, state: TrainState) -> tuple[Batch, Rollout, jax.Array]:
         """The completions of a step's batch, the student's, the references or some of each; what is known of them; and their ids."""
@@ -260,9 +279,10 @@ def show_result(folder: Path) -> None:
     results_table(report.comparison(logs.read(folder).evaluations))
 
 
-def finish(run: Run, state: TrainState) -> None:
+def finish(worker: "Worker", state: TrainState) -> None:
     """The student as a Hugging Face folder, the plots, the report, which comes last."""
-    folder, records = run.folder, logs.read(run.folder)
+    run = worker.run
+    config, folder, records = run.config, run.folder, logs.read(run.folder)
     params = run.program.student_params(state, run.fixed)
     save(
         folder / "student",
@@ -274,79 +294,23 @@ def finish(run: Run, state: TrainState) -> None:
     )
     plots.learning_curve(records.training, records.evaluations, folder / "plots" / "learning_curve.png")
     plots.kl_by_position(records.evaluations, folder / "plots" / "kl_by_position.png")
+    plots.overlap_by_position(records.evaluations, folder / "plots" / "overlap_by_position.png")
+    ends = {"before": records.evaluations[0], f"after {config.steps:,} steps": records.evaluations[-1]}
+    if all("accuracy_by_length" in line for line in ends.values()):
+        buckets = {when: line["accuracy_by_length"] for when, line in ends.items()}
+        plots.accuracy_by_length(buckets, folder / "plots" / "accuracy_by_length.png")
+    seen = worker.look(config.steps, state)
+    if "evidence" in seen:
+        plots.evidence_histogram(seen["evidence"], folder / "plots" / "evidence.png")
+    if "transport" in seen:
+        path = folder / "plots" / "transport_against_loss.png"
+        plots.transport_against_loss(seen["divergence"], seen["transport"], path, threshold=float(seen["threshold"]))
     report.write(
         folder,
         config=configs.to_dict(run.config),
-        facts=facts(run, records),
-        variables=run.config.method.variables()._asdict(),
+        facts=facts.of(run, records),
+        variables=run.program.method.variables()._asdict(),
         evaluations=records.evaluations,
     )
     results_table(report.comparison(records.evaluations))
     say(f"everything is in {folder}; try  python -m jopd.generate --model {folder / 'student'} --prompt '...'")
-
-
-def facts(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
-    """What the report tells of a run besides its settings, in the survey's groups."""
-    config, method = run.config, run.config.method
-    sampling, last = config.rollout.sampling, records.training[-1]
-    tokens = int(sum(line["tokens"] for line in records.training))
-    seconds = sum(sum(line["seconds"].values()) for line in records.training)
-    loss = vars(method)
-    teacher = run.teacher
-    return {
-        "run": {
-            "preset": run.name,
-            "method": method.name,
-            "seed": config.seed,
-            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-            "mesh": dict(run.mesh.shape),
-            "seconds": seconds,
-        },
-        "state": {
-            "prompts": f"{config.data.source}, {run.train.report}",
-            "rollouts_per_prompt": config.rollout.samples,
-            "sampling": dataclasses.asdict(sampling),
-            "truncated_sampling_biases_sampled_token_estimators": sampling.top_k > 0
-            or sampling.top_p < 1
-            or sampling.min_p > 0,
-            "truncation_rate": last["truncation_rate"],
-            "off_policy_share": 1 - method.on_policy_share,
-            "policy_age": f"at most {method.updates - 1} optimiser steps",
-            "student_init": f"{run.student.source} ({run.student.fingerprint})",
-            "cold_start": "none in this run",
-        },
-        "feedback": {
-            "teacher": "none" if teacher is None else f"{teacher.source} ({teacher.fingerprint})",
-            "self_or_external": "self" if config.teacher.model == "self" else "external",
-            "teacher_update": method.teacher_update,
-            "views": list(method.views),
-            "temperature": loss.get("temperature", 1.0),
-            "k": loss.get("top_k") or "full vocabulary",
-            "signal": method.variables().support,
-            "precision": {
-                "student": config.student.compute.dtype,
-                "teacher": config.teacher.compute.dtype,
-                "softmax_and_divergences": "float32",
-            },
-            "tokenizer_match": "the same tokens and ids, checked",
-            "masked_specials": "none",
-        },
-        "update": {
-            "route": method.variables().credit,
-            "divergence": loss.get("divergence", "see the method"),
-            "stop_gradients": "teacher; sampling",
-            "clips": {
-                "gradient_norm": config.optimizer.clip_norm,
-                **{k: v for k, v in loss.items() if "clip" in k or "clamp" in k},
-            },
-            "aggregation": "mean over the batch's completion tokens",
-            "optimizer": dataclasses.asdict(config.optimizer),
-        },
-        "resource": {
-            "tokens_generated": tokens if method.completions != "reference" else 0,
-            "teacher_tokens": tokens * len(method.views) * method.updates,
-            "device_hours": seconds * jax.device_count() / 3600,
-            "seeds": [config.seed],
-            "grade": method.source,
-        },
-    }

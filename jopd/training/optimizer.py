@@ -1,5 +1,7 @@
 """AdamW, its schedule and its clipping: optax, put together."""
 
+from collections.abc import Hashable
+
 import optax
 
 from jopd.config import Optimizer
@@ -21,7 +23,7 @@ def schedule(config: Optimizer, updates: int) -> optax.Schedule:
 
 def make(config: Optimizer, updates: int, modules_learning_rate: float) -> optax.GradientTransformation:
     """Of {"student": ..., "modules": ...}: the method's own modules have a rate, and a clipping, of their own."""
-    both = {
+    both: dict[Hashable, optax.GradientTransformation] = {
         "student": of_student(config, updates),
         "modules": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(modules_learning_rate)),
     }

@@ -17,6 +17,7 @@ from jopd.config import Config, differences, load_yaml, to_dict
 from jopd.data import sources, views
 from jopd.data.batching import Batches
 from jopd.data.example import Example
+from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.base import INITIAL
 from jopd.models.load import Loaded, load, require_same_tokenizer
 from jopd.models.sharding import parameter_shardings
@@ -171,6 +172,7 @@ def make_batches(
 
 def make_program(config: Config, loaded: Models, transform: optax.GradientTransformation) -> Program:
     student, teacher = loaded.student, loaded.teacher
+    watched = [view for view in config.objective.views if view != INITIAL]
     return Program(
         method=config.objective,
         student=student.graph,
@@ -186,6 +188,7 @@ def make_program(config: Config, loaded: Models, transform: optax.GradientTransf
         vocabulary=loaded.vocabulary,
         micro_batches=config.micro_batches,
         chunk=config.chunk,
+        diagnostics=Diagnostics(watched[0], student.stop_tokens) if watched else None,
     )
 
 

@@ -21,6 +21,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from jopd import models
+from jopd.diagnostics.profiles import of_a_batch, quarters
+from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.base import INITIAL, Loss, Method, Stage, Terms, Total, Window, time_stage, whole_batch_counts
 from jopd.losses.chunked import Scored, chunked_terms
 from jopd.models import sharding
@@ -72,6 +74,7 @@ class Program:
       width: of the student's hidden states.
       views: the teacher's, those of the method and those that are only measured.
       vocabulary: the entries that student and teacher share; rows that only pad one of the heads are cut off.
+      diagnostics: what a watched update measures besides, of the same logits; nothing without a teacher.
     """
 
     method: Method
@@ -88,6 +91,7 @@ class Program:
     vocabulary: int
     micro_batches: int
     chunk: int
+    diagnostics: Diagnostics | None = None
 
     def student_params(self, state: TrainState, fixed: Fixed) -> Params:
         return union(fixed.base, state.params)
@@ -245,14 +249,22 @@ class Program:
         if "weight" in found.inputs and "weight" in batch.inputs:
             inputs["weight"] = found.inputs["weight"] * batch.inputs["weight"]
         metrics = {name: total.mean() for name, total in found.metrics.items()}
+        metrics |= {
+            "student_window_tokens": mine.mask.sum(dtype=jnp.float32),
+            "teacher_window_tokens": theirs.mask.sum(dtype=jnp.float32),
+        }
         return batch._replace(inputs=inputs, streams={"windows": stream}), found.state, metrics, found.points
 
-    def update(self, state: TrainState, fixed: Fixed, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def update(
+        self, state: TrainState, fixed: Fixed, batch: Batch, *, watch: bool = False
+    ) -> tuple[TrainState, dict[str, Any]]:
         """One optimiser step on a scored batch.
 
         Returns:
-          The next state, and the metrics: scalars, and `finite_rows` `[B]`, false where a row's terms are not finite numbers.
+          The next state, and the metrics: scalars; `finite_rows` `[B]`, false where a row's terms are not finite numbers; and with
+          `watch` the `diagnostics`, a dictionary of scalars and profiles.
         """
+        watched = self.diagnostics if watch else None
         batch = batch_rows(batch)
         losses = {"": self.method, **self.method.streams}
         counts = {name: self.counts(loss, stream_of(batch, name), state) for name, loss in losses.items()}
@@ -262,7 +274,9 @@ class Program:
         def of_stream(name: str, student: models.Transformer, modules: Params, part: Batch):
             loss = losses[name]
             hidden = completion_hidden(student, part.contexts["student"], part.tokens, part.mask)
-            terms = self.terms(student, hidden[:, :-1], heads[name], part, loss)
+            stage = loss if name or watched is None else Watched(loss, watched)
+            terms = self.terms(student, hidden[:, :-1], heads[name], part, stage)
+            seen = {key[len(WATCHED) :]: terms.pop(key) for key in [*terms] if key.startswith(WATCHED)}
             inputs = part.inputs | (
                 self.method.apply_modules(modules, hidden, part.mask) if modules and not name else {}
             )
@@ -270,24 +284,24 @@ class Program:
             shares = {
                 key: term.coefficient * term.sum / jnp.maximum(counts[name][key], 1) for key, term in summands.items()
             }
-            return shares, metrics, finite_rows(terms, part.mask)
+            return shares, metrics, finite_rows(terms, part.mask), seen
 
         def loss(trained: dict[str, Params], part: Batch):
             student = models.merge(self.student, union(fixed.base, trained["student"]))
-            shares, metrics, finite = of_stream("", student, trained["modules"], part)
+            shares, metrics, finite, seen = of_stream("", student, trained["modules"], part)
             for name in self.method.streams:
-                more_shares, more_metrics, more_finite = of_stream(name, student, {}, stream_of(part, name))
+                more_shares, more_metrics, more_finite, _ = of_stream(name, student, {}, stream_of(part, name))
                 shares |= more_shares
                 metrics |= {f"{name}_{key}": value for key, value in more_metrics.items()}
                 finite &= more_finite.reshape(finite.shape[0], -1).all(axis=1)
-            return sum(shares.values()), (shares, metrics, finite)
+            return sum(shares.values()), (shares, metrics, finite, seen)
 
         def accumulate(gradient, part: Batch):
             (_, aux), more = jax.value_and_grad(loss, has_aux=True)(trained, part)
             return jax.tree.map(jnp.add, gradient, more), aux
 
         zero = jax.tree.map(jnp.zeros_like, trained)
-        gradient, (shares, totals, finite) = jax.lax.scan(
+        gradient, (shares, totals, finite, seen) = jax.lax.scan(
             accumulate, zero, parts(batch, self.micro_batches, len(batch.tokens))
         )
 
@@ -304,6 +318,11 @@ class Program:
             "gradient_norm": optax.tree.norm(gradient["student"]),
             "finite_rows": whole(finite),
         }
+        if watched is not None:
+            weight = batch.inputs.get("weight")
+            metrics["diagnostics"] = of_a_batch(
+                whole(seen), batch.tokens, batch.mask, weight, quarters(self.max_new_tokens)
+            )
         state = state._replace(
             params=after["student"], modules=after["modules"], optimizer=optimizer, ema_teacher=ema, step=state.step + 1
         )
@@ -329,6 +348,23 @@ class Program:
             return self.terms(student, hidden[:, :-1], heads, part, stage)
 
         return whole(jax.lax.map(micro, parts(batch_rows(batch), self.micro_batches, len(batch.tokens))))
+
+
+# Before the names of the terms that only diagnostics read.
+WATCHED = "diagnostics/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A method's vocabulary stage and, of the very same logits, the diagnostics'."""
+
+    loss: Loss
+    diagnostics: Diagnostics
+
+    def token_terms(self, student_logits, teacher_logits, tokens, extras) -> Terms:
+        terms = self.loss.token_terms(student_logits, teacher_logits, tokens, extras)
+        more = self.diagnostics.token_terms(student_logits, teacher_logits, tokens, {})
+        return terms | {f"{WATCHED}{name}": values for name, values in more.items()}
 
 
 def completion_hidden(
@@ -406,6 +442,8 @@ def jitted(program: Program, state_shardings: TrainState | None = None) -> Jitte
         score=jax.jit(program.score, static_argnames="views"),
         prepare=jax.jit(program.prepare),
         windows=jax.jit(program.windows, static_argnames="sampling"),
-        update=jax.jit(program.update, donate_argnums=0, out_shardings=(state_shardings, None)),
+        update=jax.jit(
+            program.update, donate_argnums=0, out_shardings=(state_shardings, None), static_argnames="watch"
+        ),
         measure=jax.jit(program.measure, static_argnames="stage"),
     )

@@ -9,7 +9,7 @@ from jopd.data import persona
 from jopd.data.example import Example, Message
 from jopd.data.sources import DataConfig
 from jopd.rollout.sampler import Rollout, Sampling
-from jopd.training.evaluation import POSITIONS, Answers, Evaluator, by_position, samples, summarise
+from jopd.training.evaluation import Answers, Evaluator, samples, summarise
 from tests.training.problem import mesh_of
 
 
@@ -50,32 +50,30 @@ def test_a_summary_worked_by_hand():
     }
     assert (record["length_mean"], record["length_max"]) == (pytest.approx(7 / 3), 4)
     assert record["truncation_rate"] == pytest.approx(1 / 3)
-    assert set(record) == {"accuracy", "kl", "kl_by_position", "length_mean", "length_max", "truncation_rate"}
+    # Lengths 2 and 4 of the answered ones, in quarters of 4 tokens: right, wrong.
+    assert [bucket.get("value") for bucket in record["accuracy_by_length"]] == [None, None, 1.0, 0.0]
+    # An answer without a derivation, twice.
+    assert record["shortcut_rate"]["value"] == 1.0 == record["shortcuts"]["shortcut_asserts_rate"]["value"]
+    # The last fifth of two tokens is none of them, of four tokens the last one.
+    assert record["late"]["kl"]["value"] == 0.5
+    of_lengths = {"length_mean", "length_max", "truncation_rate", "repetition_rate"}
+    of_answers = {"accuracy", "accuracy_by_length", "shortcut_rate", "shortcuts"}
+    assert set(record) == {"kl", "kl_by_position", "late"} | of_answers | of_lengths
 
 
 def test_without_answers_there_is_no_accuracy_and_without_a_teacher_no_kl():
     plain = ANSWERS._replace(examples=[example(name, None) for name in "abc"], terms={})
-    assert set(summarise(DataConfig(), plain)) == {"length_mean", "length_max", "truncation_rate"}
+    found = set(summarise(DataConfig(), plain))
+    assert found == {"length_mean", "length_max", "truncation_rate", "repetition_rate"}
 
 
 def test_every_measured_term_is_a_mean_over_tokens():
-    record = summarise(DataConfig(), ANSWERS._replace(terms={"kl": KL, "student_entropy": 2 * KL}))
+    terms = {"kl": KL, "student_entropy": 2 * KL, "forward_kl_full": 3 * KL}
+    record = summarise(DataConfig(), ANSWERS._replace(terms=terms))
     assert record["student_entropy"]["value"] == pytest.approx(16 / 7)
+    assert record["support"]["forward_kl_full"]["value"] == pytest.approx(24 / 7)
+    assert record["late"]["forward_kl_full"]["value"] == 1.5
     assert "student_entropy_by_position" not in record
-
-
-def test_positions_are_relative_to_each_answers_length():
-    # Of 2 tokens the places are 1/4 and 3/4, of 4 tokens 1/8, 3/8, 5/8, 7/8, of one 1/2: bins 2, 7; 1, 3, 6, 8; 5.
-    assert by_position(KL, MASK) == [None, 0.5, 1.0, 0.5, None, 2.0, 0.5, 3.0, 0.5, None]
-    assert POSITIONS == 10
-
-
-def test_tokens_of_one_bin_are_averaged_and_empty_rows_are_none():
-    mask = np.zeros((2, 20), bool)
-    mask[0] = True
-    values = np.arange(40.0).reshape(2, 20)
-    assert by_position(values, mask) == [0.5 + 2 * k for k in range(10)]  # tokens 2 k and 2 k + 1
-    assert by_position(values, np.zeros_like(mask)) == [None] * 10
 
 
 def test_persona_answers_are_also_measured_by_group():
