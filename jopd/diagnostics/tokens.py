@@ -130,13 +130,10 @@ class Beside:
     Attributes:
       stage: the loss's; its terms come back as they are.
       measured: the other; its terms come back under MEASURED and their name, and carry no gradient.
-      on: whether to measure, a boolean that may be traced. Where it is false, the measured terms are zeros and cost
-        nothing, so that one compiled step can measure now and then.
     """
 
     stage: Stage
     measured: Stage
-    on: Bool[Array, ""] | bool = True
 
     def token_terms(
         self,
@@ -146,11 +143,8 @@ class Beside:
         extras: Inputs,
     ) -> Terms:
         terms = self.stage.token_terms(student_logits, teacher_logits, tokens, extras)
-        given = jax.lax.stop_gradient((student_logits, dict(teacher_logits), tokens, dict(extras)))
-        nothing = lambda *given: jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(self.measured.token_terms, *given)
-        )
-        found = jax.lax.cond(self.on, self.measured.token_terms, nothing, *given)
+        logits = jax.lax.stop_gradient((student_logits, dict(teacher_logits)))
+        found = self.measured.token_terms(*logits, tokens, extras)
         return terms | {MEASURED + name: values for name, values in found.items()}
 
 
