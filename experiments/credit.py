@@ -404,14 +404,18 @@ def draw(found: dict[int, dict[str, Measured]], paths: dict[str, dict[str, Measu
     for (critic, path), color in zip(paths.items(), (GREY, GREEN, BLACK), strict=True):
         x = [path[f"{h:g}"].bias.mean() for h in LAMBDAS]
         y = [geometric(path[f"{h:g}"].variance)[0] for h in LAMBDAS]
-        trade.plot(x, y, color=color, marker="o", label=critic, clip_on=False)
-    for name, offset in (("immediate", (-8, -18)), ("return-to-go", (10, -4))):
+        trade.plot(x, y, color=color, marker="o", label=f"GAE, {critic}", clip_on=False)
+        if critic == "V = 0":
+            for *at, h in zip(x, y, LAMBDAS, strict=True):
+                trade.annotate(f"{h:g}", at, (7, 5), textcoords="offset points", color=color, fontsize=11)
+    for name, offset, side in (("immediate", (4, -20), "right"), ("return-to-go", (26, -2), "left")):
         at = (deep[name].bias.mean(), geometric(deep[name].variance)[0])
         trade.plot(*at, "o", color=COLORS[name], markersize=11, zorder=3)
-        side = "right" if offset[0] < 0 else "left"
         trade.annotate(name, at, offset, textcoords="offset points", color=COLORS[name], ha=side)
-    trade.set(title=f"GAE from λ = 1 (top) to λ = 0, horizon {HORIZON}", xlabel="bias, share of the gradient")
-    trade.set(ylabel="variance of one row, in squared gradients", yscale="log")
+    trade.set(title=f"What λ buys, and what a critic buys (horizon {HORIZON})", xlabel="bias, share of the gradient")
+    trade.set(ylabel="variance of one row, in squared gradients", yscale="log", ylim=(4.5, None))
+    trade.set_yticks([5, 10, 20, 30])
+    trade.minorticks_off()
     trade.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
 
     rows = 2.0 ** np.arange(0, 15)

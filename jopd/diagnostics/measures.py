@@ -3,7 +3,7 @@
 An evaluation record is a dict of numbers; of measures with an interval, `{"value", "low", "high", "count"}`; of groups
 of these (`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists along the completion or over its length. The
 unit follows from the words of the name's last part: `accuracy` and `*_rate` are shares of problems, `*_share`,
-`*_agreement`, `*_overlap`, `*_mass*` and `stop_gap` are shares of tokens or probabilities, `*kl`, `*_entropy`,
+`*_agreement`, `*_overlap`, `*_mass*` and `stop_gap` are shares of tokens or probabilities, `*kl*`, `*_entropy`,
 `entropy_gap` and `log_ratio*` are nats a token, `length*` counts tokens. Under "teacher" a record may hold the teacher's
 own measures on the same problems.
 """
@@ -17,7 +17,6 @@ NOT_MEASURES = ("step", "seconds", "teacher")
 LABELS = {
     "kl": "KL to the teacher",
     "forward_kl": "KL from the teacher",
-    "late_kl": "KL to the teacher, last fifth",
     "entropy_gap": "gap between the entropies",
     "top1_agreement": "same best token",
     "top_k_overlap": "top-k overlap",
@@ -29,7 +28,7 @@ LABELS = {
     "reachable_teacher_mass": "teacher's mass within the student's reach",
     "sampled_outside_share": "sampled outside the teacher's top-k",
     "stop_gap": "gap between the stop probabilities",
-    "repeated_share": "repeated 4-grams",
+    "repetition_rate": "repeated 4-grams",
     "shortcut_rate": "shortcuts",
     "shortcut_refers_rate": "shortcuts: refers to a solution",
     "shortcut_asserts_rate": "shortcuts: asserts without deriving",
@@ -79,7 +78,7 @@ def unit(name: str) -> str:
         or words == ["stop", "gap"]
     ):
         return "%"
-    if words[-1] in ("kl", "entropy") or words[:2] == ["log", "ratio"] or words == ["entropy", "gap"]:
+    if "kl" in words or words[-1] == "entropy" or words[:2] == ["log", "ratio"] or words == ["entropy", "gap"]:
         return "nats"
     return "tokens" if words[0] == "length" else ""
 

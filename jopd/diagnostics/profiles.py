@@ -41,8 +41,8 @@ def position_bins(mask: Shaped[Any, "B T"], bins: int = POSITIONS) -> Shaped[Any
 def length_bins(mask: Shaped[Any, "B T"], edges: Sequence[int]) -> Shaped[Any, "B 1"]:
     """The bin of each row's length: 0 below the first edge, len(edges) from the last edge on."""
     lengths = mask.sum(axis=1, keepdims=True)
-    edges = mask.__array_namespace__().asarray(edges, lengths.dtype)
-    return (lengths[..., None] >= edges[None, None]).sum(axis=-1)
+    begins = mask.__array_namespace__().asarray(edges, lengths.dtype)
+    return (lengths[..., None] >= begins[None, None]).sum(axis=-1)
 
 
 def quarters(longest: int) -> tuple[int, ...]:

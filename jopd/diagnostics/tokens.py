@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jopd.losses.base import Inputs, Stage, Terms
+from jopd.losses.base import Inputs, Terms
 from jopd.losses.divergences import comparison, forward_kl
 from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax
-
-MEASURED = "measured/"  # what is before the names of terms that `Beside` adds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,31 +119,6 @@ class Diagnostics:
             "sampled_outside_share": 1 - _mass(jnp.ones_like(q), of_teacher & (ids == tokens[..., None])),
             "stop_gap": jnp.abs(_mass(q, stops) - _mass(pi, stops)),
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class Beside:
-    """A loss's vocabulary stage and a measuring one on the same logits, while these exist: no second forward pass.
-
-    Attributes:
-      stage: the loss's; its terms come back as they are.
-      measured: the other; its terms come back under MEASURED and their name, and carry no gradient.
-    """
-
-    stage: Stage
-    measured: Stage
-
-    def token_terms(
-        self,
-        student_logits: Float[Array, "*n V"],
-        teacher_logits: Mapping[str, Float[Array, "*n V"]],
-        tokens: Int[Array, "*n"],
-        extras: Inputs,
-    ) -> Terms:
-        terms = self.stage.token_terms(student_logits, teacher_logits, tokens, extras)
-        logits = jax.lax.stop_gradient((student_logits, dict(teacher_logits)))
-        found = self.measured.token_terms(*logits, tokens, extras)
-        return terms | {MEASURED + name: values for name, values in found.items()}
 
 
 def _mass(probabilities: Float[Array, "*n V"], where: Bool[Array, "*n V"]) -> Float[Array, "*n"]:

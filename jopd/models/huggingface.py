@@ -301,6 +301,8 @@ def write_safetensors(
                     part.T if key[-1] in TRANSPOSED else part, dtype
                 )
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        # safetensors writes for the owner's eyes alone; whoever may read the folder may read the model.
+        (folder / file).chmod((folder / file).stat().st_mode | 0o044)
         index |= dict.fromkeys(tensors, file)
     if len(groups) > 1:
         (folder / "model.safetensors.index.json").write_text(

@@ -31,6 +31,7 @@ def test_the_numbers_of_a_record_are_found_and_nothing_else():
         ("log_ratio", Measure(-0.5), "log ratio|nats|-0.500"),
         ("length_mean", Measure(64.25), "length mean|tokens|64.2"),
         ("identity/forward_kl", Measure(0.5), "identity: KL from the teacher|nats|0.500"),
+        ("late/kl_partial", Measure(0.5), "late: kl partial|nats|0.500"),
         ("log_ratio_q01", Measure(-4.25), "log ratio q01|nats|-4.250"),
         ("entropy_gap", Measure(0.1), "gap between the entropies|nats|0.100"),
         ("stop_gap", Measure(0.011), "gap between the stop probabilities|%|1.1"),
@@ -46,7 +47,7 @@ def test_a_measure_reads_well(name, measure, expected):
 
 def test_shares_of_tokens_are_no_outcome():
     assert is_outcome("accuracy") and is_outcome("identity/name_rate")
-    assert not any(is_outcome(name) for name in ("top1_agreement", "kl", "overlap_mass", "repeated_share", "stop_gap"))
+    assert not any(is_outcome(name) for name in ("top1_agreement", "kl", "overlap_mass", "stop_gap", "clip_share"))
 
 
 def test_every_token_diagnostic_has_a_unit_and_a_name_to_read():

@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jopd import losses
-from jopd.diagnostics.tokens import MEASURED, Beside, Comparison, Diagnostics
+from jopd.diagnostics.tokens import Comparison, Diagnostics
 from jopd.losses.base import vocabulary_stage
 from jopd.losses.chunked import Scored, chunked_terms
 from tests.reference import diagnostics as reference
@@ -110,39 +109,6 @@ def test_it_runs_in_chunks_without_gradient_and_outside_the_mask_finite():
     for name, values in whole.items():
         assert np.isfinite(chunked[name]).all(), name
         np.testing.assert_allclose(chunked[name], values, rtol=2e-5, atol=1e-6, err_msg=name)
-
-
-def test_beside_a_loss_it_changes_nothing_and_can_be_switched_off():
-    generator = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.float32)
-    hidden, head = draw(2, 5, 4), draw(4, 16)
-    teachers = {"teacher": Scored(draw(2, 5, 4), draw(4, 16))}
-    tokens, mask = jnp.asarray(generator.integers(16, size=(2, 5)), jnp.int32), jnp.ones((2, 5), bool)
-    method = losses.get("opd")
-
-    @jax.jit
-    def loss(hidden, on):
-        def of(stage):
-            def total(hidden):
-                scored = Scored(hidden, head)
-                terms = chunked_terms(stage, scored, teachers, tokens, mask, {}, chunk=2, vocabulary=16)
-                return terms["divergence"].sum(), terms
-
-            return jax.value_and_grad(total, has_aux=True)(hidden)
-
-        return of(method), of(Beside(method, STAGE, on))
-
-    for on in (True, False):
-        ((value, terms), gradient), ((beside, both), same) = loss(hidden, on)
-        np.testing.assert_allclose(beside, value, rtol=1e-6)
-        np.testing.assert_allclose(same, gradient, rtol=1e-5, atol=1e-7)
-        added = {name.removeprefix(MEASURED): values for name, values in both.items() if name not in terms}
-        assert set(both) - set(terms) == {MEASURED + name for name in added} and len(added) == 16
-        if on:
-            np.testing.assert_allclose(added["kl"], terms["kl"], rtol=1e-5, atol=1e-6)
-            assert (added["student_entropy"] > 0).all()
-        else:
-            assert all((values == 0).all() for values in added.values())
 
 
 @pytest.mark.parametrize("bad", [{"k": 0}, {"support_threshold": 0.0}, {"reachable": 1.0}])

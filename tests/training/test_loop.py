@@ -1,0 +1,69 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jopd import losses
+from jopd.data.example import Example, Message
+from jopd.rollout.sampler import Rollout
+from jopd.training import facts
+from jopd.training.loop import Worker, chosen, mix
+
+
+def example(answer: str | None) -> Example:
+    return Example("a", (Message(role="user", content="?"),), answer=answer, answer_check="number")
+
+
+# Three prompts with two completions each: right, wrong; right, right; and one that has no answer.
+TEXTS = ["answer: 4", "answer: 5", "7", "7", "4", "5"]
+
+
+@pytest.fixture
+def worker():
+    worker = Worker.__new__(Worker)
+    worker.run = SimpleNamespace(
+        config=SimpleNamespace(rollout=SimpleNamespace(samples=2)),
+        train=SimpleNamespace(examples_at=lambda step: [example("4"), example("7"), example(None)]),
+        student=SimpleNamespace(
+            tokenizer=SimpleNamespace(decode=lambda tokens, skip_special_tokens: TEXTS[int(tokens[0])])
+        ),
+    )
+    return worker
+
+
+ROLLOUT = Rollout(
+    tokens=jnp.arange(6)[:, None] * jnp.ones((1, 3), jnp.int32),
+    mask=jnp.ones((6, 3), bool),
+    logp=-jnp.ones((6, 3)),
+    stopped=jnp.array([0, 1, 1, 0, 2, 1]),
+)
+
+
+def test_what_a_method_may_ask_of_a_batch(worker):
+    given = {name: worker.input(name, 4, ROLLOUT) for name in losses.base.INPUTS}
+    np.testing.assert_array_equal(given["behaviour_logp"], -np.ones((6, 3)))
+    np.testing.assert_array_equal(given["truncated"], [[1], [0], [0], [1], [0], [0]])
+    np.testing.assert_array_equal(given["step"], np.full((6, 1), 3))
+    np.testing.assert_array_equal(given["reward"], [[1], [0], [1], [1], [0], [0]])
+    # Mean 1/2, sample deviation sqrt(1/2); groups of equals have nothing to compare.
+    wanted = 0.5 / (np.sqrt(0.5) + 1e-4)
+    np.testing.assert_allclose(given["group_advantage"], [[wanted], [-wanted], [0], [0], [0], [0]], rtol=1e-6)
+
+
+def test_who_is_chosen_depends_on_the_row_alone_and_the_share_is_kept():
+    key, rows = jax.random.key(3), jnp.arange(4000)
+    own = chosen(rows, key, 0.3)
+    np.testing.assert_array_equal(chosen(rows[::-7], key, 0.3), own[::-7])
+    assert abs(float(own.mean()) - 0.3) < 3 * np.sqrt(0.21 / 4000)
+    other = ROLLOUT._replace(tokens=-ROLLOUT.tokens - 1, stopped=ROLLOUT.stopped + 5)
+    mixed = mix(ROLLOUT, other, own[:6])
+    np.testing.assert_array_equal(mixed.tokens, np.where(own[:6, None], ROLLOUT.tokens, other.tokens))
+    np.testing.assert_array_equal(mixed.stopped, np.where(own[:6], ROLLOUT.stopped, other.stopped))
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_the_report_grades_every_methods_formulas(name):
+    said = facts.grade(losses.get(name))
+    assert len(said) > 20 or name == "sft", said
