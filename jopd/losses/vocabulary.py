@@ -36,19 +36,9 @@ def log_prob_of(logp: Float[Array, "*n V"], tokens: Int[Array, "*n"]) -> Float[A
 def top_k(x: Float[Array, "*n V"], k: int) -> tuple[Float[Array, "*n k"], Int[Array, "*n k"]]:
     """The `k` largest entries and their ids, as `jax.lax.top_k` gives them, ties included; `k` is clipped to V.
 
-    Two levels: the best of each of up to 16 groups of the vocabulary, then the best of those candidates. Not
-      differentiable: pass
-    `stop_gradient(x)`.
+    Not differentiable: pass `stop_gradient(x)`.
     """
-    vocabulary = x.shape[-1]
-    groups = math.gcd(vocabulary, _GROUPS)
-    size = vocabulary // groups
-    values, ids = _top_k(x.reshape(*x.shape[:-1], groups, size), min(k, size))
-    ids = ids + size * jax.lax.broadcasted_iota(ids.dtype, ids.shape, ids.ndim - 2)
-    # Candidates stand in the order of their groups, so among equals the lowest id still comes first.
-    values, ids = (a.reshape(*x.shape[:-1], -1) for a in (values, ids))
-    values, best = _top_k(values, min(k, vocabulary))
-    return values, jnp.take_along_axis(ids, best, axis=-1)
+    return _search(x, min(k, x.shape[-1]))
 
 
 def in_top_k(x: Float[Array, "*n V"], k: int) -> Bool[Array, "*n V"]:
@@ -57,20 +47,22 @@ def in_top_k(x: Float[Array, "*n V"], k: int) -> Bool[Array, "*n V"]:
     # last bit.
     x = jax.lax.optimization_barrier(jax.lax.stop_gradient(x))
     values, ids = top_k(x, k)
+    # And this one keeps the kth entry from being looked up again for each entry that is compared with it.
+    value, last = jax.lax.optimization_barrier((values[..., -1:], ids[..., -1:]))
     columns = jax.lax.broadcasted_iota(ids.dtype, x.shape, x.ndim - 1)
-    return (x > values[..., -1:]) | ((x == values[..., -1:]) & (columns <= ids[..., -1:]))
+    return (x > value) | ((x == value) & (columns <= last))
 
 
-# XLA splits a top-k over devices along its leading axes on TPU; elsewhere it is an opaque call whose whole operand the
-# partitioner would gather, so there we say by hand that the leading axes are independent. (TPU programs compiled ahead
-# of time cannot hold such a call.)
+# On TPU, XLA splits a top-k over devices along its leading axes, and we add the vocabulary in groups. Elsewhere a top-k is an
+# opaque call whose whole operand the partitioner would gather, so there we say by hand what each device does. (TPU programs
+# compiled ahead of time cannot hold such a call.)
 
 
-def _top_k(x, k):
+def _search(x, k):
     @jax.custom_batching.custom_vmap
     def search(x):
         return jax.lax.platform_dependent(
-            x, tpu=functools.partial(_plain_top_k, k=k), default=lambda x: _partitioned_top_k(x, k)
+            x, tpu=functools.partial(_grouped_top_k, k=k), default=lambda x: _partitioned_top_k(x, k)
         )
 
     @search.def_vmap
@@ -80,21 +72,48 @@ def _top_k(x, k):
     return search(x)
 
 
-def _plain_top_k(x, k):
-    return tuple(jax.lax.top_k(x, k))
+def _grouped_top_k(x, k):
+    """Two levels: the best of each of up to 16 groups of the vocabulary, then the best of those candidates."""
+    groups = math.gcd(x.shape[-1], _GROUPS)
+    size = x.shape[-1] // groups
+    values, ids = jax.lax.top_k(x.reshape(*x.shape[:-1], groups, size), min(k, size))
+    ids = ids + size * jax.lax.broadcasted_iota(ids.dtype, ids.shape, ids.ndim - 2)
+    # Candidates stand in the order of their groups, so among equals the lowest id still comes first.
+    values, ids = (a.reshape(*x.shape[:-1], -1) for a in (values, ids))
+    values, best = jax.lax.top_k(values, k)
+    return values, jnp.take_along_axis(ids, best, axis=-1)
+
+
+def _top_k_of_rows(x, k):
+    # As a matrix: XLA has a search for matrices, and for anything else sorts whole rows.
+    return tuple(a.reshape(*x.shape[:-1], k) for a in jax.lax.top_k(x.reshape(-1, x.shape[-1]), k))
+
+
+def _top_k_of_shards(x, k, axes):
+    """The same where each device of the mesh axes holds a part of the vocabulary: the best of each part travel."""
+    values, ids = _top_k_of_rows(x, min(k, x.shape[-1]))
+    ids = ids + x.shape[-1] * jax.lax.axis_index(axes).astype(ids.dtype)
+    values, ids = (jax.lax.all_gather(a, axes, axis=a.ndim - 1, tiled=True) for a in (values, ids))
+    values, best = _top_k_of_rows(values, k)
+    return values, jnp.take_along_axis(ids, best, axis=-1)
 
 
 @functools.partial(custom_partitioning, static_argnums=(1,))
 def _partitioned_top_k(x, k):
-    return _plain_top_k(x, k)
+    return _top_k_of_rows(x, k)
 
 
-def _split_leading_axes(k, mesh, arguments, results):
+def _on_each_device(k, mesh, arguments, results):
     (x,) = arguments
-    kept = NamedSharding(mesh, PartitionSpec(*tuple(x.sharding.spec)[: x.ndim - 1]))
-    return mesh, functools.partial(_plain_top_k, k=k), (kept, kept), (kept,)
+    *leading, axes = tuple(x.sharding.spec) + (None,) * (x.ndim - len(x.sharding.spec))
+    # Unequal parts would be padded with what may be larger than any entry: those are gathered.
+    even = axes is not None and x.shape[-1] % math.prod(mesh.shape[a] for a in jax.tree.leaves(axes)) == 0
+    search = functools.partial(_top_k_of_shards, axes=axes) if even else _top_k_of_rows
+    given = NamedSharding(mesh, PartitionSpec(*leading, axes if even else None))
+    found = NamedSharding(mesh, PartitionSpec(*leading, None))
+    return mesh, functools.partial(search, k=k), (found, found), (given,)
 
 
 _partitioned_top_k.def_partition(
-    partition=_split_leading_axes, sharding_rule="... v -> ... k, ... k", need_replication_factors=("v", "k")
+    partition=_on_each_device, sharding_rule="... v -> ... k, ... k", need_replication_factors=("k",)
 )

@@ -14,7 +14,7 @@ from jopd.data.outcomes import groups, outcomes
 from jopd.data.sources import DataConfig
 from jopd.diagnostics import shortcuts
 from jopd.diagnostics.intervals import wilson
-from jopd.diagnostics.profiles import by_position, late, mean, quarters, repeats, share_by_length
+from jopd.diagnostics.profiles import by_length, by_position, late, mean, quarters, repeats, share_by_length
 from jopd.diagnostics.tokens import Comparison, Diagnostics
 from jopd.losses.base import INITIAL
 from jopd.rollout.buckets import bucket, trim
@@ -153,6 +153,7 @@ def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
         for name in ("kl", "top_k_overlap"):
             if name in answers.terms:
                 record[f"{name}_by_position"] = by_position(answers.terms[name], answers.mask)
+        record["kl_by_length"] = by_length(answers.terms["kl"], answers.mask, edges)
         is_kl = lambda name: name.startswith(("kl", "forward_kl"))
         last = {name: mean(values, late(answers.mask)) for name, values in answers.terms.items() if is_kl(name)}
         record["late"] = {name: value for name, value in last.items() if value is not None}

@@ -4,22 +4,43 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax, top_k
+from jopd.losses.vocabulary import _grouped_top_k, in_top_k, log_prob_of, log_softmax, top_k
+
+
+def tied(vocabulary: int, seed: int = 0) -> jax.Array:
+    """Three values, so that ties are everywhere, the kth entry included."""
+    x = jnp.asarray(np.random.default_rng(seed).integers(3, size=(2, 5, vocabulary)), jnp.float32)
+    return jnp.where(x == 0, -jnp.inf, x)
 
 
 @pytest.mark.parametrize("vocabulary", [7, 16, 160])  # one group, groups of one, groups of ten
 @pytest.mark.parametrize("k", [1, 7, 200])
 def test_top_k_is_lax_top_k(vocabulary, k):
-    # Three values, so that ties are everywhere, the kth entry included.
-    x = jnp.asarray(np.random.default_rng(k).integers(3, size=(2, 5, vocabulary)), jnp.float32)
-    x = jnp.where(x == 0, -jnp.inf, x)
-    found, inside, expected = jax.jit(lambda x: (top_k(x, k), in_top_k(x, k), jax.lax.top_k(x, min(k, vocabulary))))(x)
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
+    x, clipped = tied(vocabulary, seed=k), min(k, vocabulary)
+    found, on_tpu, inside, expected = jax.jit(
+        lambda x: (top_k(x, k), _grouped_top_k(x, clipped), in_top_k(x, k), jax.lax.top_k(x, clipped))
+    )(x)
+    for values, ids in (found, on_tpu):
+        np.testing.assert_array_equal(values, expected[0])
+        np.testing.assert_array_equal(ids, expected[1])
     members = np.zeros(x.shape, bool)
     np.put_along_axis(members, np.asarray(expected[1]), True, axis=-1)
     np.testing.assert_array_equal(inside, members)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "axes"), [(160, "tensor"), (160, ("data", "tensor")), (10, "tensor"), (160, None)]
+)
+def test_top_k_of_a_vocabulary_that_is_cut_over_devices(vocabulary, axes):
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    x = tied(vocabulary)
+    # Ten entries do not go evenly over four devices, so here they are cut inside the program.
+    cut = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, None, axes)))
+    found, expected = jax.jit(lambda x: (top_k(cut(x), 7), jax.lax.top_k(x, 7)))(x)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
 
 
 def test_top_k_under_vmap_and_grad():

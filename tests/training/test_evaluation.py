@@ -58,7 +58,8 @@ def test_a_summary_worked_by_hand():
     assert record["late"]["kl"]["value"] == 0.5
     of_lengths = {"length_mean", "length_max", "truncation_rate", "repetition_rate"}
     of_answers = {"accuracy", "accuracy_by_length", "shortcut_rate", "shortcuts"}
-    assert set(record) == {"kl", "kl_by_position", "late"} | of_answers | of_lengths
+    assert [bucket.get("value") for bucket in record["kl_by_length"]] == [None, 2.0, 2.0, 0.5]
+    assert set(record) == {"kl", "kl_by_position", "kl_by_length", "late"} | of_answers | of_lengths
 
 
 def test_without_answers_there_is_no_accuracy_and_without_a_teacher_no_kl():
