@@ -67,7 +67,6 @@ RECIPES = {
             Cycle(1000, 3e-3, task.STUDENT_STYLE, mix=task.Mix(no_context=0.4, whole_context=0.4, quote=0.7, hard=0.3, drill=0.7)),
             Cycle(1250, 3e-3, task.STUDENT_STYLE, mix=task.Mix(no_context=0.4, whole_context=0.4, quote=0.7, hard=0.4, drill=0.5)),
             Cycle(1500, 2e-3, task.STUDENT_STYLE, mix=task.Mix(no_context=0.35, whole_context=0.4, quote=0.8, hard=0.45, drill=0.3)),
-            Cycle(1500, 3e-3, task.STUDENT_STYLE, mix=task.Mix(no_context=0.6, whole_context=0.3, quote=0.1, hard=0.7, drill=0.1)),
         ),
     ),
 }  # fmt: skip

@@ -62,9 +62,11 @@ def main(arguments: list[str] | None = None) -> None:
         if not method.vanishes_at_teacher:
             console.say(f"{name}: should not be 0 there: {method.why_not_zero}")
             continue
-        loss, gradient = identity(method)
+        loss, gradient = identity(losses.get(name, **dict(method.identity_settings)))
         good = max(loss, gradient) < TOLERANCE
-        console.say(f"{name}: loss {loss:.1e}, largest gradient {gradient:.1e}: {'passed' if good else 'FAILED'}")
+        streams = [f" (its {key} should not be 0: {it.why_not_zero})" for key, it in method.streams.items()]
+        verdict = ("passed" if good else "FAILED") + "".join(streams)
+        console.say(f"{name}: loss {loss:.1e}, largest gradient {gradient:.1e}: {verdict}")
         failed += [] if good else [name]
     if failed:
         sys.exit(1)

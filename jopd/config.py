@@ -19,7 +19,7 @@ import yaml
 
 from jopd import losses, presets
 from jopd.data.sources import DataConfig
-from jopd.data.views import ViewConfig
+from jopd.data.views import PRIVILEGED, ViewConfig
 from jopd.losses.base import INITIAL, Method
 from jopd.losses.stabilisers import Stabilisers
 from jopd.models import Compute, LoRA
@@ -257,12 +257,16 @@ class Config:
     def _refuse_what_would_be_dropped(self):
         """Settings that this run would never read."""
         update, lora = self.method.teacher_update, self.student.lora
-        for name in ("partial_share", "partial_keeps_answer"):
-            if "partial" not in self.method.views and getattr(self.view, name) != getattr(ViewConfig, name):
-                raise ValueError(
-                    f"view.{name}={getattr(self.view, name)} has no effect on method {self.method.name}, which has no partial view: "
-                    "leave it unset"
-                )
+        shows = {"partial": ("partial_share", "partial_keeps_answer")}
+        shows["context"] = ("context_placement", "context_template")
+        has = {"partial": "partial" in self.method.views, "context": {*self.method.views} & set(PRIVILEGED)}
+        for kind, names in shows.items():
+            for name in names:
+                if not has[kind] and getattr(self.view, name) != getattr(ViewConfig, name):
+                    raise ValueError(
+                        f"view.{name}={getattr(self.view, name)} has no effect on method {self.method.name}, whose teacher has no "
+                        f"{kind} view: leave it unset"
+                    )
         if self.teacher.ema_rate != Teacher.ema_rate and update != "ema":
             raise ValueError(
                 f"teacher.ema_rate={self.teacher.ema_rate} has no effect with method.teacher_update={update}: leave it unset"

@@ -9,7 +9,8 @@ def test_a_teacher_that_is_the_student_teaches_nothing_and_what_differs_says_why
     check.main(["identity"])
     said = dict(line.split(": ", 1) for line in capsys.readouterr().out.strip().split("\n"))
     assert set(said) == set(losses.names())
-    others = {name for name, verdict in said.items() if not verdict.endswith("passed")}
+    others = {name for name, verdict in said.items() if ": passed" not in verdict}
+    assert "its windows should not be 0" in said["topd"]
     assert others == {"sft", "rlsd", "gae_opd", "entropy_opd"}
     assert all("reads no teacher" in said[name] or "should not be 0 there: " in said[name] for name in others)
 

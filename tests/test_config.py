@@ -302,6 +302,7 @@ def test_every_setting_survives_the_file(tmp_path):
         prompts=10,
         micro_batches=5,
         chunk=0,
+        watch=3,
         seed=12,
         output="out put: 'é'",
     )

@@ -86,7 +86,8 @@ def test_a_run_leaves_everything_in_its_folder(models, finished):
     assert len(last["kl_by_position"]) == 10
 
     assert load_yaml(finished / "config.yaml") == parse(command(models, finished))
-    assert sorted(path.name for path in (finished / "plots").iterdir()) == ["kl_by_position.png", "learning_curve.png"]
+    plots = {path.stem for path in (finished / "plots").iterdir()}
+    assert plots == {"accuracy_by_length", "kl_by_position", "learning_curve", "overlap_by_position"}
     assert list(finished.glob("events.out.tfevents*"))
     report = json.loads((finished / "report.json").read_text())
     assert isinstance(report, dict) and (finished / "report.md").read_text().strip()
@@ -154,9 +155,9 @@ def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(
 
     write = loop.Worker.write
 
-    def write_nothing(self, host, state):
-        batch, rollout = write(self, host, state)
-        return (batch._replace(mask=jnp.zeros_like(batch.mask)), rollout) if state.step == 2 else (batch, rollout)
+    def write_nothing(self, step, state):
+        batch, rollout, rows = write(self, step, state)
+        return (batch._replace(mask=jnp.zeros_like(batch.mask)) if step == 3 else batch), rollout, rows
 
     monkeypatch.setattr(loop.Worker, "write", write_nothing)
     error = refused(run, capsys)
@@ -273,7 +274,7 @@ def rollouts(rows: int):
 def who_wrote(rows, share: float, key: int = 0) -> np.ndarray:
     """Which rows are the student's, after a check that each row comes whole from one of the two."""
     own, reference = rollouts(len(rows))
-    mixed = loop.mix(own, reference, jnp.asarray(rows, jnp.int32), jax.random.key(key), share)
+    mixed = loop.mix(own, reference, loop.chosen(jnp.asarray(rows, jnp.int32), jax.random.key(key), share))
     picked = np.asarray(mixed.stopped) == 1
     for leaf, mine, other in zip(mixed, own, reference, strict=True):
         choice = picked.reshape(-1, *[1] * (leaf.ndim - 1))

@@ -143,12 +143,18 @@ _NUMBER = re.compile(
 )
 
 
+def last_number_text(text: str) -> str | None:
+    """The last number of a text, as it is written there."""
+    found = _NUMBER.findall(text)
+    return found[-1] if found else None
+
+
 def last_number(text: str) -> Fraction | None:
     """The last number of a text, exactly; None where there is none, or where it has no value (1/0)."""
-    found = _NUMBER.findall(text)
-    if not found:
+    found = last_number_text(text)
+    if found is None:
         return None
-    numerator, _, denominator = found[-1].replace("−", "-").replace(",", "").replace("$", "").partition("/")
+    numerator, _, denominator = found.replace("−", "-").replace(",", "").replace("$", "").partition("/")
     try:
         return Fraction(numerator) / Fraction(denominator or 1)
     except (ValueError, ZeroDivisionError):  # ValueError: thousands of digits

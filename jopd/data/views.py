@@ -22,7 +22,7 @@ from typing import Any, Literal
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from jopd.data import task
+from jopd.data import answers, task
 from jopd.data.example import Example, Message
 
 
@@ -77,9 +77,8 @@ def _first_part(example: Example, config: ViewConfig) -> str:
     reasoning, _, line = text.rpartition("\n")
     reasoning = reasoning.rstrip()
     if not (reasoning and _holds_answer(line, example)):
-        # A pattern is for a checker to match, not for a reader.
-        known = example.answer is not None and example.answer_check != "regex"
-        reasoning, line = text, task.ANSWER_LINE.format(answer=example.answer) if known else ""
+        answer = _readable_answer(example)
+        reasoning, line = text, task.ANSWER_LINE.format(answer=answer) if answer else ""
     ends = [word.end() for word in re.finditer(r"\S+", reasoning)] or [0]
     room = int(config.partial_share * len(reasoning))
     shown = reasoning[: max((end for end in ends if end <= room), default=ends[0])]
@@ -100,12 +99,24 @@ def _in_template(example: Example, config: ViewConfig, text: str) -> str:
     return (config.context_template or usual).replace("{context}", text)
 
 
+def _readable_answer(example: Example) -> str | None:
+    """The answer and nothing else, for a reader; None where what is known is for a checker alone, such as a pattern."""
+    if example.answer is None or example.answer_check in ("regex", "gym"):
+        return None
+    # What is checked by its last number may be a whole solution.
+    return answers.last_number_text(example.answer) if example.answer_check == "number" else example.answer
+
+
 def _holds_answer(line: str, example: Example) -> bool:
     """Whether the answer is there as whole words: 4 is neither in 14 nor in 4.5."""
     if example.answer is None:
         return False
     if example.answer_check == "regex":
         return re.search(example.answer, line) is not None
+    if example.answer_check == "number":
+        return answers.last_number(line) is not None and answers.last_number(line) == answers.last_number(
+            example.answer
+        )
     return re.search(rf"(?<![\w.]){re.escape(example.answer)}(?!\w|\.\w)", line, re.IGNORECASE) is not None
 
 
@@ -119,6 +130,10 @@ VIEWS: dict[str, Callable[[Example, ViewConfig], str | None]] = {
     "partial": _first_part,
     "initial": _nothing,
 }
+
+
+# Those that show more than the student sees.
+PRIVILEGED = ("privileged", "full", "partial")
 
 
 def shown(view: str) -> Callable[[Example, ViewConfig], str | None]:

@@ -13,7 +13,7 @@ The time stage may also ask for `inputs`, arrays [B, T] or [B, 1] that others pr
     truncated         1 where the length limit ended the row, 0 where a stop token did
     reward            what the task's verifier says of the row's answer, in [0, 1]
     group_advantage   that reward, less the mean over the prompt's samples, divided by their spread
-    step              optimiser steps done before this one
+    step              optimiser steps done before this batch's first
     weight            a factor on each token's loss, by whoever wants to stress or to silence tokens; absent, it is 1
 
 What needs the whole batch, or decides what is counted, and depends on logits comes from a scoring pass without gradient:
@@ -45,8 +45,13 @@ class Total(NamedTuple):
     sum: Float[Array, ""]
     count: Float[Array, ""]
 
-    def mean(self) -> Float[Array, ""]:
-        return self.sum / jnp.maximum(self.count, 1)
+    def mean(self) -> Float[Array, "*shape"]:
+        return share(self.sum, self.count)
+
+
+def share(sum: Float[Array, "*shape"], count: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """sum / count, and 0 where nothing was counted; a count of weights may be less than 1."""
+    return sum / jnp.where(count > 0, count, 1)
 
 
 class LossTerm(NamedTuple):
@@ -178,6 +183,8 @@ class Method(Loss):
         reconstruction).
       route: how the teacher's judgement becomes a gradient.
       aggregation: what the per-token loss is divided by.
+      identity_settings: those under which the identity check sees every token, where the usual ones let none through.
+      shown: inputs of `prepare`, [B, T], that are worth a picture.
       run_defaults: settings of a run that the method's paper has otherwise than the usual one, as ("group.name", value);
         they hold where the method is chosen by its name alone.
       on_policy_share: the share of completions that the student writes; the others are references.
@@ -195,6 +202,8 @@ class Method(Loss):
     source: ClassVar[str]
     route: ClassVar[str] = "direct: a divergence, differentiated"
     run_defaults: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    identity_settings: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    shown: tuple[str, ...] = ()
     views: tuple[str, ...] = ("teacher",)
     on_policy_share: float = 1.0
     updates: int = 1
@@ -297,7 +306,7 @@ def row_sum(values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
 def batch_loss(terms: Mapping[str, LossTerm], counts: Mapping[str, Float[Array, ""]] | None = None) -> Float[Array, ""]:
     """Sum of coefficient * sum / count, with a whole batch's `counts` where `terms` are those of a micro-batch."""
     counts = counts or {name: term.count for name, term in terms.items()}
-    shares = [term.coefficient * term.sum / jnp.maximum(counts[name], 1) for name, term in terms.items()]
+    shares = [term.coefficient * share(term.sum, counts[name]) for name, term in terms.items()]
     return jnp.stack(shares).sum()
 
 

@@ -135,6 +135,8 @@ class EvidenceGuidedOPD(PolicyGradient):
 
     name = "edge_opd"
     source = "EDGE-OPD, arXiv:2605.23493 (S; policy-gradient form R)"
+    identity_settings = (("region", "all"),)
+    shown = ("evidence",)
     run_defaults = (("teacher.model", "self"),)
     views = ("privileged", "plain")
     guided_share: float = 0.5

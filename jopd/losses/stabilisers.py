@@ -133,6 +133,7 @@ class Stabilised(Method):
     window_tokens = _passed_on("window_tokens")
     streams = _passed_on("streams")
     route = _passed_on("route")
+    shown = _passed_on("shown")
     aggregation = _passed_on("aggregation")
 
     def __post_init__(self):

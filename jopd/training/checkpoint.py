@@ -64,7 +64,10 @@ class Checkpoints:
             **self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
         )
 
-    def close(self) -> None:
-        """Waits for what is being written."""
+    def wait(self) -> None:
+        """Until what is being written is on the disk."""
         self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
         self.manager.close()

@@ -73,9 +73,9 @@ class Evaluator(NamedTuple):
                 state, fixed, contexts["student"], rows, self.key, sampling=self.sampling, samples=1
             )
             rollout = trim(rollout, bucket(int(rollout.mask.sum(axis=1).max()), self.program.max_new_tokens))
-            if not self.program.views:
+            views = self.views
+            if not views:
                 return rollout, {}
-            views = tuple(view for view in self.program.views if view != INITIAL)
             batch = Batch(contexts, rollout.tokens, rollout.mask)
             batch = batch._replace(hidden=self.jitted.score(state, fixed, batch, views))
             stage = Diagnostics(views[0], stop_tokens=self.program.stop_tokens)
@@ -91,10 +91,15 @@ class Evaluator(NamedTuple):
         """What the teacher itself answers, under its first view."""
 
         def answer(contexts, rows):
-            context = contexts[self.program.views[0]]
+            context = contexts[self.views[0]]
             return self.jitted.teacher_rollout(state, fixed, context, rows, self.key, sampling=self.sampling), {}
 
         return self._collect(answer)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The teacher's."""
+        return tuple(view for view in self.program.views if view != INITIAL)
 
     def _collect(
         self, answer: Callable[[dict[str, Context], jax.Array], tuple[Rollout, dict[str, jax.Array]]]

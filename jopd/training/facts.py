@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from jopd.losses.base import Method
+from jopd.losses.base import INITIAL, Method
+from jopd.losses.credit import PolicyGradient
 from jopd.training import logs
 from jopd.training.setup import Run
 
@@ -18,7 +19,8 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
     total = lambda name: int(sum(line.get(name, 0) for line in records.training))
     tokens, seconds = total("tokens"), sum(sum(line["seconds"].values()) for line in records.training)
     scorings = method.updates if method.teacher_update != "frozen" else 1
-    kind = dict(enumerate(run.student.tokenizer.convert_ids_to_tokens(list(config.stabilise.mask_tokens))))
+    by_teacher = method.guided_share if method.guided_writer == "teacher" else 0.0
+    masked = run.student.tokenizer.convert_ids_to_tokens(list(config.stabilise.mask_tokens))
     return {
         "run": {
             "preset": run.name,
@@ -49,7 +51,7 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
             + (f", rate {config.teacher.ema_rate:g}" if method.teacher_update == "ema" else ""),
             "views": list(method.views),
             "signal": method.variables().support,
-            "k": loss.get("top_k") or "full vocabulary",
+            "k": loss.get("top_k") or ("1, sampled" if "sampled" in method.variables().support else "full vocabulary"),
             "temperature": loss.get("temperature", 1.0),
             "precision": {
                 "student": config.student.compute.dtype,
@@ -57,12 +59,12 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
                 "softmax_and_divergences": "float32",
             },
             "tokenizer_match": "the same tokens and ids, checked",
-            "masked_specials": [str(token) for token in kind.values()],
+            "masked_specials": [str(token) for token in masked],
         },
         "update": {
             "route": method.route,
             "divergence": loss.get("divergence")
-            or ("reverse_kl, sampled" if "policy" in method.route else "see the source"),
+            or ("reverse_kl, sampled" if method.route == PolicyGradient.route else "see the source"),
             "stop_gradients": "teacher views, sampling, advantages and weights",
             "clips": {
                 "gradient_norm": config.optimizer.clip_norm,
@@ -72,9 +74,10 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
             "optimizer": dataclasses.asdict(config.optimizer),
         },
         "resource": {
-            "tokens_generated": (tokens if method.completions != "reference" else 0) + total("student_window_tokens"),
-            "teacher_tokens_generated": total("teacher_window_tokens"),
-            "teacher_tokens": tokens * len(method.views) * scorings,
+            # Of what was kept: a mixed or teacher-guided batch also draws completions that it drops.
+            "tokens_generated": round(tokens * (method.on_policy_share - by_teacher)) + total("student_window_tokens"),
+            "teacher_tokens_generated": round(tokens * by_teacher) + total("teacher_window_tokens"),
+            "teacher_tokens": tokens * sum(view != INITIAL for view in method.views) * scorings,
             "device_hours": seconds * jax.device_count() / 3600,
             "seeds": [config.seed],
             "grade": grade(config.method),

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from jopd import config as configs
 from jopd.data import answers
@@ -27,11 +28,8 @@ from jopd.training import evaluation, facts, logs, mesh
 from jopd.training.checkpoint import Checkpoints
 from jopd.training.console import Progress, announce, results_table, say, show_example, waiting
 from jopd.training.setup import Run, describe, views_of
-from jopd.training.state import TrainState
+from jopd.training.state import EVALUATION, GUIDING, MIXING, TRAINING, WINDOWS, TrainState
 from jopd.training.step import Batch, Context, jitted
-
-# Streams of random numbers, folded into the run's key.
-TRAINING, EVALUATION, MIXING, GUIDING, WINDOWS = range(5)
 
 
 def train(run: Run) -> None:
@@ -71,6 +69,7 @@ def train(run: Run) -> None:
                 if step == config.steps or step % config.checkpoint.every == 0:
                     log.flush()
                     checkpoints.save(step, state, None if record is None else score(record))
+        checkpoints.wait()
         finish(worker, state)
 
 
@@ -108,7 +107,8 @@ class Worker:
                 batch, remembered, more, _ = self.windows(state, batch, rows)
                 state = state._replace(method=remembered)
                 lap("windows", batch.streams)
-            watch = update == 0 and run.config.watch > 0 and step % run.config.watch == 0
+            every = run.config.watch if run.program.diagnostics is not None and update == 0 else 0
+            watch = every > 0 and step % every == 0
             state, metrics = self.jitted.update(state, run.fixed, batch, watch=watch)
             more |= {"diagnostics": metrics.pop("diagnostics")} if "diagnostics" in metrics else {}
             lap("update", metrics)
@@ -136,19 +136,23 @@ class Worker:
     def look(self, step: int, state: TrainState) -> dict[str, np.ndarray]:
         """What only some methods know of a step's tokens, for pictures, with the models as they are now.
 
-        `evidence` of each token; of each window `transport` and `divergence`, and the `threshold` above which it is really divergent.
+        Of each token what the method shows, such as its `evidence`; of each window `transport` and `divergence`, and the `threshold` above
+        which it is really divergent.
         """
-        if self.run.program.method.scoring() is None:
+        method = self.run.program.method
+        if not (method.shown or method.windows):
             return {}
         batch, _, rows = self.write(step, state)
         batch = self.grade(state, batch)
-        found = {name: batch.inputs[name][batch.mask] for name in ("evidence",) if name in batch.inputs}
-        if self.run.program.method.windows:
+        mask = process_allgather(batch.mask, tiled=True)
+        found = {name: process_allgather(batch.inputs[name], tiled=True)[mask] for name in method.shown}
+        if method.windows:
             *_, metrics, points = self.windows(state, batch, rows)
-            compared = np.asarray(points.pop("compared"))
+            points = process_allgather(points, tiled=True)
+            compared = points.pop("compared")
             found |= {name: values[compared] for name, values in points.items()}
-            found["threshold"] = metrics["transport_threshold"]
-        return jax.device_get(found)
+            found["threshold"] = np.asarray(metrics["transport_threshold"])
+        return found
 
     def write(self, step: int, state: TrainState) -> tuple[Batch, Rollout, jax.Array]:
         """The completions of a step's batch, the student's, the references or some of each; what is known of them; and their ids."""
@@ -183,28 +187,30 @@ class Worker:
                 rollout = mix(sampled(), rollout, own)
         # Not a compilation for every length, nor the longest length for every batch.
         rollout = trim(rollout, bucket(int(rollout.mask.sum(axis=1).max()), run.config.rollout.max_new_tokens))
-        inputs = {name: mesh.place_batch(run.mesh, self.input(name, step, rollout)) for name in method.inputs}
+        inputs = {name: self.input(name, step, rollout) for name in method.inputs}
         return Batch(contexts, rollout.tokens, rollout.mask, inputs), rollout, rows
 
-    def input(self, name: str, step: int, rollout: Rollout) -> np.ndarray:
-        """One of `jopd.losses.base.INPUTS` for a step's completions."""
+    def input(self, name: str, step: int, rollout: Rollout) -> jax.Array:
+        """One of `jopd.losses.base.INPUTS` for a step's completions, split as they are."""
         run, samples = self.run, self.run.config.rollout.samples
         rows = rollout.tokens.shape[0]
         if name == "behaviour_logp":
-            return np.asarray(rollout.logp)
+            return rollout.logp
         if name == "truncated":
-            return np.asarray(rollout.stopped == 0, np.float32)[:, None]
+            return (rollout.stopped == 0).astype(jnp.float32)[:, None]
         if name == "step":
-            return np.full((rows, 1), step - 1, np.float32)
+            done = np.full((rows, 1), (step - 1) * run.program.method.updates, np.float32)
+            return mesh.place_batch(run.mesh, done)
         examples = [example for example in run.train.examples_at(step - 1) for _ in range(samples)]
-        tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+        tokens, mask = process_allgather((rollout.tokens, rollout.mask), tiled=True)
         decode = lambda row, kept: str(run.student.tokenizer.decode(row[kept], skip_special_tokens=True))
         text = [decode(row, kept) for row, kept in zip(tokens, mask, strict=True)]
         # An example without an answer earns nothing, whatever is said.
         known = [index for index, example in enumerate(examples) if example.answer is not None]
         reward = np.zeros((rows,), np.float32)
         reward[known] = answers.scores([examples[index] for index in known], [text[index] for index in known])
-        return reward[:, None] if name == "reward" else np.asarray(group_advantage(jnp.asarray(reward), samples))
+        found = reward[:, None] if name == "reward" else np.asarray(group_advantage(jnp.asarray(reward), samples))
+        return mesh.place_batch(run.mesh, found)
 
     def evaluate(self, step: int, state: TrainState, log: logs.RunLog) -> dict[str, Any]:
         """Measures the student on the held-out problems, before training the teacher too, and writes it down."""
@@ -249,7 +255,8 @@ def check(step: int, metrics: dict[str, np.ndarray], folder: Path) -> None:
             f"step {step}: no token of the batch is inside the mask. {kept}; look at the completions in samples.jsonl"
         )
     rows = np.flatnonzero(~metrics["finite_rows"])
-    if rows.size or not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
+    norms = [value for name, value in metrics.items() if name.endswith("gradient_norm")]
+    if rows.size or not np.isfinite(metrics["loss"]) or not np.isfinite(norms).all():
         where = (
             f"rows {rows[:10].tolist()}{' and more' if rows.size > 10 else ''}"
             if rows.size

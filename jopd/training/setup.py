@@ -23,7 +23,7 @@ from jopd.models.load import Loaded, load, require_same_tokenizer
 from jopd.models.sharding import parameter_shardings
 from jopd.training import mesh as meshes
 from jopd.training import optimizer
-from jopd.training.state import LORA, Fixed, Params, TrainState, real_copy, separate
+from jopd.training.state import LORA, MODULES, Fixed, Params, TrainState, real_copy, separate
 from jopd.training.step import Program
 
 
@@ -157,7 +157,10 @@ def load_models(config: Config, mesh: Mesh) -> Models:
                 f"rollout.max_prompt_tokens + max_new_tokens{windows} = {room} is more than the {model.architecture.max_positions} positions of the "
                 f"{role} {model.source}: lower one of them"
             )
-    return Models(student, teacher, config.objective.views or (() if teacher is None else ("teacher",)), vocabulary)
+    views = config.objective.views
+    if teacher is not None and not {*views} - {INITIAL}:
+        views = ("teacher", *views)
+    return Models(student, teacher, views, vocabulary)
 
 
 def make_batches(
@@ -245,7 +248,7 @@ def initial_state(trained, transform, mesh: Mesh, config: Config, width: int) ->
     """The state of step 0 and where each of its leaves lives; `width` is that of the student's hidden states."""
     method, key = config.objective, jax.random.key(config.seed)
     put = lambda tree: jax.tree.map(lambda x: jax.device_put(x, meshes.replicated(mesh)), tree)
-    modules = put(method.init_modules(width, jax.random.fold_in(key, 0)))
+    modules = put(method.init_modules(width, jax.random.fold_in(key, MODULES)))
     both = {"student": trained, "modules": modules}
     shapes = jax.eval_shape(transform.init, both)
     moments = jax.jit(transform.init, out_shardings=parameter_shardings(mesh, shapes))(both)

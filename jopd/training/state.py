@@ -10,6 +10,9 @@ Params = dict[str, Any]
 
 LORA = ("lora_a", "lora_b")
 
+# Streams of random numbers, folded into the run's key.
+TRAINING, EVALUATION, MIXING, GUIDING, WINDOWS, MODULES = range(6)
+
 
 class TrainState(NamedTuple):
     """Everything a checkpoint holds.

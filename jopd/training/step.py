@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from jopd import models
 from jopd.diagnostics.profiles import of_a_batch, quarters
 from jopd.diagnostics.tokens import Diagnostics
-from jopd.losses.base import INITIAL, Loss, Method, Stage, Terms, Total, Window, time_stage, whole_batch_counts
+from jopd.losses.base import INITIAL, Loss, Method, Stage, Terms, Total, Window, share, time_stage, whole_batch_counts
 from jopd.losses.chunked import Scored, chunked_terms
 from jopd.models import sharding
 from jopd.rollout.sampler import Rollout, Sampling, sample
@@ -234,9 +234,17 @@ class Program:
         embedding = models.merge(self.student, student).embedding[...]
 
         def write(graph, params, view: str, key) -> tuple[Context, Window]:
-            context = Context(*prefixes(*batch.contexts[view], batch.tokens, batch.mask, places.positions))
-            rollout = self._sample(graph, params, context, ids, key, sampling, 1, method.window_tokens)
-            return context, Window(rollout.tokens, rollout.mask, embedding[rollout.tokens])
+            def micro(given: tuple[Batch, Array, Array]):
+                part, positions, ids = given
+                before = part.contexts[view]
+                context = Context(*prefixes(before.tokens, before.valid, part.tokens, part.mask, positions))
+                rollout = self._sample(graph, params, context, ids, key, sampling, 1, method.window_tokens)
+                vectors = sharding.constrain(embedding[rollout.tokens], "batch", None, None)
+                return context, Window(rollout.tokens, rollout.mask, vectors)
+
+            # As many windows a row, so as much more memory: in the parts that the other passes take.
+            given = parts((batch, places.positions, ids), self.micro_batches, len(rows))
+            return whole(jax.lax.map(micro, given), places.positions.shape[1])
 
         context, mine = write(self.student, student, "student", keys[1])
         _, theirs = write(self.teacher, teacher, method.views[0], keys[2])
@@ -281,9 +289,7 @@ class Program:
                 self.method.apply_modules(modules, hidden, part.mask) if modules and not name else {}
             )
             summands, metrics = time_stage(loss, terms, part.mask, inputs)
-            shares = {
-                key: term.coefficient * term.sum / jnp.maximum(counts[name][key], 1) for key, term in summands.items()
-            }
+            shares = {key: term.coefficient * share(term.sum, counts[name][key]) for key, term in summands.items()}
             return shares, metrics, finite_rows(terms, part.mask), seen
 
         def loss(trained: dict[str, Params], part: Batch):
@@ -316,6 +322,7 @@ class Program:
         metrics |= {
             "loss": sum(shares.values()),
             "gradient_norm": optax.tree.norm(gradient["student"]),
+            **({"modules_gradient_norm": optax.tree.norm(gradient["modules"])} if state.modules else {}),
             "finite_rows": whole(finite),
         }
         if watched is not None:
@@ -407,9 +414,14 @@ def parts(tree, count: int, rows: int | None = None):
     return jax.tree.map(split, tree)
 
 
-def whole(tree):
-    """The inverse of `parts`."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+def whole(tree, group: int = 1):
+    """The inverse of `parts`, for leaves that have `group` rows a completion."""
+
+    def join(x):
+        x = x.reshape(x.shape[0], -1, group, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(-1, *x.shape[3:])
+
+    return jax.tree.map(join, tree)
 
 
 def finite_rows(terms: dict[str, Array], mask: Bool[Array, "b t"]) -> Bool[Array, " b"]:

@@ -1,6 +1,5 @@
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +8,8 @@ from jopd import losses
 from jopd.data.example import Example, Message
 from jopd.rollout.sampler import Rollout
 from jopd.training import facts
-from jopd.training.loop import Worker, chosen, mix
+from jopd.training.loop import Worker
+from tests.training.problem import mesh_of
 
 
 def example(answer: str | None) -> Example:
@@ -24,6 +24,8 @@ TEXTS = ["answer: 4", "answer: 5", "7", "7", "4", "5"]
 def worker():
     worker = Worker.__new__(Worker)
     worker.run = SimpleNamespace(
+        mesh=mesh_of(),
+        program=SimpleNamespace(method=SimpleNamespace(updates=2)),
         config=SimpleNamespace(rollout=SimpleNamespace(samples=2)),
         train=SimpleNamespace(examples_at=lambda step: [example("4"), example("7"), example(None)]),
         student=SimpleNamespace(
@@ -45,22 +47,11 @@ def test_what_a_method_may_ask_of_a_batch(worker):
     given = {name: worker.input(name, 4, ROLLOUT) for name in losses.base.INPUTS}
     np.testing.assert_array_equal(given["behaviour_logp"], -np.ones((6, 3)))
     np.testing.assert_array_equal(given["truncated"], [[1], [0], [0], [1], [0], [0]])
-    np.testing.assert_array_equal(given["step"], np.full((6, 1), 3))
+    np.testing.assert_array_equal(given["step"], np.full((6, 1), 6))
     np.testing.assert_array_equal(given["reward"], [[1], [0], [1], [1], [0], [0]])
     # Mean 1/2, sample deviation sqrt(1/2); groups of equals have nothing to compare.
     wanted = 0.5 / (np.sqrt(0.5) + 1e-4)
     np.testing.assert_allclose(given["group_advantage"], [[wanted], [-wanted], [0], [0], [0], [0]], rtol=1e-6)
-
-
-def test_who_is_chosen_depends_on_the_row_alone_and_the_share_is_kept():
-    key, rows = jax.random.key(3), jnp.arange(4000)
-    own = chosen(rows, key, 0.3)
-    np.testing.assert_array_equal(chosen(rows[::-7], key, 0.3), own[::-7])
-    assert abs(float(own.mean()) - 0.3) < 3 * np.sqrt(0.21 / 4000)
-    other = ROLLOUT._replace(tokens=-ROLLOUT.tokens - 1, stopped=ROLLOUT.stopped + 5)
-    mixed = mix(ROLLOUT, other, own[:6])
-    np.testing.assert_array_equal(mixed.tokens, np.where(own[:6, None], ROLLOUT.tokens, other.tokens))
-    np.testing.assert_array_equal(mixed.stopped, np.where(own[:6], ROLLOUT.stopped, other.stopped))
 
 
 @pytest.mark.parametrize("name", losses.names())
