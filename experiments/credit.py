@@ -125,17 +125,27 @@ def exact_values(world: World) -> np.ndarray:
     return world.sums(return_to_go(world)).sum(axis=2) / world.reach
 
 
+def best_baseline(world: World, advantage: np.ndarray) -> np.ndarray:
+    """The baseline of each state that leaves the least variance, [P, S]: the mean weighted with the squared score."""
+    squares = squared_scores(world)
+    weights = world.sums(np.ones_like(advantage)) * squares
+    return (world.sums(advantage) * squares).sum(axis=2) / weights.sum(axis=2)
+
+
 def estimators(world: World) -> dict[str, np.ndarray]:
     immediate, later, exact = world.rewards, return_to_go(world), exact_values(world)[:, world.states]
     kl = world.kl[:, world.states]
+    best = lambda advantage: best_baseline(world, advantage)[:, world.states]
     return {
         "immediate": immediate,
         "immediate + KL (vOPD)": immediate + kl,
+        "immediate − best baseline": immediate - best(immediate),
         "discounted 0.5": return_to_go(world, 0.5),
         "discounted 0.9": return_to_go(world, 0.9),
         "return-to-go": later,
         "return-to-go + KL": later + kl,
         "return-to-go − exact V": later - exact,
+        "return-to-go − best baseline": later - best(later),
         "GAE λ 0, V = −KL": gae(world, -world.kl, 0.0),
         "GAE λ 0.95, V = −KL": gae(world, -world.kl, 0.95),
         "GAE λ 0, exact V": gae(world, exact_values(world), 0.0),
@@ -155,10 +165,14 @@ def expected(world: World, advantage: np.ndarray) -> np.ndarray:
     return world.pi * chosen.sum(axis=2, keepdims=True) - chosen
 
 
+def squared_scores(world: World) -> np.ndarray:
+    """|e_v - pi|^2, of the gradient of log pi(v) on a state's logits, [P, S, 3]."""
+    return 1 - 2 * world.pi + (world.pi**2).sum(axis=2, keepdims=True)
+
+
 def variance(world: World, advantage: np.ndarray) -> np.ndarray:
     """[P], of one row's gradient, summed over logits. No row meets a state twice, so its tokens' squares add up."""
-    squares = 1 - 2 * world.pi + (world.pi**2).sum(axis=2, keepdims=True)  # of e_v - pi
-    return (world.sums(advantage**2) * squares).sum(axis=(1, 2)) - norm(expected(world, advantage)) ** 2
+    return (world.sums(advantage**2) * squared_scores(world)).sum(axis=(1, 2)) - norm(expected(world, advantage)) ** 2
 
 
 def shared_variance(world: World, advantage: np.ndarray) -> np.ndarray:
@@ -170,7 +184,7 @@ def shared_variance(world: World, advantage: np.ndarray) -> np.ndarray:
 
 
 def objectives(world: World) -> tuple[np.ndarray, np.ndarray]:
-    """The gradients of KL(P || Q), and of sum_s d(s) KL(pi || q) with the reach d held fixed, by differentiating those."""
+    """The gradients of KL(P || Q) and of sum_s d(s) KL(pi || q), the reach d held fixed, by differentiating those."""
 
     def of_rows(logits, logq, reach):
         logp = jax.nn.log_softmax(logits)
@@ -221,7 +235,7 @@ def measure(world: World, advantages: dict[str, np.ndarray]) -> dict[str, Measur
 
 
 def bent(world: World) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What becomes of an unbiased return by what is often done to it: norm, in that of the true gradient, and cosine."""
+    """A return after what is often done to it: its expected gradient's norm, in the true one's, and cosine with it."""
     whole, _ = objectives(world)
     plain, lengths = return_to_go(world), world.mask.sum(axis=1)[:, None]
     clipped = return_to_go(world._replace(log_ratio=np.clip(world.log_ratio, -0.5, 0.5)))
@@ -345,8 +359,10 @@ def print_baselines(found: dict[str, dict[str, Measured]]) -> None:
     lines = []
     for after, before in (
         ("immediate + KL (vOPD)", "immediate"),
+        ("immediate − best baseline", "immediate"),
         ("return-to-go + KL", "return-to-go"),
         ("return-to-go − exact V", "return-to-go"),
+        ("return-to-go − best baseline", "return-to-go"),
     ):
         ratios = [found[gap][after].variance / found[gap][before].variance for gap in GAPS]
         lines.append([after, *(text for r in ratios for text in (percent(r - 1), f"{(r < 1).sum()} of {PAIRS}"))])
@@ -406,12 +422,12 @@ def draw(found: dict[int, dict[str, Measured]], paths: dict[str, dict[str, Measu
         y = [geometric(path[f"{h:g}"].variance)[0] for h in LAMBDAS]
         trade.plot(x, y, color=color, marker="o", label=f"GAE, {critic}", clip_on=False)
         if critic == "V = 0":
-            for *at, h in zip(x, y, LAMBDAS, strict=True):
-                trade.annotate(f"{h:g}", at, (7, 5), textcoords="offset points", color=color, fontsize=11)
-    for name, offset, side in (("immediate", (4, -20), "right"), ("return-to-go", (26, -2), "left")):
+            for *at, h in list(zip(x, y, LAMBDAS, strict=True))[1:-1]:
+                trade.annotate(f"λ {h:g}", at, (7, 5), textcoords="offset points", color=color, fontsize=11)
+    for name, at_lambda, offset, side in (("immediate", 0, (4, -22), "right"), ("return-to-go", 1, (12, -2), "left")):
         at = (deep[name].bias.mean(), geometric(deep[name].variance)[0])
         trade.plot(*at, "o", color=COLORS[name], markersize=11, zorder=3)
-        trade.annotate(name, at, offset, textcoords="offset points", color=COLORS[name], ha=side)
+        trade.annotate(f"{name} (λ {at_lambda})", at, offset, textcoords="offset points", color=COLORS[name], ha=side)
     trade.set(title=f"What λ buys, and what a critic buys (horizon {HORIZON})", xlabel="bias, share of the gradient")
     trade.set(ylabel="variance of one row, in squared gradients", yscale="log", ylim=(4.5, None))
     trade.set_yticks([5, 10, 20, 30])

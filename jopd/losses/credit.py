@@ -11,9 +11,11 @@
                             delta_t = l_t + g V(s_{t+1}) - V(s_t),  h: gae_lambda
     any of them - b(s_t)    the same, if b is detached and sees neither y_t nor what follows
 
-The variance of a return grows with the fourth power of the length, that of immediate credit with the second.
+The variance of a return grows with up to the fourth power of the length, that of immediate credit with up to the second
+(`experiments/credit.md` measures both).
 
-What biases them: a token mean of returns (it divides each row by its length: sum over rows, `row_sum`); a clip of l_t
+What biases them: a mean over each row's tokens of its returns, which divides long rows by more (a sum over rows,
+`row_sum`, does not); a clip of l_t
 where it acts; rollouts from a truncated distribution (top-k, top-p) or from an older policy; a row cut at the length
 limit whose rest counts as 0; dividing by the batch's own spread. A baseline that is the batch's mean, the sample
 included, shortens the gradient by the sample's share of it.
