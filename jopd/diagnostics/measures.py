@@ -30,9 +30,9 @@ LABELS = {
     "stop_gap": "gap between the stop probabilities",
     "repetition_rate": "repeated 4-grams",
     "shortcut_rate": "shortcuts",
-    "shortcut_refers_rate": "shortcuts: refers to a solution",
-    "shortcut_asserts_rate": "shortcuts: asserts without deriving",
-    "shortcut_cues_rate": "shortcuts: knows beforehand",
+    "shortcut_refers_rate": "refers to a solution",
+    "shortcut_asserts_rate": "asserts without deriving",
+    "shortcut_cues_rate": "knows beforehand",
 }
 
 

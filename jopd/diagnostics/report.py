@@ -18,7 +18,7 @@ PACKAGES = ("jopd", "jax", "jaxlib", "flax", "optax")
 VARIABLES = ("state", "support", "credit", "routing", "gates", "regularisation")
 # Group -> its items, by the key that `facts` holds them under.
 CHECKLIST: dict[str, tuple[str, ...]] = {
-    "run": ("preset", "method", "command", "seed", "versions", "device", "mesh", "started", "seconds"),
+    "run": ("preset", "method", "command", "seed", "versions", "device", "mesh", "seconds"),
     "state": (
         "prompts", "rollouts_per_prompt", "sampling", "truncation_rate", "off_policy_share", "policy_age",
         "student_init", "cold_start",
@@ -70,7 +70,7 @@ def comparison(evaluations: Sequence[Mapping[str, Any]], *, diagnostics: bool = 
     """
     results, rows = _results(evaluations), []
     for name in results.before | results.after:
-        if name.startswith(tuple(f"{group}/" for group in DIAGNOSTICS)) != diagnostics:
+        if _explains(name) != diagnostics:
             continue
         was, now, aim = (show(name, found[name]) if name in found else "" for found in results)
         count = (results.after.get(name) or results.before[name]).count
@@ -192,6 +192,10 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
+def _explains(name: str) -> bool:
+    return name.split("/")[0] in DIAGNOSTICS
+
+
 def _rows(header: Sequence[str], rows: Sequence[Row]) -> str:
     """A table of rows without its empty columns."""
     kept = [i for i in range(len(header)) if i < 3 or any(row[i] for row in rows)]
@@ -203,7 +207,7 @@ def _findings(groups: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]
     results, found = _results(evaluations), []
     for name, was in results.before.items():
         now = results.after.get(name)
-        judged = is_outcome(name) or name.split("/")[-1] == "kl"
+        judged = (is_outcome(name) or name.split("/")[-1] == "kl") and not _explains(name)
         if not judged or now is None or was.interval is None or now.interval is None:
             continue
         old, new, ending = amount(name, was.value), amount(name, now.value), f" {unit(name)}"
