@@ -60,7 +60,7 @@ class Batch(NamedTuple):
     tokens: Int[Array, "b t"]
     mask: Bool[Array, "b t"]
     inputs: dict[str, Float[Array, "b _"]] = {}
-    hidden: dict[str, Float[Array, "b t d"]] = {}
+    hidden: dict[str, Float[Array, "b t _"]] = {}
     extras: dict[str, Array] = {}
     streams: "dict[str, Batch]" = {}
 
@@ -169,7 +169,7 @@ class Program:
 
     def score(
         self, state: TrainState, fixed: Fixed, batch: Batch, views: tuple[str, ...]
-    ) -> dict[str, Float[Array, "b t d"]]:
+    ) -> dict[str, Float[Array, "b t _"]]:
         """The final hidden states of each view's reader at every completion token."""
         readers = {view: self.reader(view, state, fixed) for view in views}
         # One shape for all views: methods look at small differences between them.
@@ -184,7 +184,7 @@ class Program:
 
         return whole(jax.lax.map(micro, parts(batch_rows(batch), self.micro_batches, len(batch.tokens))))
 
-    def heads(self, state: TrainState, fixed: Fixed, views: Iterable[str]) -> dict[str, Float[Array, "d v"]]:
+    def heads(self, state: TrainState, fixed: Fixed, views: Iterable[str]) -> dict[str, Float[Array, "_ _"]]:
         """The output head of each view's reader."""
         return {view: self.reader(view, state, fixed).head() for view in views}
 
@@ -192,7 +192,7 @@ class Program:
         self,
         student: models.Transformer,
         hidden: Float[Array, "b t d"],
-        heads: dict[str, Float[Array, "d v"]],
+        heads: dict[str, Float[Array, "_ _"]],
         part: Batch,
         stage: Stage,
     ) -> Terms:
