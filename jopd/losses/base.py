@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from jopd.losses.vocabulary import accumulator
@@ -49,7 +50,9 @@ class Total(NamedTuple):
         return share(self.sum, self.count)
 
 
-def share(sum: Float[Array, "*shape"], count: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def share(
+    sum: Float[Array | np.ndarray, "*shape"], count: Float[Array | np.ndarray, "*shape"]
+) -> Float[Array, "*shape"]:
     """sum / count, and 0 where nothing was counted; a count of weights may be less than 1."""
     return sum / jnp.where(count > 0, count, 1)
 

@@ -263,7 +263,7 @@ def test_everything_else_is_the_methods_own():
     # Whatever a method may have is passed on or dealt with, also what is added to the contract later.
     missing = {name for name in dir(Method) if not name.startswith("_")} - vars(Stabilised).keys()
     # What is computed of the others, and what is read off the class before there is a run.
-    assert missing == {"completions", "vanishes_at_teacher", "run_defaults"}
+    assert missing == {"completions", "vanishes_at_teacher", "run_defaults", "identity_settings"}
     assert steady.views == ("privileged", "plain", "initial")
     mask = jnp.ones((1, 3), bool)
     places = steady.choose_windows({}, mask, jnp.zeros((1, 3)))
