@@ -54,7 +54,7 @@ def share(
     sum: Float[Array | np.ndarray, "*shape"], count: Float[Array | np.ndarray, "*shape"]
 ) -> Float[Array, "*shape"]:
     """sum / count, and 0 where nothing was counted; a count of weights may be less than 1."""
-    return sum / jnp.where(count > 0, count, 1)
+    return jnp.asarray(sum) / jnp.where(count > 0, count, 1)
 
 
 class LossTerm(NamedTuple):
