@@ -45,13 +45,17 @@ from jopd.losses.base import (
     LossTerm,
     Mask,
     Method,
+    Sums,
     Terms,
     Tokens,
     Total,
     check_known,
     check_temperature,
     masked_total,
+    masked_totals,
+    row_sum,
     silence,
+    token_mean,
 )
 from jopd.losses.divergences import comparison, reverse_kl
 from jopd.losses.vocabulary import accumulator, log_prob_of, log_softmax
@@ -222,9 +226,14 @@ class PolicyGradient(Method):
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
         """The advantages, of the terms that its vocabulary stage makes."""
 
-    @abc.abstractmethod
     def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
         """The sum and the count of a per-token loss that its credit is unbiased under."""
+        return (token_mean if self.aggregation == "token mean" else row_sum)(values, mask, inputs)
+
+    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
+        advantage, losses, metrics = self.estimate(terms, mask, inputs)
+        loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
+        return {"policy_gradient": LossTerm(1.0, *loss), **losses}, masked_totals(terms, mask) | metrics
 
     def sampled_terms(
         self, student_logits: Logits, teacher_logits: Logits, tokens: Tokens, *, exact_kl: bool = False

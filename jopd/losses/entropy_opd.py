@@ -17,21 +17,17 @@ a batch, where the code takes four with a ratio clip.
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from jopd.losses.base import (
     Inputs,
     Logits,
     LossTerm,
     Mask,
-    Sums,
     Terms,
     Tokens,
-    Total,
     Variables,
     Views,
     masked_total,
-    masked_totals,
     token_mean,
 )
 from jopd.losses.credit import Estimate, PolicyGradient
@@ -86,14 +82,6 @@ class EntropyOPD(PolicyGradient):
         losses = {"forward_kl": LossTerm(self.coefficient, *token_mean(terms["forward_kl"], mask, inputs))}
         advantage = self.with_task_reward(log_ratio, mask, inputs)
         return Estimate(advantage, losses, metrics | {"advantage": masked_total(advantage, mask)})
-
-    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-        return token_mean(values, mask, inputs)
-
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        advantage, losses, metrics = self.estimate(terms, mask, inputs)
-        loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
-        return {"policy_gradient": LossTerm(1.0, *loss), **losses}, masked_totals(terms, mask) | metrics
 
     def variables(self) -> Variables:
         words = self.described("immediate")

@@ -16,23 +16,16 @@ batch, so without the code's ratio to the behaviour policy.
 import dataclasses
 import math
 
-from jaxtyping import Array, Float
-
 from jopd.losses.base import (
     INITIAL,
     Inputs,
     Logits,
-    LossTerm,
     Mask,
-    Sums,
     Terms,
     Tokens,
-    Total,
     Variables,
     Views,
     masked_total,
-    masked_totals,
-    token_mean,
 )
 from jopd.losses.credit import Estimate, PolicyGradient
 from jopd.losses.vocabulary import log_prob_of, log_softmax
@@ -75,14 +68,6 @@ class GOPD(PolicyGradient):
         log_ratio, metrics = self.log_ratio({**terms, "teacher_logp": target}, mask)
         advantage = self.with_task_reward(log_ratio, mask, inputs)
         return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
-
-    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-        return token_mean(values, mask, inputs)
-
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        advantage, _, metrics = self.estimate(terms, mask, inputs)
-        loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
-        return {"policy_gradient": LossTerm(1.0, *loss)}, masked_totals(terms, mask) | metrics
 
     def variables(self) -> Variables:
         return Variables(

@@ -37,15 +37,12 @@ from jopd.losses.base import (
     Logits,
     LossTerm,
     Mask,
-    Sums,
     Terms,
     Tokens,
-    Total,
     Variables,
     Views,
     check_known,
     masked_totals,
-    row_sum,
     silence,
     token_mean,
 )
@@ -140,17 +137,9 @@ class GAEOPD(PolicyGradient):
         advantage = self.with_task_reward(advantage, mask, inputs)
         return Estimate(advantage, {"value": critic}, metrics | masked_totals({"advantage": advantage}, mask))
 
-    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-        return row_sum(values, mask, inputs)
-
     @property
     def aggregation(self) -> Literal["token mean", "row sum"]:
         return "row sum"
-
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        advantage, losses, metrics = self.estimate(terms, mask, inputs)
-        loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
-        return {"policy_gradient": LossTerm(1.0, *loss), **losses}, masked_totals(terms, mask) | metrics
 
     def variables(self) -> Variables:
         critic = {"plain": "critic", "kl_split": "critic split at the KL"}[self.critic]

@@ -18,22 +18,16 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from jopd.losses.base import (
     Inputs,
     Logits,
-    LossTerm,
     Mask,
-    Sums,
     Terms,
     Tokens,
-    Total,
     Variables,
     Views,
     masked_total,
-    masked_totals,
-    token_mean,
 )
 from jopd.losses.credit import Estimate, PolicyGradient
 from jopd.losses.stabilisers import joined
@@ -67,14 +61,6 @@ class IWOPD(PolicyGradient):
         advantage = weight * self.with_task_reward(log_ratio, mask, inputs)
         metrics |= {"importance_weight": masked_total(weight, mask), "advantage": masked_total(advantage, mask)}
         return Estimate(advantage, {}, metrics)
-
-    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-        return token_mean(values, mask, inputs)
-
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        advantage, _, metrics = self.estimate(terms, mask, inputs)
-        loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
-        return {"policy_gradient": LossTerm(1.0, *loss)}, masked_totals(terms, mask) | metrics
 
     def variables(self) -> Variables:
         words = self.described("immediate")

@@ -28,7 +28,6 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from jopd.losses.base import (
     Inputs,
@@ -38,14 +37,11 @@ from jopd.losses.base import (
     Sums,
     Terms,
     Tokens,
-    Total,
     Variables,
     Views,
     check_known,
     masked_total,
     masked_totals,
-    row_sum,
-    token_mean,
 )
 from jopd.losses.credit import Estimate, PolicyGradient, check_credit, immediate, return_to_go
 from jopd.losses.stabilisers import joined
@@ -118,9 +114,6 @@ class OPDPolicyGradient(PolicyGradient):
             advantage = advantage + terms["reverse_kl"]
         advantage = self.with_task_reward(advantage, mask, inputs)
         return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
-
-    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-        return (token_mean if self.aggregation == "token mean" else row_sum)(values, mask, inputs)
 
     @property
     def aggregation(self) -> Literal["token mean", "row sum"]:

@@ -13,22 +13,15 @@ is a reconstruction (R).
 
 import dataclasses
 
-from jaxtyping import Array, Float
-
 from jopd.losses.base import (
     Inputs,
     Logits,
-    LossTerm,
     Mask,
-    Sums,
     Terms,
     Tokens,
-    Total,
     Variables,
     Views,
     masked_total,
-    masked_totals,
-    token_mean,
 )
 from jopd.losses.credit import Estimate, PolicyGradient, immediate
 
@@ -48,14 +41,6 @@ class VOPD(PolicyGradient):
         advantage = immediate(reward + terms["reverse_kl"], mask)
         advantage = self.with_task_reward(advantage, mask, inputs)
         return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
-
-    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-        return token_mean(values, mask, inputs)
-
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        advantage, _, metrics = self.estimate(terms, mask, inputs)
-        loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
-        return {"policy_gradient": LossTerm(1.0, *loss)}, masked_totals(terms, mask) | metrics
 
     def variables(self) -> Variables:
         return Variables(
