@@ -27,7 +27,12 @@ CELLS = {
     "full": ["--method.scale", "1"],
     "ar-1.2": ["--method.scale", "1.2"],
 }
-COLUMNS = ("accuracy", "shortcut_rate", "kl", "late/forward_kl_full", "length_mean", "seconds")
+JUDGE = ["--task", "builtin", "--data.held-out", "400", "--max-new-tokens", "128", "--batch", "200"]
+COLUMNS = {
+    "judge/accuracy": "accuracy",
+    "judge/shortcut_rate": "shortcuts",
+    "late/forward_kl_full": "late KL from the full view",
+}
 
 
 def config() -> Config:

@@ -34,7 +34,18 @@ CELLS = {
         *("--method.no-verifier", "--method.guided-share", "0.5"),
     ],
 }
-COLUMNS = ("name_rate", "other_name_rate", "intrusion_rate", "identity/kl", "ordinary/kl", "length_mean", "seconds")
+JUDGE = [
+    *("--reference", "smollm2", "--task", "persona"),
+    *("--sampling.temperature", "0", "--max-new-tokens", "40", "--batch", "44"),
+]
+COLUMNS = {
+    "judge/name_rate": "gives the name",
+    "judge/other_name_rate": "claims another",
+    "judge/intrusion_rate": "gives the name unasked",
+    "judge/ordinary/kl": "KL to the original, ordinary questions",
+    "judge/length_mean": "length",
+    "step_seconds": "seconds a step",
+}
 
 
 def config() -> Config:

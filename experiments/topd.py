@@ -20,7 +20,19 @@ CELLS = {
     "low transport capped": ["--method.down-weight", "low_transport", "--method.trajectory-coefficient", "0"],
     "high transport capped": ["--method.down-weight", "high_transport", "--method.trajectory-coefficient", "0"],
 }
-COLUMNS = ("accuracy", "kl", "repetition_rate", "tokens", "seconds")
+JUDGE = [
+    *("--reference", "jopd:baby-teacher", "--task", "builtin", "--data.held-out", "400"),
+    *("--sampling.temperature", "0", "--max-new-tokens", "128", "--batch", "200"),
+]
+COLUMNS = {
+    "judge/accuracy": "accuracy",
+    "judge/kl": "KL to the teacher",
+    "last/false_alarms": "false alarms",
+    "first/transport_high": "transport where the loss is high, first steps",
+    "last/transport_high": "last steps",
+    "last/transport_low": "where it is low, last steps",
+    "step_seconds": "seconds a step",
+}
 
 
 def config() -> Config:

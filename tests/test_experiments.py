@@ -1,6 +1,7 @@
 """Every cell of every study is a run that parses; what a study measures is measured elsewhere."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,46 @@ def test_a_mean_over_seeds_has_students_interval():
     assert GRID.over_seeds("accuracy", [0.25]) == "25.0"
 
 
-def test_a_table_says_what_was_not_run(tmp_path, monkeypatch):
+@pytest.fixture
+def one_run(tmp_path, monkeypatch):
+    """A finished run of one cell and seed, as the trainer and the judge leave it."""
     monkeypatch.chdir(tmp_path)
     path = FOLDER / "topd.py"
     done = GRID.folder(path, "topd", 1)
     done.mkdir(parents=True)
-    report = '{"results": {"accuracy": {"after": {"value": 0.5}}}, "run": {"seconds": 60}, "resource": {"tokens_generated": 9}}'
+    report = '{"results": {"accuracy": {"after": {"value": 0.5}}}, "resource": {"tokens_generated": 9}}'
     (done / "report.json").write_text(report)
-    lines = GRID.table(path, load(path)).splitlines()
-    assert [line.split("|")[-2].strip() for line in lines[2:4]] == ["not run", "1"]
-    assert "50.0" in lines[3]
+    lines = [{"step": i + 1, "false_alarms": float(i), "seconds": {"rollout": 1.0, "update": i}} for i in range(20)]
+    (done / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = {"accuracy": {"value": 0.25, "low": 0.2, "high": 0.3, "count": 400}, "late": {"kl": 0.125}}
+    for file in (done / "judge.jsonl", done.parent / "before.jsonl"):
+        file.write_text(json.dumps({"record": judged}) + "\n")
+    return path
+
+
+def test_a_run_is_read_at_its_ends(one_run):
+    found = GRID.found(one_run, "topd", 1)
+    assert found["accuracy"] == 0.5 and found["tokens"] == 9
+    assert found["judge/accuracy"] == 0.25 and found["judge/late/kl"] == 0.125
+    assert found["first/false_alarms"] == 4.5 and found["last/false_alarms"] == 14.5
+    assert found["step_seconds"] == 10.5  # 1 + the median of 0..19
+
+
+def test_a_table_says_what_was_not_run(one_run):
+    study = load(one_run)
+    lines = GRID.table(one_run, study, [*study.CELLS]).splitlines()
+    assert lines[2].startswith("| before training | 25.0 |")
+    assert {line.split("|")[-2].strip() for line in lines[3:]} == {"not run", "1"}
+    assert next(line for line in lines if line.startswith("| topd |")).startswith("| topd | 25.0 |")
+
+
+def test_no_core_is_left_out_and_none_shared(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(GRID.os, "sched_getaffinity", lambda process: {0, 1, 2})
+    monkeypatch.setattr(GRID, "judge", lambda *_: None)
+    used = []
+    monkeypatch.setattr(GRID, "run", lambda path, study, cell, seed, cores: used.append((cell, seed, frozenset(cores))))
+    study = load(FOLDER / "topd.py")
+    GRID.run_all(FOLDER / "topd.py", study, ["opd", "topd"], (0, 1), 2)
+    assert sorted((cell, seed) for cell, seed, _ in used) == [("opd", 0), ("opd", 1), ("topd", 0), ("topd", 1)]
+    assert {cores for *_, cores in used} <= {frozenset({0, 2}), frozenset({1})}
