@@ -7,7 +7,7 @@ The first four are the paper's two-by-two of guidance and mask; "full vocabulary
 `smollm2_persona.md`, which sees a token that is never sampled. The rest is RLSD with and without a verifier, and the mask's regions.
 All cells and seeds are a command for an accelerator: `python experiments/grid.py experiments/edge_opd.py`.
 
-Deviations from the paper: another model, a learning rate of 5e-5, 40 steps of 8 completions of up to 40 tokens.
+Deviations from the paper: another model, a learning rate of 5e-5, 32 steps of 8 completions of up to 40 tokens.
 """
 
 from jopd import losses
@@ -58,8 +58,8 @@ def config() -> Config:
         rollout=RolloutConfig(max_prompt_tokens=96, max_new_tokens=40),
         optimizer=Optimizer(learning_rate=5e-5, schedule="linear", b2=0.95),
         evaluation=Evaluation(every=0, batch=16, sampling=Sampling(temperature=0.0)),
-        checkpoint=Checkpointing(every=20, keep=1),
-        steps=40,
+        checkpoint=Checkpointing(every=16, keep=1),
+        steps=32,
         prompts=8,
         chunk=16,
         watch=0,

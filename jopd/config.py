@@ -238,10 +238,6 @@ class Config:
             raise ValueError(
                 f"rollout.samples={self.rollout.samples}: method {self.method.name} has one reference a prompt: set it to 1"
             )
-        if self.method.updates > 1 and self.rollout.sampling.temperature == 0:
-            raise ValueError(
-                "rollout.sampling.temperature=0 gives no behaviour distribution for a ratio: sample, or set --method.updates 1"
-            )
         temperature = vars(self.method).get("temperature", 1.0)
         if "behaviour_logp" in self.method.inputs and temperature != self.rollout.sampling.temperature:
             raise ValueError(
@@ -251,6 +247,17 @@ class Config:
         if "group_advantage" in method.inputs and self.rollout.samples == 1:
             raise ValueError(
                 f"rollout.samples=1: method {method.name} compares the samples of a prompt with each other: set it to 2 or more, such as 8"
+            )
+        if self.teacher.model != "none" and self.evaluation.batch % self.micro_batches:
+            raise ValueError(
+                f"evaluation.batch={self.evaluation.batch} must be a multiple of micro_batches={self.micro_batches}, in which evaluations "
+                f"are scored too: set it to {-(-self.evaluation.batch // self.micro_batches) * self.micro_batches}"
+            )
+        sampled = "sampled" in method.variables().support or "group_advantage" in method.inputs
+        if sampled and method.completions != "reference" and self.rollout.sampling.temperature == 0:
+            raise ValueError(
+                f"rollout.sampling.temperature=0 always writes the likeliest token, but method {method.name} learns from what sampling "
+                "brings up: sample at 1, or choose a method on the whole vocabulary, such as --method opd"
             )
         self._refuse_what_would_be_dropped()
 
@@ -274,6 +281,15 @@ class Config:
         if self.teacher.model == "self" and self.teacher.dtype != "float32" and (update != "frozen" or lora.rank):
             raise ValueError(
                 f"teacher.dtype={self.teacher.dtype}: this teacher reads the student's own float32 parameters: leave it unset"
+            )
+        if self.teacher.model == "none" and self.teacher != Teacher(model="none"):
+            raise ValueError(
+                "teacher.model=none, but other settings of a teacher are given: leave them unset, or name one"
+            )
+        if self.method.completions == "reference" and self.rollout.sampling != Sampling():
+            raise ValueError(
+                f"rollout.sampling={self.rollout.sampling} has no effect on method {self.method.name}, which samples nothing: leave it unset "
+                "(what evaluations sample is evaluation.sampling)"
             )
         if not lora.rank and lora != LoRA():
             raise ValueError(

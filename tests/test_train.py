@@ -214,7 +214,7 @@ def test_what_stops_a_run(metrics, message, tmp_path):
     loop.check(7, arrays(good), tmp_path)
     with pytest.raises(FloatingPointError, match=message) as error:
         loop.check(7, arrays(good | metrics), tmp_path)
-    assert f"The last good checkpoint is in {tmp_path / 'checkpoints'}" in str(error.value) and "\n" not in str(
+    assert f"What was saved before is in {tmp_path / 'checkpoints'}" in str(error.value) and "\n" not in str(
         error.value
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -128,28 +128,27 @@ def accuracy_by_length(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Pa
         return _save(figure, path)
 
 
-def evidence_histogram(evidence: Float[np.ndarray, " N"], path: Path, *, threshold: float = 0.0) -> Figure:
-    """How much likelier the privileged context makes each sampled token, and which tokens a threshold keeps.
+def evidence_histogram(evidence: Float[np.ndarray, " N"], kept: Bool[np.ndarray, " N"], path: Path) -> Figure:
+    """How much likelier the privileged context makes each sampled token, and which tokens count.
 
     Args:
       evidence: nats a token, `log q(y | with the context) - log q(y | without)`.
-      threshold: what is above it is kept.
+      kept: whether the method learns from the token.
     """
     # One token in a thousand may be anywhere: it is counted in the outermost bars.
     low, high = np.quantile(evidence[np.isfinite(evidence)], (0.001, 0.999))
-    low, high = min(low, threshold - 0.5), max(high, threshold + 0.5)
-    # Bins that begin at the threshold, so that no bar is on both sides of it.
+    low, high = min(low, -0.5), max(high, 0.5)
+    # Bins that begin at 0, so that no bar is on both sides of it.
     step = (high - low) / 60
-    below, above = int(np.ceil((threshold - low) / step)), int(np.ceil((high - threshold) / step))
-    edges = threshold + step * np.arange(-below, above + 1)
+    edges = step * np.arange(int(np.floor(low / step)), int(np.ceil(high / step)) + 1)
     values = np.clip(evidence, edges[0], edges[-1])
-    kept = evidence > threshold
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
         axes = figure.subplots()
         for chosen, color, name in ((~kept, GREY, "silenced"), (kept, BLUE, "kept")):
-            axes.hist(values[chosen], edges, color=color, label=f"{name}: {100 * chosen.mean():.0f} %", linewidth=0)
-        axes.axvline(threshold, color=ORANGE, linestyle="--", label=f"threshold: {threshold:g}")
+            label = f"{name}: {100 * chosen.mean():.0f} %"
+            axes.hist(values[chosen], edges, color=color, alpha=0.8, label=label, linewidth=0)
+        axes.axvline(0, color=ORANGE, linestyle="--", linewidth=1.2)
         axes.set_yscale("log")
         axes.set(
             title="What the context says for each token",

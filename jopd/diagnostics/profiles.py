@@ -17,12 +17,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jopd.diagnostics.intervals import token_mean, wilson
-from jopd.losses.base import Mask, Total, masked_total
+from jopd.losses.base import Inputs, Loss, Mask, Total, masked_total, time_stage
 from jopd.losses.vocabulary import accumulator
 
 POSITIONS = 10  # bins of a completion's relative position
 LATE_SHARE = 0.2  # what "late" means, of a completion's positions: AR-OPD's "late-stage", reconstruction
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+MOVES = 1e-3  # nats: a token with less moves nothing
+USUAL_CLIP = 5.0  # nats: the survey's clip of log-ratios
 
 HostMask = Bool[np.ndarray, "B T"]
 HostValues = Shaped[np.ndarray, "B T"]
@@ -186,22 +188,34 @@ def effective_sample_size(size: Float[Array, "B T"], mask: Mask) -> Float[Array,
     return jnp.square(jnp.sum(x)) / jnp.maximum(square, jnp.finfo(x.dtype).tiny)
 
 
-def effective_update_share(size: Float[Array, "B T"], mask: Mask, *, threshold: float = 1e-3) -> Total:
-    """The share of tokens that move the student at all: whose `size`, weight times gate times |advantage|, is above it."""
-    return masked_total(size > threshold, mask)
+def update_size(
+    loss: Loss, terms: Mapping[str, Float[Array, "..."]], mask: Mask, inputs: Inputs, log_ratio: Float[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """How much each token is made of by a loss: weight times gate times |advantage|, whatever these are in its method.
+
+    That is `|d loss / d log pi(y_t)|` of the time stage, before the loss is divided by its count. A direct loss has no advantage: its
+    weight and gate, `sum |d loss / d term_t|`, multiply the size of the log-ratio.
+    """
+    total = lambda terms: sum(term.coefficient * term.sum for term in time_stage(loss, terms, mask, inputs)[0].values())
+    slopes = jax.grad(total)(dict(terms))
+    if "student_logp" in slopes:
+        return jnp.abs(slopes["student_logp"])
+    weight = sum(jnp.abs(slope) for slope in slopes.values() if slope.shape == mask.shape)
+    return weight * jnp.abs(log_ratio)
 
 
 def of_a_batch(
     terms: Mapping[str, Float[Array, "B T"]],
     tokens: Int[Array, "B T"],
     mask: Mask,
-    weight: Float[Array, "B T"] | None,
+    size: Float[Array, "B T"],
     edges: Sequence[int],
 ) -> dict[str, Array]:
     """All that a training step logs of its batch's per-token diagnostics; bins without tokens are NaN.
 
-    Of each term its mean, `NAME_by_position` `[POSITIONS]` and `NAME_by_length` `[len(edges) + 1]`. Of the log-ratio, taken as the
-    advantage under `weight`, its quantiles, the effective sample size and update share, and how much a clip at 5 nats would change.
+    Of each term its mean, `NAME_by_position` `[POSITIONS]` and `NAME_by_length` `[len(edges) + 1]`. Of the log-ratio its quantiles and how
+    much a clip at 5 nats would change, of the tokens' `update_size` the effective sample size and the share that moves anything; the two
+    shares by position too.
     """
     mean = lambda total: jnp.where(total.count > 0, total.sum / jnp.maximum(total.count, 1), jnp.nan)
     places, rows = position_bins(mask), length_bins(mask, edges)
@@ -210,15 +224,13 @@ def of_a_batch(
         found[name] = mean(masked_total(values, mask))
         found[f"{name}_by_position"] = mean(binned(values, mask, places, POSITIONS))
         found[f"{name}_by_length"] = mean(binned(values, mask, rows, len(edges) + 1))
-    size = jnp.abs(terms["log_ratio"]) if weight is None else jnp.abs(weight * terms["log_ratio"])
+    for name, chosen in (
+        ("effective_update_share", size > MOVES),
+        ("clip_share", jnp.abs(terms["log_ratio"]) > USUAL_CLIP),
+    ):
+        found[name] = mean(masked_total(chosen, mask))
+        found[f"{name}_by_position"] = mean(binned(chosen, mask, places, POSITIONS))
     return found | {
         "log_ratio_quantiles": quantiles(terms["log_ratio"], mask),
         "effective_sample_size": effective_sample_size(size, mask),
-        "effective_update_share": mean(effective_update_share(size, mask)),
-        "clip_share": mean(clip_share(terms["log_ratio"], mask, limit=5.0)),
     }
-
-
-def clip_share(values: Float[Array, "B T"], mask: Mask, *, limit: float) -> Total:
-    """The share of tokens whose value, such as the log-ratio, a clip at +-limit changes."""
-    return masked_total(jnp.abs(values) > limit, mask)

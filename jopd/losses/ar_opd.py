@@ -97,7 +97,7 @@ class AnchoredResidualOPD(Method):
     name = "ar_opd"
     source = "AR-OPD, arXiv:2606.10385 (P)"
     run_defaults = (("teacher.model", "self"),)
-    views = ("partial", "full")
+    views = ("full", "partial")  # runs compare the student with the first
     scale: float = 0.6
     clip: float = 5.0
     skip_tokens: int = 3
@@ -110,6 +110,10 @@ class AnchoredResidualOPD(Method):
         check_known("teacher_update", [self.teacher_update], ("frozen", "ema", "live"))
         if self.skip_tokens < 0:
             raise ValueError(f"skip_tokens={self.skip_tokens} must not be negative; 3 is the paper's, 0 is off")
+
+    @property
+    def ordered(self) -> bool:
+        return self.skip_tokens > 0
 
     def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
         of = lambda logits: log_softmax(logits, self.temperature)

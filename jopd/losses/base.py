@@ -22,12 +22,14 @@ a method's `scoring` is its vocabulary stage and `prepare` makes inputs of its t
 
 import abc
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from jopd.losses.vocabulary import accumulator
@@ -145,6 +147,7 @@ class Loss(abc.ABC):
       extras: per-token arrays [B, T, ...] that the vocabulary stage reads besides logits and tokens.
       inputs: arrays [B, T] or [B, 1], of those named in INPUTS, that the time stage reads besides the terms.
       module_inputs: those that `apply_modules` makes, and that plain arrays stand in for in `evaluate`.
+      ordered: whether a token's place counts, so that masks must be on from column 0 up to a row's last token.
       why_not_zero: why loss or gradient are not 0 where student and teacher say the same in every view; empty where they are.
     """
 
@@ -153,6 +156,7 @@ class Loss(abc.ABC):
     extras: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     module_inputs: tuple[str, ...] = ()
+    ordered: bool = False
     why_not_zero: str = ""
 
     @property
@@ -372,7 +376,8 @@ def evaluate(
       The loss, a scalar differentiable in `student_logits`, and the metrics' means.
 
     Raises:
-      ValueError: a view or input is missing or unknown, or a shape does not fit, saying which.
+      ValueError: a view or input is missing or unknown, or a shape does not fit, saying which; a mask with a hole where
+        the method needs the tokens' order.
     """
     _check_names(method, "teacher view", teacher_logits, method.views)
     needed = method.inputs + method.module_inputs + method.extras
@@ -392,7 +397,14 @@ def evaluate(
             )
     extras = {name: inputs[name] for name in method.extras}
     mask = mask.astype(bool)
+    if method.ordered:
+        check_contiguous(mask)
     given = {name: values for name, values in inputs.items() if name not in extras}
+    for name, values in given.items():
+        if values.shape[:2] not in (shape := tokens.shape, (shape[0], 1)):
+            raise ValueError(
+                f"the input {name} has shape {values.shape}: give it {shape} or, for each row, {(shape[0], 1)}"
+            )
     if (scoring := method.scoring()) is not None:
         detached = jax.lax.stop_gradient(student_logits)
         scored = vocabulary_stage(scoring, detached, teacher_logits, tokens, mask, extras)
@@ -412,11 +424,24 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
             raise ValueError(f"unknown {what} {name!r}: {hint}known: {', '.join(known) or 'none'}")
 
 
+def check_contiguous(mask: Shaped[Array, "B T"]) -> None:
+    """Raises ValueError at a mask that is off before a token that is on, unless it is traced and cannot be looked at."""
+    if isinstance(mask, Tracer):
+        return
+    on = np.asarray(mask).astype(bool)
+    holes = np.flatnonzero((on[:, 1:] & ~on[:, :-1]).any(axis=1))
+    if holes.size:
+        raise ValueError(
+            f"the mask of row {holes[0]} is off before a token that is on, but here the order of tokens counts: start "
+            "completions at column 0, and silence single tokens with the input `weight`"
+        )
+
+
 def check_temperature(temperature: float) -> None:
     """Raises ValueError unless logits can be divided by it."""
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(
-            f"temperature={temperature} must be positive: it divides the logits; 1 leaves them as they are"
+            f"temperature={temperature} must be positive and finite: it divides the logits; 1 leaves them as they are"
         )
 
 

@@ -165,6 +165,10 @@ class CROPD(PolicyGradient):
         return GAEOPD(**{name: value for name, value in given.items() if value is not None}, **shared)
 
     @property
+    def ordered(self) -> bool:
+        return self._estimator().ordered
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         return self._estimator().inputs
 

@@ -31,13 +31,12 @@ estimation: Schulman et al., arXiv:1506.02438 (P). Group advantage: GRPO, arXiv:
 
 import abc
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from jopd.losses.base import (
     Inputs,
@@ -49,6 +48,7 @@ from jopd.losses.base import (
     Terms,
     Tokens,
     Total,
+    check_contiguous,
     check_known,
     check_temperature,
     masked_total,
@@ -83,7 +83,7 @@ def return_to_go(
       ValueError: a discount outside [0, 1]; a mask with a hole, unless it is traced and cannot be looked at.
     """
     _check_share("discount", discount)
-    _check_contiguous(mask)
+    check_contiguous(mask)
     return silence(_discounted_sum(immediate(rewards, mask), discount), mask.astype(bool))
 
 
@@ -128,7 +128,7 @@ def td_errors(
 ) -> Float[Array, "B T"]:
     """delta_t = l_t + discount V(s_{t+1}) - V(s_t), the bootstrap standing after the last token; as above."""
     _check_share("discount", discount)
-    _check_contiguous(mask)
+    check_contiguous(mask)
     dtype = accumulator(jnp.promote_types(rewards.dtype, values.dtype))
     rewards, values, mask = rewards.astype(dtype), values.astype(dtype), mask.astype(bool)
     after_last = jnp.zeros(len(values), dtype) if bootstrap is None else bootstrap.astype(dtype)
@@ -160,6 +160,21 @@ def group_advantage(rewards: Float[Array, "B"], samples: int) -> Float[Array, "B
     # Rounding leaves a mean of equal numbers next to them, and the small denominator would blow that up.
     centred = jnp.where(equal, 0, groups - groups.mean(axis=1, keepdims=True))
     return (centred / (groups.std(axis=1, keepdims=True, ddof=1) + 1e-4)).reshape(-1, 1)
+
+
+def expected_reward(
+    student_logp: Float[Array, "*n V"], teacher_logp: Float[Array, "*n V"], clip: float | None
+) -> Float[Array, "*n"]:
+    """E_pi[ clip(log q - log pi, -clip, clip) ] over the vocabulary, without gradient; without a clip it is -KL(pi || q).
+
+    Entries without student probability weigh nothing.
+    """
+    student_logp, teacher_logp = jax.lax.stop_gradient((student_logp, teacher_logp))
+    if clip is None:
+        return -reverse_kl(student_logp, teacher_logp)
+    weight = jnp.exp(student_logp)
+    reward = jnp.clip(jnp.where(weight > 0, teacher_logp - student_logp, 0), -clip, clip)
+    return jnp.sum(weight * reward, axis=-1)
 
 
 def check_credit(credit: str, known: tuple[str, ...]) -> None:
@@ -209,9 +224,9 @@ class PolicyGradient(Method):
             raise ValueError(
                 f"log_ratio_clip={self.log_ratio_clip} must be positive, in nats; 5 is common, None is off"
             )
-        if not self.reward_weight >= 0:
+        if not 0 <= self.reward_weight < math.inf:
             raise ValueError(
-                f"reward_weight={self.reward_weight} must not be negative, as that would teach wrong answers; 0 is off"
+                f"reward_weight={self.reward_weight} must be finite and not negative, as that would teach wrong answers; 0 is off"
             )
 
     @property
@@ -233,16 +248,20 @@ class PolicyGradient(Method):
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         advantage, losses, metrics = self.estimate(terms, mask, inputs)
         loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
-        return {"policy_gradient": LossTerm(1.0, *loss), **losses}, masked_totals(terms, mask) | metrics
+        metrics = masked_totals(terms, mask) | metrics | {"suppressed": masked_total(advantage < 0, mask)}
+        return {"policy_gradient": LossTerm(1.0, *loss), **losses}, metrics
 
     def sampled_terms(
-        self, student_logits: Logits, teacher_logits: Logits, tokens: Tokens, *, exact_kl: bool = False
+        self, student_logits: Logits, teacher_logits: Logits, tokens: Tokens, *, expected: bool = False
     ) -> Terms:
-        """Both log-probabilities of the token, what every method logs, and on demand the exact KL(pi || q)."""
+        """Both log-probabilities of the token, what every method logs, and on demand `expected_reward`.
+
+        That is E_pi[l] over the vocabulary, -KL(pi || q), or with a clip the mean of the clipped rewards.
+        """
         student, teacher = (log_softmax(logits, self.temperature) for logits in (student_logits, teacher_logits))
         terms = comparison(student_logits, teacher_logits)
-        if exact_kl:
-            terms["reverse_kl"] = reverse_kl(jax.lax.stop_gradient(student), teacher)
+        if expected:
+            terms["expected_reward"] = expected_reward(student, teacher, self.log_ratio_clip)
         return {"student_logp": log_prob_of(student, tokens), "teacher_logp": log_prob_of(teacher, tokens), **terms}
 
     def log_ratio(self, terms: Terms, mask: Mask) -> tuple[Float[Array, "B T"], dict[str, Total]]:
@@ -287,15 +306,3 @@ def _next_column(x: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
 def _check_share(name, value):
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value} must lie in [0, 1]")
-
-
-def _check_contiguous(mask: Bool[Array, "B T"] | Shaped[Array, "B T"]) -> None:
-    if isinstance(mask, Tracer):
-        return
-    on = np.asarray(mask).astype(bool)
-    holes = np.flatnonzero((on[:, 1:] & ~on[:, :-1]).any(axis=1))
-    if holes.size:
-        raise ValueError(
-            f"the mask of row {holes[0]} is off before a token that is on, but credit flows from later tokens to "
-            "earlier ones: start completions at column 0, and silence single tokens with the input `weight`"
-        )

@@ -136,7 +136,7 @@ class EvidenceGuidedOPD(PolicyGradient):
     name = "edge_opd"
     source = "EDGE-OPD, arXiv:2605.23493 (S; policy-gradient form R)"
     identity_settings = (("region", "all"),)
-    shown = ("evidence",)
+    shown = ("evidence", "kept")
     run_defaults = (("teacher.model", "self"),)
     views = ("privileged", "plain")
     guided_share: float = 0.5
@@ -162,7 +162,9 @@ class EvidenceGuidedOPD(PolicyGradient):
         return Evidence(self.temperature)
 
     def prepare(self, terms: Terms, mask: Mask, inputs: Inputs) -> dict[str, Array]:
-        return {"evidence": terms["evidence"]}
+        found = terms["evidence"]
+        kept = evidence_mask(found, region=self.region, threshold=self._threshold)
+        return {"evidence": found, "kept": kept.astype(found.dtype)}
 
     def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
         terms = self.sampled_terms(student_logits, teacher_logits["privileged"], tokens)
@@ -178,26 +180,21 @@ class EvidenceGuidedOPD(PolicyGradient):
         measured = {
             "advantage": advantage,
             "evidence": found,
-            "kept": self._kept(inputs),
+            "kept": inputs["kept"],
             "rho_plus": found > self._threshold,
             "rho_lev": jnp.abs(jnp.expm1(found)) > 0.05,
             "rho_agree": jnp.sign(found) == jnp.sign(log_ratio),
         }
         return Estimate(advantage, {}, metrics | masked_totals(measured, mask))
 
-    def _kept(self, inputs: Inputs) -> Bool[Array, "B T"]:
-        return evidence_mask(inputs["evidence"], region=self.region, threshold=self._threshold)
-
     def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-        return token_mean(values, mask & self._kept(inputs), inputs)
+        return token_mean(values, mask & (inputs["kept"] > 0), inputs)
 
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        advantage, _, metrics = self.estimate(terms, mask, inputs)
-        loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
-        losses = {"policy_gradient": LossTerm(1.0, *loss)}
+        losses, metrics = super().reduce(terms, mask, inputs)
         if self.kl_coefficient:
             losses["kl_plain"] = LossTerm(self.kl_coefficient, *token_mean(terms["kl_plain"], mask, inputs))
-        return losses, masked_totals(terms, mask) | metrics
+        return losses, metrics
 
     def variables(self) -> Variables:
         words = self.described("immediate")

@@ -16,6 +16,8 @@ batch, so without the code's ratio to the behaviour policy.
 import dataclasses
 import math
 
+import jax.numpy as jnp
+
 from jopd.losses.base import (
     INITIAL,
     Inputs,
@@ -61,7 +63,9 @@ class GOPD(PolicyGradient):
         if self.scale == 1:
             return terms
         initial = log_prob_of(log_softmax(teacher_logits[INITIAL], self.temperature), tokens)
-        return {**terms, "reward": terms["teacher_logp"] - initial}
+        # A token that both rule out (-inf twice) has no reward.
+        reward = jnp.where(terms["teacher_logp"] == initial, 0, terms["teacher_logp"] - initial)
+        return {**terms, "reward": reward}
 
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
         target = terms["teacher_logp"] + (0 if self.scale == 1 else (self.scale - 1) * terms["reward"])

@@ -13,7 +13,8 @@ and, unless that is asked for, sends no gradient into the student. What V estima
     critic plain       V = U(s_t)
     critic kl_split    V = -sg( KL(pi || q) ) + g U(s_t)     the exact part is not learnt: U estimates E[ V(s_{t+1}) ]
 
-For kl_split the KL at s_{T+1} is not measured, and the bootstrap is g U(s_{T+1}).
+For kl_split the KL at s_{T+1} is not measured, and the bootstrap is g U(s_{T+1}); of clipped rewards the exact part is
+their own mean.
 
 Limits: g = 0 with V = -KL is `vopd`; V = 0 is `opd_pg`, immediate at h = 0 and discounted by g at h = 1. The expected
 gradient is that of the discounted return if h = 1 or V is exact, on rows that ended; otherwise it is biased. Loss and
@@ -66,6 +67,7 @@ class GAEOPD(PolicyGradient):
     name = "gae_opd"
     source = "arXiv:2606.22793 (name P, equations R); GAE arXiv:1506.02438 (P)"
     module_inputs = ("values", "bootstrap")
+    ordered = True
     discount: float = 1.0
     gae_lambda: float = 0.95
     value_weight: float = 0.5
@@ -97,7 +99,7 @@ class GAEOPD(PolicyGradient):
 
     def init_modules(self, width: int, key: PRNGKeyArray) -> dict[str, Array]:
         del key  # a linear regression: zeros are as good a start as any, and make the first advantages those of V = 0
-        return {"value_weights": jnp.zeros(width), "value_bias": jnp.zeros(())}
+        return {"value_weights": jnp.zeros(width, jnp.float32), "value_bias": jnp.zeros((), jnp.float32)}
 
     def apply_modules(
         self, modules: Mapping[str, Array], hidden: Float[Array, "B S d"], mask: Mask
@@ -113,14 +115,14 @@ class GAEOPD(PolicyGradient):
         return {"values": values[:, :-1], "bootstrap": after_last}
 
     def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
-        return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, exact_kl=self.critic == "kl_split")
+        return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, expected=self.critic == "kl_split")
 
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
         reward, metrics = self.log_ratio(terms, mask)
         values, bootstrap = (inputs[name].astype(reward.dtype) for name in self.module_inputs)
         bootstrap = jnp.where(inputs["truncated"][:, 0] > 0, bootstrap[:, 0], 0)
         if self.critic == "kl_split":
-            values, bootstrap = self.discount * values - terms["reverse_kl"], self.discount * bootstrap
+            values, bootstrap = terms["expected_reward"] + self.discount * values, self.discount * bootstrap
         known, bootstrap = jax.lax.stop_gradient((values, bootstrap))
         errors = td_errors(reward, known, mask, discount=self.discount, bootstrap=bootstrap)
         advantage = generalized_advantage(

@@ -43,6 +43,7 @@ class IWOPD(PolicyGradient):
 
     name = "iw_opd"
     source = "IW-OPD, arXiv:2606.22600 (P)"
+    ordered = True
     strength: float = 0.5
 
     def __post_init__(self):

@@ -4,7 +4,7 @@
     A_t  = l_t                          immediate
            sum_{k>=t} l_k               return_to_go
            sum_{k>=t} g^(k-t) l_k       discounted, g the discount
-    A_t  = A_t + KL(pi || q)            with the baseline -KL, detached
+    A_t  = A_t + KL(pi || q)            with the baseline -KL, detached; of clipped rewards, their own mean
     loss = aggregate( -A_t log pi(y_t) )                                                        updates = 1
     loss = aggregate( -min(r_t A_t, clip(r_t, 1 - c, 1 + c) A_t) )                              updates > 1
     r_t  = pi(y_t) / behaviour(y_t)
@@ -98,11 +98,15 @@ class OPDPolicyGradient(PolicyGradient):
             raise ValueError(f"ratio_clip={self.ratio_clip} must lie in (0, 1); 0.2 is PPO's")
 
     @property
+    def ordered(self) -> bool:
+        return self.credit != "immediate"
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         return super().inputs + (("behaviour_logp",) if self.updates > 1 else ())
 
     def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
-        return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, exact_kl=self.baseline == "kl")
+        return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, expected=self.baseline == "kl")
 
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
         reward, metrics = self.log_ratio(terms, mask)
@@ -111,7 +115,7 @@ class OPDPolicyGradient(PolicyGradient):
         else:
             advantage = return_to_go(reward, mask, discount=1.0 if self.discount is None else self.discount)
         if self.baseline == "kl":
-            advantage = advantage + terms["reverse_kl"]
+            advantage = advantage - terms["expected_reward"]
         advantage = self.with_task_reward(advantage, mask, inputs)
         return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
 
@@ -122,7 +126,7 @@ class OPDPolicyGradient(PolicyGradient):
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         logp = terms["student_logp"]
         advantage, _, metrics = self.estimate(terms, mask, inputs)
-        metrics = masked_totals(terms, mask) | metrics
+        metrics = masked_totals(terms, mask) | metrics | {"suppressed": masked_total(advantage < 0, mask)}
         surrogate = advantage * logp
         if self.updates > 1:
             ratio = jnp.exp(logp - inputs["behaviour_logp"])

@@ -6,7 +6,7 @@
 Weights are factors on a token's loss, and on its count where the method divides by one; they are not the mask, so that
 returns, cumulative sums and windows still see every token. The pull towards the initial model is not weighted: it holds
 where the gates are shut too, which is where the teacher has nothing to say. A method's further streams of sequences are
-left as they are.
+left as they are. The entropy and the pull are those at temperature 1, whatever the method's.
 
 The other stabilisers of the survey are elsewhere: the log-ratio clip and the task's reward are settings of the
 policy-gradient methods (`log_ratio_clip`, `reward_weight`), a frozen or averaged teacher is the `teacher_update` of the
@@ -135,6 +135,10 @@ class Stabilised(Method):
     route = _passed_on("route")
     shown = _passed_on("shown")
     aggregation = _passed_on("aggregation")
+
+    @property
+    def ordered(self) -> bool:
+        return self.method.ordered or self.stabilisers.position_half_life is not None
 
     def __post_init__(self):
         if self.stabilisers.by_entropy and not any(view != INITIAL for view in self.method.views):

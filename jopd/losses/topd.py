@@ -93,6 +93,7 @@ class TOPD(Method):
 
     name = "topd"
     source = "arXiv:2606.00305 (P; solver, cost, selection, threshold and coefficient R)"
+    ordered = True
     windows: int = 2
     window_tokens: int = 50
     share: float = 0.0225
@@ -191,7 +192,7 @@ class TOPD(Method):
                 "transport_high": masked_total(high_costs, high),
                 "transport_low": masked_total(probe_costs, probe),
                 "transport_threshold": Total(jnp.where(known, limit, 0), known.astype(limit.dtype)),
-                "false_alarms": masked_total(~divergent, high),
+                "false_alarms": masked_total(~divergent, high & known),
                 "divergent_windows": masked_total(
                     divergent.sum(axis=1, keepdims=True), jnp.any(mask, axis=1, keepdims=True)
                 ),

@@ -4,6 +4,8 @@
     A_t  = l_t + sg( KL(pi || q) )              E_pi[l_t] = -KL(pi || q), so that E_pi[A_t] = 0
     loss = token_mean( -A_t log pi(y_t) )
 
+Where the log-ratio is clipped, the mean of the clipped ones stands for -KL, so that E_pi[A_t] stays 0.
+
 The expected gradient is that of `opd_pg` with immediate credit, of which this is the baseline `kl`; the variance is
 mostly, not always, lower. Deviation: the paper also offers the KL on a top-k; here it costs nothing to have it in full.
 
@@ -34,11 +36,11 @@ class VOPD(PolicyGradient):
     source = "arXiv:2605.07865 (S)"
 
     def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
-        return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, exact_kl=True)
+        return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, expected=True)
 
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
         reward, metrics = self.log_ratio(terms, mask)
-        advantage = immediate(reward + terms["reverse_kl"], mask)
+        advantage = immediate(reward - terms["expected_reward"], mask)
         advantage = self.with_task_reward(advantage, mask, inputs)
         return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
 

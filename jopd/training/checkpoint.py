@@ -42,7 +42,7 @@ class Checkpoints:
         self.manager.save(step, args=args, metrics={"score": -math.inf if score is None else score})
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
-        """The latest step and its state, placed as `like` is; None where nothing was saved yet.
+        """The latest step and its state, placed as `like` is, whose memory it takes; None where nothing was saved yet.
 
         Raises:
           OtherModels: naming what differs.
@@ -57,9 +57,12 @@ class Checkpoints:
             if saved.get(name) != value
         ]:
             raise OtherModels(
-                f"cannot resume from step {step}: {'; '.join(changed)}. Restore the same models, or choose another --output"
+                f"cannot resume from step {step}: {'; '.join(changed)}. Bring back what they were, or choose another --output"
             )
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict())
+        # Two states side by side may be more than a device holds.
+        for leaf in jax.tree.leaves(like):
+            leaf.delete()
         return step, TrainState(
             **self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import statistics
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jopd.training.setup import Run
 def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
     """By group of `jopd.diagnostics.report.CHECKLIST`, its items."""
     config, method = run.config, run.program.method
-    sampling, last, loss, teacher = config.rollout.sampling, records.training[-1], vars(config.method), run.teacher
+    sampling, loss, teacher = config.rollout.sampling, vars(config.method), run.teacher
     total = lambda name: int(sum(line.get(name, 0) for line in records.training))
     tokens, seconds = total("tokens"), sum(sum(line["seconds"].values()) for line in records.training)
     scorings = method.updates if method.teacher_update != "frozen" else 1
@@ -34,10 +35,11 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
             "prompts": f"{config.data.source}, {run.train.report}",
             "rollouts_per_prompt": config.rollout.samples,
             "sampling": dataclasses.asdict(sampling),
-            "truncated_sampling_biases_sampled_token_estimators": sampling.top_k > 0
+            "sampling_biases_sampled_token_estimators": sampling.top_k > 0
             or sampling.top_p < 1
-            or sampling.min_p > 0,
-            "truncation_rate": last["truncation_rate"],
+            or sampling.min_p > 0
+            or sampling.temperature != loss.get("temperature", 1.0),
+            "truncation_rate": statistics.fmean(line["truncation_rate"] for line in records.training),
             "off_policy_share": 1 - method.on_policy_share,
             "guided_share": method.guided_share,
             "policy_age": f"at most {method.updates - 1} optimiser steps",
@@ -57,6 +59,7 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
                 "student": config.student.compute.dtype,
                 "teacher": config.teacher.compute.dtype,
                 "softmax_and_divergences": "float32",
+                "matrix_products": jax.config.jax_default_matmul_precision or "the device's default",
             },
             "tokenizer_match": "the same tokens and ids, checked",
             "masked_specials": [str(token) for token in masked],

@@ -54,11 +54,14 @@ def train(run: Run) -> None:
     with jax.set_mesh(run.mesh), contextlib.closing(checkpoints), logs.RunLog(folder, restored_step=done) as log:
         if done == 0:
             worker.evaluate(0, state, log)
-        say("compiling the first step; the shapes that later steps need are compiled when they first occur ...")
+        if done < config.steps:
+            say("compiling the first step; the shapes that later steps need are compiled when they first occur ...")
         with Progress(config.steps, done=done) as progress:
             for step in range(done + 1, config.steps + 1):
                 state, metrics, seconds = worker.step(step, state)
                 check(step, metrics, folder)
+                if step == 1 and not any(metrics[name] for name in norms(metrics)):
+                    say(f"the gradient of step 1 is exactly 0, nothing was learnt: {why_nothing(metrics)}")
                 diagnostics = {name: metrics.pop(name) for name in ["diagnostics"] if name in metrics}
                 scalars = {name: float(value) for name, value in metrics.items() if value.ndim == 0}
                 log.training(step, scalars | diagnostics, seconds)
@@ -250,14 +253,13 @@ def mix(rollout: Rollout, reference: Rollout, own: jax.Array) -> Rollout:
 
 def check(step: int, metrics: dict[str, np.ndarray], folder: Path) -> None:
     """Stops a run that has nothing to learn from, or whose numbers have gone."""
-    kept = f"The last good checkpoint is in {folder / 'checkpoints'}"
+    kept = f"What was saved before is in {folder / 'checkpoints'}"
     if metrics["tokens"] == 0:
         raise FloatingPointError(
             f"step {step}: no token of the batch is inside the mask. {kept}; look at the completions in samples.jsonl"
         )
     rows = np.flatnonzero(~metrics["finite_rows"])
-    norms = [value for name, value in metrics.items() if name.endswith("gradient_norm")]
-    if rows.size or not np.isfinite(metrics["loss"]) or not np.isfinite(norms).all():
+    if rows.size or not np.isfinite([metrics[name] for name in ("loss", *norms(metrics))]).all():
         where = (
             f"rows {rows[:10].tolist()}{' and more' if rows.size > 10 else ''}"
             if rows.size
@@ -267,6 +269,18 @@ def check(step: int, metrics: dict[str, np.ndarray], folder: Path) -> None:
             f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; not finite in {where}. {kept}; "
             "try a lower --optimizer.learning-rate, or float32 where bfloat16 is set"
         )
+
+
+def norms(metrics: dict[str, np.ndarray]) -> list[str]:
+    return [name for name in metrics if name.endswith("gradient_norm")]
+
+
+def why_nothing(metrics: dict[str, np.ndarray]) -> str:
+    """What a gradient of 0 comes from, as far as a batch's metrics tell."""
+    shut = [name for name in ("kept_share", "kept") if name in metrics and metrics[name] == 0]
+    if shut:
+        return f"{shut[0]} is 0, so that no token passes the gates; make them wider"
+    return "student and teacher agree on every token, or every group of samples has one reward"
 
 
 def score(record: dict[str, Any]) -> float:
@@ -309,7 +323,7 @@ def finish(worker: "Worker", state: TrainState) -> None:
         plots.accuracy_by_length(buckets, folder / "plots" / "accuracy_by_length.png")
     seen = worker.look(config.steps, state)
     if "evidence" in seen:
-        plots.evidence_histogram(seen["evidence"], folder / "plots" / "evidence.png")
+        plots.evidence_histogram(seen["evidence"], seen["kept"] > 0, folder / "plots" / "evidence.png")
     if "transport" in seen:
         path = folder / "plots" / "transport_against_loss.png"
         plots.transport_against_loss(seen["divergence"], seen["transport"], path, threshold=float(seen["threshold"]))

@@ -1,6 +1,7 @@
 """From a config to everything a run needs, checked before anything is compiled."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,9 +96,9 @@ def prepare(name: str, config: Config) -> Run:
     mesh = meshes.make_mesh(config.mesh)
     check_divides(config, mesh)
     examples = {split: sources.load(config.data, split) for split in ("train", "held_out")}
+    check_answers(config, examples["train"])
     loaded = load_models(config, mesh)
     student, teacher, method = loaded.student, loaded.teacher, config.objective
-    check_answers(config, examples["train"])
     if unknown := [token for token in config.stabilise.mask_tokens if token >= loaded.vocabulary]:
         raise ValueError(
             f"stabilise.mask_tokens={unknown} are no tokens of a vocabulary of {loaded.vocabulary}: take them out"
@@ -113,6 +114,7 @@ def prepare(name: str, config: Config) -> Run:
     transform = optimizer.make(config.optimizer, config.steps * method.updates, method.modules_learning_rate)
     state, shardings = initial_state(trained, transform, mesh, config, student.architecture.width)
     facts = {"jopd": jopd.__version__, "student": student.source, "student_fingerprint": student.fingerprint}
+    facts |= {"train_fingerprint": fingerprint(train.examples), "held_out_fingerprint": fingerprint(held_out.examples)}
     if teacher is not None:
         facts |= {"teacher": config.teacher.model, "teacher_fingerprint": teacher.fingerprint}
     program = make_program(config, loaded, transform)
@@ -131,6 +133,14 @@ def prepare(name: str, config: Config) -> Run:
         shardings,
         facts,
     )
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Of what the examples say, in their order: a run that goes on with others would learn and measure something else."""
+    digest = hashlib.blake2b(digest_size=8)
+    for example in examples:
+        digest.update(repr(example).encode())
+    return digest.hexdigest()
 
 
 def load_models(config: Config, mesh: Mesh) -> Models:
@@ -268,14 +278,14 @@ def initial_state(trained, transform, mesh: Mesh, config: Config, width: int) ->
 def describe(run: Run) -> dict[str, str]:
     """What the run will do, a line each, for the console."""
     config, method = run.config, run.config.method
-    size = lambda loaded: f"{loaded.source}, {parameters(loaded.params):,} parameters, {config.student.compute.dtype}"
+    size = lambda loaded, role: f"{loaded.source}, {parameters(loaded.params):,} parameters, {role.compute.dtype}"
     lora = f", LoRA rank {config.student.lora.rank}" if config.student.lora.rank else ""
     teacher = "none"
     if run.teacher is not None:
         teacher = (
             f"self ({config.method.teacher_update})"
             if config.teacher.model == "self"
-            else f"{size(run.teacher)}, frozen"
+            else f"{size(run.teacher, config.teacher)}, frozen"
         )
         teacher += f", views: {', '.join(run.program.views)}"
     shape = ", ".join(f"{name} {ways}" for name, ways in run.mesh.shape.items())
@@ -283,7 +293,7 @@ def describe(run: Run) -> dict[str, str]:
     return {
         "preset": run.name,
         "method": f"{method.name}: {method.source}",
-        "student": size(run.student) + lora,
+        "student": size(run.student, config.student) + lora,
         "teacher": teacher,
         "data": f"{config.data.source}: {run.train.report}",
         "held out": run.held_out.report,

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jopd import models
-from jopd.diagnostics.profiles import of_a_batch, quarters
+from jopd.diagnostics.profiles import of_a_batch, quarters, update_size
 from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.base import INITIAL, Loss, Method, Stage, Terms, Total, Window, share, time_stage, whole_batch_counts
 from jopd.losses.chunked import Scored, chunked_terms
@@ -255,6 +255,10 @@ class Program:
             inputs = part.inputs | (
                 self.method.apply_modules(modules, hidden, part.mask) if modules and not name else {}
             )
+            if seen:
+                seen["update_size"] = update_size(
+                    loss, *jax.lax.stop_gradient((terms, part.mask, inputs, seen["log_ratio"]))
+                )
             summands, metrics = time_stage(loss, terms, part.mask, inputs)
             shares = {key: term.coefficient * share(term.sum, counts[name][key]) for key, term in summands.items()}
             return shares, metrics, finite_rows(terms, part.mask), seen
@@ -293,10 +297,9 @@ class Program:
             "finite_rows": whole(finite),
         }
         if watched is not None:
-            weight = batch.inputs.get("weight")
-            metrics["diagnostics"] = of_a_batch(
-                whole(seen), batch.tokens, batch.mask, weight, quarters(self.max_new_tokens)
-            )
+            seen = whole(seen)
+            size = seen.pop("update_size")
+            metrics["diagnostics"] = of_a_batch(seen, batch.tokens, batch.mask, size, quarters(self.max_new_tokens))
         state = state._replace(
             params=after["student"], modules=after["modules"], optimizer=optimizer, ema_teacher=ema, step=state.step + 1
         )

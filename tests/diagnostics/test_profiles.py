@@ -3,24 +3,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jopd import losses
 from jopd.diagnostics import profiles
 from jopd.diagnostics.profiles import (
     binned,
     by_length,
     by_position,
-    clip_share,
     effective_sample_size,
-    effective_update_share,
     late,
     length_bins,
     mean,
+    of_a_batch,
     position_bins,
     quantiles,
     quarters,
     repeats,
     repetition,
     share_by_length,
+    update_size,
 )
+from jopd.losses.base import vocabulary_stage
 from tests.reference import diagnostics as reference
 
 # Completions of 2, 4 and 1 tokens; what stands outside the mask must not count.
@@ -167,6 +169,49 @@ def test_effective_sample_size_by_hand():
 def test_shares_of_tokens_by_hand():
     mask = jnp.asarray([[1, 1, 1, 1, 0]], bool)
     values = jnp.asarray([[-6.0, 0.0, 5.0, 5.5, 7.0]])
-    assert clip_share(values, mask, limit=5.0).mean() == 0.5
-    assert effective_update_share(jnp.abs(values), mask, threshold=5.0).mean() == 0.5
-    assert effective_update_share(jnp.abs(values), mask).mean() == 0.75
+    size = jnp.asarray([[0.2, 0.0, 1e-4, 3.0, 7.0]])
+    found = of_a_batch({"log_ratio": values}, jnp.arange(5)[None], mask, size, edges=(2,))
+    assert found["clip_share"] == 0.5 and found["effective_update_share"] == 0.5
+    # Four tokens on ten bins of relative position stand in bins 1, 3, 6 and 8.
+    for name, at in (("clip_share", [1, 0, 0, 1]), ("effective_update_share", [1, 0, 0, 1])):
+        np.testing.assert_array_equal(found[f"{name}_by_position"][jnp.asarray([1, 3, 6, 8])], at)
+    # (.2 + .0001 + 3)^2 / (.2^2 + .0001^2 + 3^2): the token behind the end does not count.
+    np.testing.assert_allclose(found["effective_sample_size"], 3.2001**2 / 9.04000001, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, settings, inputs, expected",
+    [
+        # l is log 2 and log 2/3; weights multiply, a clip bounds, and a return counts what follows.
+        ("opd_pg", {}, {}, [np.log(2), np.log(1.5)]),
+        ("opd_pg", {"log_ratio_clip": 0.5}, {"weight": [[0.5, 0.0]]}, [0.25, 0]),
+        ("opd_pg", {"credit": "return_to_go"}, {}, [np.log(4 / 3), np.log(1.5)]),
+        # IW-OPD: 1.5 at the first token; half a weight more for what is still to come at the second.
+        ("iw_opd", {}, {}, [1.5 * np.log(2), np.log(1.5) * (1.5 - 0.5 * np.log(2) / np.log(3))]),
+        # A direct loss has its weight and gate alone, times the size of the log-ratio.
+        ("opd", {}, {"weight": [[0.5, 1.0]]}, [0.5 * np.log(2), np.log(1.5)]),
+        ("ar_opd", {"skip_tokens": 1}, {}, [0, np.log(1.5)]),
+        ("edge_opd", {}, {"evidence": [[1.0, -1.0]], "kept": [[1.0, 0.0]]}, [np.log(2), 0]),
+    ],
+)
+def test_the_size_of_an_update_is_weight_times_gate_times_advantage(name, settings, inputs, expected):
+    method = losses.get(name, **settings)
+    student, teacher = jnp.log(jnp.asarray([[[0.25, 0.75]] * 3])), jnp.zeros((1, 3, 2))
+    tokens, mask = jnp.asarray([[0, 1, 1]]), jnp.asarray([[True, True, False]])
+    inputs = {
+        name: jnp.pad(jnp.asarray(values), ((0, 0), (0, 1)), constant_values=9.0) for name, values in inputs.items()
+    }
+    views = dict.fromkeys(method.views, teacher)
+    terms = vocabulary_stage(method, student, views, tokens, mask, {})
+    log_ratio = jnp.log(jnp.asarray([[2.0, 2 / 3, 5.0]]))
+    found = update_size(method, terms, mask, inputs, log_ratio)
+    np.testing.assert_allclose(found[0, :2], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_gates_that_are_shut_leave_nothing_to_update():
+    method = losses.stabilised(losses.get("opd_pg"), losses.Stabilisers(teacher_entropy_above=20.0))
+    student, teacher = jnp.log(jnp.asarray([[[0.25, 0.75]] * 2])), {"teacher": jnp.zeros((1, 2, 2))}
+    tokens, mask = jnp.asarray([[0, 1]]), jnp.ones((1, 2), bool)
+    gate = method.prepare(vocabulary_stage(method.scoring(), student, teacher, tokens, mask, {}), mask, {})
+    terms = vocabulary_stage(method, student, teacher, tokens, mask, {})
+    assert not update_size(method, terms, mask, gate, jnp.ones((1, 2))).any()

@@ -206,6 +206,8 @@ def test_who_writes_the_completions():
         ("opd", {"on_policy_share": 1.5}, r"on_policy_share=1.5 must lie in \[0, 1\]"),
         ("opd", {"divergence": "k3", "on_policy_share": 0.5}, "on_policy_share=0.5 estimates nothing"),
         ("opd", {"top_k": 1, "tail": "renormalise"}, "identically 0"),
+        ("opd", {"temperature": math.inf}, "temperature=inf must be positive and finite"),
+        ("opd_pg", {"reward_weight": math.inf}, "reward_weight=inf must be finite"),
         ("opd_pg", {"updates": 0}, "updates=0 must be at least 1"),
         ("opd_pg", {"ratio_clip": 0.2}, "ratio_clip=0.2 can never act with updates=1"),
         ("opd_pg", {"updates": 2, "ratio_clip": 1.2}, r"ratio_clip=1.2 must lie in \(0, 1\)"),
@@ -231,6 +233,12 @@ def test_bad_settings_are_refused_with_the_cure(name, settings, message, types_u
         (losses.get("opd"), {"mask": (3, 3)}, r"mask has shape \(3, 3\)"),
         (losses.get("opd"), {"behaviour_logp": (2, 3)}, "unknown input of opd 'behaviour_logp'"),
         (losses.get("opd_pg", updates=2), {}, "opd_pg needs the inputs behaviour_logp"),
+        (
+            losses.get("opd_pg", reward_weight=1.0),
+            {"group_advantage": (2,)},
+            r"group_advantage has shape \(2,\).*\(2, 1\)",
+        ),
+        (losses.get("opd"), {"weight": (3,)}, r"weight has shape \(3,\): give it \(2, 3\)"),
     ],
 )
 def test_evaluate_names_what_does_not_fit(method, changes, message):
@@ -240,3 +248,24 @@ def test_evaluate_names_what_does_not_fit(method, changes, message):
     arrays["tokens"] = arrays["tokens"].astype(int)
     with pytest.raises(ValueError, match=message):
         losses.evaluate(method, **arrays)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=short)
+def test_a_mask_with_a_hole_is_refused_where_order_matters(method):
+    given = problem(method)
+    teachers = {view: logits_of(scored) for view, scored in given.teachers.items()}
+    holed = given._replace(mask=given.mask.at[0, 1].set(False))
+    loss = lambda: plain_loss(method, logits_of(given.student), teachers, holed)
+    if method.ordered:
+        with pytest.raises(ValueError, match="row 0 is off before a token"):
+            loss()
+    else:
+        assert np.isfinite(loss())
+
+
+def test_who_needs_the_order():
+    ordered = {name for name in losses.names() if losses.get(name).ordered}
+    assert ordered == {"ar_opd", "gae_opd", "iw_opd", "topd"}
+    assert losses.get("opd_pg", credit="return_to_go").ordered and losses.get("cr_opd", credit="gae").ordered
+    assert losses.stabilised(losses.get("opd"), losses.Stabilisers(position_half_life=5.0)).ordered
+    assert not losses.get("ar_opd", skip_tokens=0).ordered

@@ -1,9 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jopd import losses
 from jopd.losses import evaluate
 from jopd.losses.vopd import VOPD
+from tests.reference import divergences as reference
 from tests.reference import enumeration
 
 WORLD = enumeration.world()
@@ -28,6 +31,20 @@ def test_by_hand():
     np.testing.assert_allclose(gradient[0, 1], 1 / 32 * np.log(3) * np.array([-1, 1]), rtol=1e-5)
     np.testing.assert_array_equal(gradient[0, 2], 0)
     np.testing.assert_allclose(metrics["advantage"], np.log(3) / 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [VOPD(log_ratio_clip=0.5), losses.get("opd_pg", baseline="kl", log_ratio_clip=0.5)])
+def test_the_baseline_of_clipped_rewards_is_their_own_mean(method):
+    # Every token of the vocabulary as the sampled one, a row each; a far teacher, so that most rewards are clipped.
+    student, teacher = 2 * np.random.default_rng(0).normal(size=(2, 6))
+    spread = lambda row: jnp.broadcast_to(jnp.asarray(row, jnp.float32), (6, 1, 6))
+    mask = jnp.ones((6, 1), bool)
+    terms = method.token_terms(spread(student), {"teacher": spread(teacher)}, jnp.arange(6)[:, None], {})
+    advantage = method.estimate(terms, mask, {}).advantage[:, 0]
+    pi, q = reference.softmax(student), reference.softmax(teacher)
+    reward = np.clip(np.log(q / pi), -0.5, 0.5)
+    np.testing.assert_allclose(advantage, reward - (pi * reward).sum(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose((pi * np.asarray(advantage)).sum(), 0, atol=1e-6)
 
 
 def test_it_says_what_it_reads_and_what_it_is():
