@@ -94,8 +94,8 @@ class Compared(NamedTuple):
     """What the windows are good for.
 
     Attributes:
-      tokens, mask: [B * M, K], the stream of trajectories: row b's are b * M to b * M + M - 1, and their contexts are the
-        prefixes of the first M places, the probe's left out.
+      tokens, mask: [B * M, K], the stream of trajectories: row b's are b * M to b * M + M - 1, and they go on from the
+        first M places, the probe's left out.
       extras: the stream's.
       inputs: more inputs of the method's own time stage; a `weight` multiplies one that is there already.
       state: the method's next.
@@ -268,7 +268,7 @@ class Method(Loss):
 
     @property
     def streams(self) -> Mapping[str, Loss]:
-        """Losses on further sequences that grow out of the completions; their summands are added to its own."""
+        """The loss on further sequences that grow out of the completions, under their name; its summands are added to its own."""
         return {}
 
     @abc.abstractmethod

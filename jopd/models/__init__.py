@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from jopd.models.transformer import Architecture, Compute, LoRA, RopeScaling, Transformer
+from jopd.models.transformer import Architecture, Branches, Compute, LoRA, RopeScaling, Transformer
 
 
 def split(model: Transformer) -> tuple[nnx.GraphDef, dict]:
@@ -23,4 +23,4 @@ def abstract(
     return split(nnx.eval_shape(lambda: Transformer(architecture, compute, lora=lora, rngs=nnx.Rngs(0))))
 
 
-__all__ = ["Architecture", "Compute", "LoRA", "RopeScaling", "Transformer", "abstract", "merge", "split"]
+__all__ = ["Architecture", "Branches", "Compute", "LoRA", "RopeScaling", "Transformer", "abstract", "merge", "split"]

@@ -105,6 +105,19 @@ class Cache(NamedTuple):
     length: Int[Array, ""]
 
 
+class Branches(NamedTuple):
+    """Sequences that go on from inside others, `w` from each row.
+
+    Attributes:
+      tokens, valid: `[batch * w, k]`, those of a row side by side.
+      starts: `[batch, w]`, how many columns of its row each has before it; it sees none of the later ones.
+    """
+
+    tokens: Int[Array, "n k"]
+    valid: Bool[Array, "n k"]
+    starts: Int[Array, "b w"]
+
+
 class Linear(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, bias: bool = False, lora: LoRA = LoRA(), rngs: nnx.Rngs):
         self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (inputs, outputs)))
@@ -216,9 +229,31 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"]) -> Float[Array, "b s d"]:
         """Final hidden states, normalised, in the compute dtype; padding may stand on either side."""
-        turns = rotary_turns(self.architecture, jnp.cumsum(valid, axis=1) - 1)
-        slots = jnp.arange(tokens.shape[1])
-        mask = (slots[:, None] >= slots[None])[None] & valid[:, None, :]
+        return self._forward(tokens, jnp.cumsum(valid, axis=1) - 1, causal(valid))
+
+    def branched(
+        self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"], branches: Branches
+    ) -> tuple[Float[Array, "b s d"], Float[Array, "n k d"]]:
+        """The same, and those of sequences that branch off, each as if its row ended where it begins.
+
+        One pass over each row with its branches behind it: what comes before a branch is computed once, not once a branch.
+        """
+        (b, s), (w, k) = tokens.shape, (branches.starts.shape[1], branches.tokens.shape[1])
+        before = valid[:, None] & (jnp.arange(s)[None, None] < branches.starts[..., None])
+        own = branches.valid.reshape(b, w, k)
+        positions = before.sum(axis=2, keepdims=True) + jnp.cumsum(own, axis=2) - 1
+        # Of the columns row | branches, a branch sees its row's first ones and its own.
+        same = jnp.repeat(jnp.eye(w, dtype=bool), k, axis=0).repeat(k, axis=1)
+        to_branches = causal(own.reshape(b, w * k)) & same[None]
+        mask = jnp.block(
+            [[causal(valid), jnp.zeros((b, s, w * k), bool)], [jnp.repeat(before, k, axis=1), to_branches]]
+        )
+        side = lambda row, branch: jnp.concatenate([row, branch.reshape(b, w * k)], axis=1)
+        x = self._forward(side(tokens, branches.tokens), side(jnp.cumsum(valid, axis=1) - 1, positions), mask)
+        return x[:, :s], x[:, s:].reshape(b * w, k, -1)
+
+    def _forward(self, tokens, positions, mask: Bool[Array, "b s t"]):
+        turns = rotary_turns(self.architecture, positions)
 
         def layer(x, block):
             return block(x, lambda attention, y: attention(*attention.project(y, turns), mask)), None
@@ -281,6 +316,12 @@ class Transformer(nnx.Module):
 def project(hidden: Float[Array, "*n d"], head: Float[Array, "d v"]) -> Float[Array, "*n v"]:
     """Float32 logits of hidden states: the one definition that the sampler shares with everything that scores."""
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def causal(valid: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
+    """Which columns a column sees: those up to itself that hold a token."""
+    slots = jnp.arange(valid.shape[1])
+    return (slots[:, None] >= slots[None])[None] & valid[:, None, :]
 
 
 def rotary_turns(

@@ -102,6 +102,28 @@ def sample(
         raise ValueError(f"stop_tokens={unreachable} can never be drawn from vocabulary={vocabulary}: take them out")
 
     model = in_compute_dtype(model)
+    prompt, cache = model.extend(tokens, valid, model.empty_cache(*tokens.shape))
+    return decode(
+        model, jnp.repeat(prompt[:, -1], samples, axis=0), widen(cache, samples, max_new_tokens - 1), rows, key,
+        sampling=sampling, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, pad_id=pad_id, vocabulary=vocabulary,
+    )  # fmt: skip
+
+
+def decode(
+    model: Transformer,
+    hidden: Float[Array, "b d"],
+    cache: Cache,
+    rows: Int[Array, " b"],
+    key: PRNGKeyArray,
+    *,
+    sampling: Sampling,
+    max_new_tokens: int,
+    stop_tokens: tuple[int, ...],
+    pad_id: int,
+    vocabulary: int,
+) -> Rollout:
+    """What follows a prefill: its last hidden states, and its cache with room for all new tokens but the last, which is never read."""
+    batch = len(rows)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
     def write(state: State, hidden: Float[Array, "b d"]) -> State:
@@ -129,17 +151,16 @@ def sample(
         hidden, cache = model.extend(last, state.stopped[:, None] == 0, state.cache)
         return write(state._replace(cache=cache), hidden[:, 0])
 
-    prompt, cache = model.extend(tokens, valid, model.empty_cache(*tokens.shape))
     state = State(
         written=jnp.zeros((), jnp.int32),
-        cache=widen(cache, samples, max_new_tokens - 1),  # the last token is never read
+        cache=cache,
         tokens=jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
         mask=jnp.zeros((batch, max_new_tokens), bool),
         logp=jnp.zeros((batch, max_new_tokens), jnp.float32),
         stopped=jnp.zeros(batch, jnp.int32),
     )
     unfinished = lambda state: (state.written < max_new_tokens) & jnp.any(state.stopped == 0)
-    state = jax.lax.while_loop(unfinished, step, write(state, jnp.repeat(prompt[:, -1], samples, axis=0)))
+    state = jax.lax.while_loop(unfinished, step, write(state, hidden))
     return Rollout(state.tokens, state.mask, state.logp, state.stopped)
 
 

@@ -1,34 +1,52 @@
 """Near-future windows: what a model writes from the middle of a completion.
 
-A window at position t goes on from the context and y_<t, so it is a rollout like any other, by
-`jopd.rollout.sampler.sample`, whose prompts are `prefixes` and whose rows are `window_rows`.
+A window at position t goes on from the context and y_<t. Its model reads context and completion once for all windows of a row: a window is a
+copy of the cache without what stands from t on.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jopd.models.transformer import Transformer
+from jopd.rollout.sampler import Rollout, Sampling, decode, in_compute_dtype, widen
 
-def prefixes(
+
+def write_on(
+    model: Transformer,
     context: Int[Array, "b p"],
     context_valid: Bool[Array, "b p"],
     tokens: Int[Array, "b t"],
     mask: Bool[Array, "b t"],
     positions: Int[Array, "b w"],
-) -> tuple[Int[Array, "b*w p+t"], Bool[Array, "b*w p+t"]]:
-    """Left-padded prompts, and which of their tokens are valid: each row's context and completion up to its positions.
+    rows: Int[Array, " r"],
+    key: PRNGKeyArray,
+    *,
+    sampling: Sampling,
+    window_tokens: int,
+    stop_tokens: tuple[int, ...],
+    pad_id: int,
+    vocabulary: int,
+) -> Rollout:
+    """Completions of up to `window_tokens` tokens, `r = b w` of them, those of a row side by side.
 
     Args:
       context, context_valid: left-padded, one row for each completion.
       tokens, mask: the completions, right-padded.
-      positions: how many completion tokens each of a row's prompts keeps, in 0..t.
+      positions: how many completion tokens each of a row's windows goes on from, in 0..t.
+      rows: an id for each window (`window_rows`); its noise is made of it, as that of `jopd.rollout.sampler.sample` is.
     """
+    model, windows = in_compute_dtype(model), positions.shape[1]
     whole, valid = jnp.concatenate([context, tokens], axis=1), jnp.concatenate([context_valid, mask], axis=1)
-    width = whole.shape[1]
-    # Shifted right, so that the last column is the last token kept.
-    source = jnp.arange(width)[None, None] + (positions - tokens.shape[1])[..., None]
-    shifted = lambda x: jnp.take_along_axis(x[:, None], jnp.maximum(source, 0), axis=2)
-    return shifted(whole).reshape(-1, width), (shifted(valid) & (source >= 0)).reshape(-1, width)
+    hidden, cache = model.extend(whole, valid, model.empty_cache(*whole.shape))
+    ends = context.shape[1] + positions
+    last = jnp.take_along_axis(hidden, ends[..., None] - 1, axis=1).reshape(len(rows), -1)
+    cache = widen(cache, windows, window_tokens - 1)
+    before = jnp.arange(cache.valid.shape[1])[None] < ends.reshape(-1, 1)
+    return decode(
+        model, last, cache._replace(valid=cache.valid & before), rows, key, sampling=sampling,
+        max_new_tokens=window_tokens, stop_tokens=stop_tokens, pad_id=pad_id, vocabulary=vocabulary,
+    )  # fmt: skip
 
 
 def window_rows(rows: Int[Array, " b"], windows: int) -> Int[Array, " r"]:

@@ -29,7 +29,8 @@ class Batch(NamedTuple):
       inputs: arrays `[B, T]` or `[B, 1]` by name, for the method's time stage.
       hidden: the teachers' final hidden states by view, `[B, T, d_teacher]`; filled in by `score`.
       extras: per-token arrays `[B, T, ...]` by name, for the method's vocabulary stage.
-      streams: by name, batches of further sequences that grew out of these.
+      streams: by name, batches of further sequences that grew out of these: `[B * M, K]` of them, side by side those of a completion.
+      starts: of a stream, `[B, M]`, how many of the completion's tokens each sequence goes on from; it has no contexts of its own.
     """
 
     contexts: dict[str, Context]
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     hidden: dict[str, Float[Array, "b t _"]] = {}
     extras: dict[str, Array] = {}
     streams: "dict[str, Batch]" = {}
+    starts: Int[Array, "b m"] | None = None
 
 
 def widen(x: Shaped[Array, "n p"], width: int) -> Shaped[Array, "n width"]:
@@ -55,8 +57,7 @@ def batch_rows(batch: Batch) -> Batch:
     """One context row for each completion."""
     rows = batch.tokens.shape[0]
     repeat = lambda x: jnp.repeat(x, rows // x.shape[0], axis=0)
-    streams = {name: batch_rows(stream) for name, stream in batch.streams.items()}
-    return batch._replace(contexts=jax.tree.map(repeat, batch.contexts), streams=streams)
+    return batch._replace(contexts=jax.tree.map(repeat, batch.contexts))
 
 
 def parts(tree, count: int, rows: int | None = None):

@@ -27,7 +27,7 @@ from jopd.losses.base import INITIAL, Loss, Method, Stage, Terms, Total, Window,
 from jopd.losses.chunked import Scored, chunked_terms
 from jopd.models import sharding
 from jopd.rollout.sampler import Rollout, Sampling, sample
-from jopd.rollout.windows import place_noise, prefixes, window_rows
+from jopd.rollout.windows import place_noise, window_rows, write_on
 from jopd.training.batch import Batch, Context, batch_rows, parts, stream_of, whole, widen
 from jopd.training.state import Fixed, Params, TrainState, union
 
@@ -200,26 +200,25 @@ class Program:
         student, teacher = self.student_params(state, fixed), self.teacher_params(state, fixed)
         embedding = models.merge(self.student, student).embedding[...]
 
-        def write(graph, params, view: str, key) -> tuple[Context, Window]:
+        def write(graph, params, view: str, key) -> Window:
             def micro(given: tuple[Batch, Array, Array]):
                 part, positions, ids = given
-                before = part.contexts[view]
-                context = Context(*prefixes(before.tokens, before.valid, part.tokens, part.mask, positions))
-                rollout = self._sample(graph, params, context, ids, key, sampling, 1, method.window_tokens)
+                rollout = write_on(
+                    models.merge(graph, params), *part.contexts[view], part.tokens, part.mask, positions, ids, key, sampling=sampling,
+                    window_tokens=method.window_tokens, stop_tokens=self.stop_tokens, pad_id=self.pad_id, vocabulary=self.vocabulary,
+                )  # fmt: skip
                 vectors = sharding.constrain(embedding[rollout.tokens], "batch", None, None)
-                return context, Window(rollout.tokens, rollout.mask, vectors)
+                return Window(rollout.tokens, rollout.mask, vectors)
 
             # As many windows a row, so as much more memory: in the parts that the other passes take.
             given = parts((batch, places.positions, ids), self.micro_batches, len(rows))
             return whole(jax.lax.map(micro, given), places.positions.shape[1])
 
-        context, mine = write(self.student, student, "student", keys[1])
-        _, theirs = write(self.teacher, teacher, method.views[0], keys[2])
+        mine = write(self.student, student, "student", keys[1])
+        theirs = write(self.teacher, teacher, method.views[0], keys[2])
         found = method.compare_windows(places, mine, theirs, batch.inputs, batch.mask, state.method)
         # The last place is a probe, which nothing is learnt from.
-        learnt = lambda x: x.reshape(len(rows), -1, *x.shape[1:])[:, :-1].reshape(-1, *x.shape[1:])
-        contexts = {"student": jax.tree.map(learnt, context)}
-        stream = Batch(contexts, found.tokens, found.mask, extras=found.extras)
+        stream = Batch({}, found.tokens, found.mask, extras=found.extras, starts=places.positions[:, :-1])
         inputs = batch.inputs | found.inputs
         if "weight" in found.inputs and "weight" in batch.inputs:
             inputs["weight"] = found.inputs["weight"] * batch.inputs["weight"]
@@ -246,9 +245,8 @@ class Program:
         heads = {name: self.heads(state, fixed, loss.views) for name, loss in losses.items()}
         trained = {"student": state.params, "modules": state.modules}
 
-        def of_stream(name: str, student: models.Transformer, modules: Params, part: Batch):
+        def of_stream(name: str, student: models.Transformer, modules: Params, part: Batch, hidden: Array):
             loss = losses[name]
-            hidden = completion_hidden(student, part.contexts["student"], part.tokens, part.mask)
             stage = loss if name or watched is None else Watched(loss, watched)
             terms = self.terms(student, hidden[:, :-1], heads[name], part, stage)
             seen = {key[len(WATCHED) :]: terms.pop(key) for key in [*terms] if key.startswith(WATCHED)}
@@ -265,9 +263,12 @@ class Program:
 
         def loss(trained: dict[str, Params], part: Batch):
             student = models.merge(self.student, union(fixed.base, trained["student"]))
-            shares, metrics, finite, seen = of_stream("", student, trained["modules"], part)
+            hidden = hidden_by_stream(student, part)
+            shares, metrics, finite, seen = of_stream("", student, trained["modules"], part, hidden[""])
             for name in self.method.streams:
-                more_shares, more_metrics, more_finite, _ = of_stream(name, student, {}, stream_of(part, name))
+                more_shares, more_metrics, more_finite, _ = of_stream(
+                    name, student, {}, stream_of(part, name), hidden[name]
+                )
                 shares |= more_shares
                 metrics |= {f"{name}_{key}": value for key, value in more_metrics.items()}
                 finite &= more_finite.reshape(finite.shape[0], -1).all(axis=1)
@@ -350,6 +351,20 @@ def completion_hidden(
     """The hidden states that predict each completion token, the context's last being the first, and one more, after the last token."""
     hidden = model(jnp.concatenate([context.tokens, tokens], axis=1), jnp.concatenate([context.valid, mask], axis=1))
     return hidden[:, context.tokens.shape[1] - 1 :]
+
+
+def hidden_by_stream(model: models.Transformer, part: Batch) -> dict[str, Float[Array, "_ _ d"]]:
+    """`completion_hidden` of the completions, under the empty name, and of the stream that grew out of them, if there is one."""
+    context = part.contexts["student"]
+    if not part.streams:
+        return {"": completion_hidden(model, context, part.tokens, part.mask)}
+    ((name, stream),) = part.streams.items()
+    whole, valid = (jnp.concatenate(pair, axis=1) for pair in zip(context, (part.tokens, part.mask), strict=True))
+    starts = context.tokens.shape[1] + stream.starts
+    hidden, branches = model.branched(whole, valid, models.Branches(stream.tokens, stream.mask, starts))
+    before = jnp.take_along_axis(hidden, starts[..., None] - 1, axis=1).reshape(len(stream.tokens), 1, -1)
+    first = context.tokens.shape[1] - 1
+    return {"": hidden[:, first:], name: jnp.concatenate([before, branches], axis=1)}
 
 
 def finite_rows(terms: dict[str, Array], mask: Bool[Array, "b t"]) -> Bool[Array, " b"]:

@@ -44,6 +44,35 @@ def test_prefill_and_decode_equal_the_whole_forward(name, architectures, random_
     np.testing.assert_allclose(pieces[valid], whole[valid], atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["matmul", "dot_product"])
+def test_branches_are_what_they_would_be_alone(attention, architectures, random_model, batch, logits_of):
+    graph, params = random_model(architectures["qwen3"], compute=Compute(attention=attention))
+    tokens, valid = (jnp.asarray(x) for x in batch)
+    b = len(tokens)
+    first = np.argmax(np.asarray(valid), axis=1)  # where the left padding ends
+    starts = np.stack([first + 1, first + 3], axis=1).astype(np.int32)
+    draw = np.random.default_rng(5).integers
+    branch = draw(10, size=(b * 2, 4)).astype(np.int32)
+    written = np.arange(4)[None] < draw(1, 5, size=(b * 2, 1))
+    given = models.Branches(jnp.asarray(branch), jnp.asarray(written), jnp.asarray(starts))
+    run = jax.jit(
+        lambda params: [
+            models.merge(graph, params).branched(tokens, valid, given),
+            models.merge(graph, params)(tokens, valid),
+        ]
+    )
+    (trunk, found), whole = run(params)
+    np.testing.assert_allclose(trunk[valid], whole[valid], atol=1e-5)
+    logits = np.asarray(jax.jit(lambda params, x: models.merge(graph, params).logits(x))(params, found))
+    for row in range(b):
+        for w in range(2):
+            n = int(written[2 * row + w].sum())
+            prefix = np.asarray(tokens[row, first[row] : starts[row, w]])
+            alone = np.concatenate([prefix, branch[2 * row + w, :n]])[None]
+            expected = logits_of(graph, params, alone, np.ones(alone.shape, bool))[0, len(prefix) :]
+            np.testing.assert_allclose(logits[2 * row + w, :n], expected, atol=1e-4)
+
+
 def test_the_attention_implementations_agree(architectures, random_model, batch, logits_of):
     (tokens, valid), each = batch, []
     for attention in ("matmul", "dot_product"):

@@ -4,43 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from jopd import models
 from jopd.models import Architecture
 from jopd.rollout.sampler import Sampling, sample
-from jopd.rollout.windows import place_noise, prefixes, window_rows
+from jopd.rollout.windows import place_noise, window_rows, write_on
 
 TINY = Architecture(vocabulary_size=40, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=32)
 KEY = jax.random.key(3)
 
-cut, noise_of = jax.jit(prefixes), jax.jit(place_noise, static_argnums=2)
-
-
-@given(
-    rows=st.lists(
-        st.tuples(st.integers(1, 4), st.integers(1, 5)).flatmap(
-            lambda n: st.tuples(st.just(n), st.tuples(*[st.integers(0, n[1])] * 3))
-        ),
-        min_size=2,
-        max_size=2,
-    )
-)
-def test_prefixes(rows):
-    draw = np.random.default_rng(0).integers
-    context, tokens = draw(100, size=(2, 4), dtype=np.int32), draw(100, size=(2, 5), dtype=np.int32)
-    lengths, positions = (np.array(column) for column in zip(*rows, strict=True))
-    valid = np.arange(4) >= 4 - lengths[:, :1]
-    mask = np.arange(5) < lengths[:, 1:]
-    found, found_valid = cut(*map(jnp.asarray, (context, valid, tokens, mask, positions.astype(np.int32))))
-    assert found.shape == found_valid.shape == (6, 9)
-    for row in range(2):
-        for w in range(3):
-            expected = [*context[row, valid[row]], *tokens[row, : positions[row, w]]]
-            shown = np.asarray(found_valid[3 * row + w])
-            assert found[3 * row + w][shown].tolist() == expected
-            np.testing.assert_array_equal(shown, np.arange(9) >= 9 - len(expected))  # to the left, nothing in between
+noise_of = jax.jit(place_noise, static_argnums=2)
 
 
 def test_ids_are_unique():
@@ -63,24 +36,48 @@ def model():
     return models.merge(graph, jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape, scale=0.4), x.dtype), shapes))
 
 
+CONTEXT = np.random.default_rng(1).integers(40, size=(2, 4)).astype(np.int32)
+VALID = np.array([[True] * 4, [False, False, True, True]])
+POSITIONS = np.array([[0, 3, 7], [6, 1, 0]], np.int32)
+HOW = {"stop_tokens": (), "pad_id": 0, "vocabulary": 40}
+
+
 def test_a_greedy_window_of_a_greedy_completion_is_its_rest(model):
     """A window begins where it should, after all that it should: it says again what the completion says there."""
-    context = jnp.asarray(np.random.default_rng(1).integers(40, size=(2, 4)), jnp.int32)
-    valid = jnp.asarray([[True] * 4, [False, False, True, True]])
-    positions = jnp.asarray([[0, 3, 7], [6, 1, 0]], jnp.int32)
-    write = functools.partial(
-        sample, sampling=Sampling(temperature=0.0), samples=1, stop_tokens=(), pad_id=0, vocabulary=40
-    )
+    greedy = Sampling(temperature=0.0)
 
     @jax.jit
     def run(model):
         rows = jnp.arange(2)
-        whole = write(model, context, valid, rows, KEY, max_new_tokens=10)
-        prompts = prefixes(context, valid, whole.tokens, whole.mask, positions)
-        return whole, write(model, *prompts, window_rows(rows, 3), KEY, max_new_tokens=3)
+        whole = sample(model, CONTEXT, VALID, rows, KEY, sampling=greedy, samples=1, max_new_tokens=10, **HOW)
+        ids = window_rows(rows, 3)
+        given = (CONTEXT, VALID, whole.tokens, whole.mask, POSITIONS, ids, KEY)
+        return whole, write_on(model, *map(jnp.asarray, given[:5]), *given[5:], sampling=greedy, window_tokens=3, **HOW)
 
     whole, windows = run(model)
     for row in range(2):
-        for w, t in enumerate(positions[row].tolist()):
+        for w, t in enumerate(POSITIONS[row].tolist()):
             np.testing.assert_array_equal(windows.tokens[3 * row + w], whole.tokens[row, t : t + 3])
             np.testing.assert_allclose(windows.logp[3 * row + w], whole.logp[row, t : t + 3], atol=1e-5)
+
+
+def test_a_window_is_the_completion_of_its_prefix(model):
+    """Each as if its prefix had been a prompt of its own: the same tokens, stop and log-probabilities."""
+    tokens = np.random.default_rng(2).integers(40, size=(2, 8)).astype(np.int32)
+    mask = np.arange(8) < np.array([[8], [6]])
+    ids = window_rows(jnp.asarray([4, 9]), 3)
+    how = {**HOW, "sampling": Sampling(top_k=20), "stop_tokens": (3, 5)}
+    given = map(jnp.asarray, (CONTEXT, VALID, tokens, mask, POSITIONS))
+    windows = jax.jit(functools.partial(write_on, window_tokens=5, **how))(model, *given, ids, KEY)
+    alone = jax.jit(functools.partial(sample, samples=1, max_new_tokens=5, **how))
+    for row in range(2):
+        for w, t in enumerate(POSITIONS[row].tolist()):
+            prefix = np.concatenate([CONTEXT[row][VALID[row]], tokens[row, :t]])
+            padded = np.zeros((1, 12), np.int32)
+            padded[0, 12 - len(prefix) :] = prefix
+            at = slice(3 * row + w, 3 * row + w + 1)
+            expected = alone(model, padded, np.arange(12)[None] >= 12 - len(prefix), ids[at], KEY)
+            for name in ("tokens", "mask", "stopped"):
+                np.testing.assert_array_equal(getattr(windows, name)[at], getattr(expected, name))
+            np.testing.assert_allclose(windows.logp[at], expected.logp, atol=1e-5)
+    assert (windows.stopped > 0).any() and not windows.mask.all()

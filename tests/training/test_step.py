@@ -106,15 +106,20 @@ def test_windows_grow_out_of_the_completions_and_add_their_loss_on_any_mesh():
     batches = [given.scored() for given in ways]
     stream, batch = batches[0].streams["windows"], batches[0]
     assert stream.tokens.shape == (ROWS, 3) and stream.extras["target_weights"].shape == (ROWS, 3, 3)
-    # The stream's contexts are the prompt and what was written before the window, as one left-padded row.
-    for row in range(ROWS):
-        prompt = [*prompts("student")[row // SAMPLES], *completions()[row]]
-        prefix = np.asarray(stream.contexts["student"].tokens[row])[np.asarray(stream.contexts["student"].valid[row])]
-        assert prefix.tolist() == prompt[: len(prefix)] and len(prompts("student")[row // SAMPLES]) <= len(prefix)
     # As if every window were really divergent.
     everywhere = np.ones(stream.mask.shape, bool)
     every = lambda b: b._replace(streams={"windows": b.streams["windows"]._replace(mask=everywhere)})
+    # By hand: each window behind the prompt and what was written before it, alone.
+    model = models.merge(*random_model(STUDENT))
+    expected = []
+    for row in range(ROWS):
+        prefix = [*prompts("student")[row // SAMPLES], *completions()[row][: int(stream.starts[row, 0])]]
+        tokens = jnp.asarray([[*prefix, *stream.tokens[row].tolist()]], jnp.int32)
+        logp = np.asarray(jax.nn.log_softmax(model.logits(model(tokens, jnp.ones(tokens.shape, bool)))))[0]
+        ids, weights = (np.asarray(stream.extras[name][row]) for name in ("target_ids", "target_weights"))
+        expected += [-(weights[i] * logp[len(prefix) - 1 + i, ids[i]]).sum() for i in range(3)]
     found = [given.updated(every(b))[1] for given, b in zip(ways, batches, strict=True)]
+    np.testing.assert_allclose(found[0]["windows_cross_entropy"], np.mean(expected), rtol=1e-4)
     for name in ("loss", "loss_divergence", "loss_trajectory", "gradient_norm", "windows_cross_entropy"):
         np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
     np.testing.assert_allclose(found[0]["loss_trajectory"], 0.1 * found[0]["windows_cross_entropy"], rtol=1e-5)
