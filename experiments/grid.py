@@ -130,13 +130,11 @@ def found(path: Path, cell: str, seed: int) -> dict[str, float]:
         values |= {f"{end}/{name}": statistics.fmean(line[name] for line in chosen) for name in names}
     if lines:
         values["step_seconds"] = statistics.median(sum(line["seconds"].values()) for line in lines)
-    if (output / "judge.jsonl").is_file():
-        values |= judged(output / "judge.jsonl")
-    return values | {"tokens": report["resource"]["tokens_generated"]}
+    return values | judged(output / "judge.jsonl") | {"tokens": report["resource"]["tokens_generated"]}
 
 
 def finished(path: Path, study, cell: str) -> list[int]:
-    return [seed for seed in study.SEEDS if (folder(path, cell, seed) / "report.json").is_file()]
+    return [seed for seed in study.SEEDS if (folder(path, cell, seed) / "judge.jsonl").is_file()]
 
 
 def over_seeds(name: str, values: Sequence[float]) -> str:

@@ -69,7 +69,7 @@ def run(settings: Evaluate) -> dict:
     config = Config(
         method=losses.get("sft"),  # reads no teacher view of its own: the plain one is measured
         student=Student(settings.model, settings.compute),
-        teacher=Teacher(settings.reference or "none", compute=settings.compute),
+        teacher=Teacher(settings.reference, compute=settings.compute) if settings.reference else Teacher("none"),
         data=settings.data,
         view=settings.view,
         rollout=RolloutConfig(max_prompt_tokens=settings.max_prompt_tokens, max_new_tokens=settings.max_new_tokens),

@@ -209,7 +209,22 @@ def test_values_out_of_range_are_refused(cls, settings, message):
         ("opd", {"chunk": -1}, "chunk=-1 must be at least 0"),
         ("opd", {"seed": -1}, "seed=-1 must be at least 0"),
         ("opd", {"prompts": 6, "micro_batches": 4}, "micro_batches=4 must divide the 6 rows of a batch"),
+        (
+            "opd",
+            {"prompts": 8, "micro_batches": 8},
+            "evaluation.batch=100 must be a multiple of micro_batches=8.*set it to 104",
+        ),
         ("opd", {"teacher": Teacher(model="none")}, "teacher.model=none, but method opd needs a teacher"),
+        (
+            "sft",
+            {"teacher": Teacher(model="none", dtype="bfloat16")},
+            "teacher.model=none, but other settings of a teacher are given",
+        ),
+        (
+            "sft",
+            {"rollout": RolloutConfig(sampling=Sampling(top_k=5))},
+            "rollout.sampling=.*top_k=5.* has no effect on method sft",
+        ),
         (
             "sft",
             {"rollout": RolloutConfig(samples=2)},
@@ -239,15 +254,26 @@ def test_settings_that_contradict_each_other_are_refused(method, settings, messa
 
 
 @pytest.mark.parametrize(
-    "temperature, message", [(0.0, "gives no behaviour distribution"), (0.7, "needs one temperature for both")]
+    "method",
+    [
+        losses.get("opd_pg"),
+        losses.get("opd", divergence="k2"),
+        losses.get("rlsd"),
+    ],
 )
-def test_a_ratio_needs_the_samplers_temperature(temperature, message):
-    rollout = RolloutConfig(sampling=Sampling(temperature=temperature))
-    with pytest.raises(ValueError, match=rf"rollout\.sampling\.temperature={temperature:g}.*{message}"):
+def test_what_learns_from_samples_needs_sampling(method):
+    greedy = RolloutConfig(sampling=Sampling(temperature=0.0), samples=2)
+    with pytest.raises(ValueError, match=rf"temperature=0 always writes the likeliest token, but method {method.name}"):
+        Config(method=method, rollout=greedy)
+    Config(method=losses.get("opd"), rollout=greedy)
+
+
+def test_a_ratio_needs_the_samplers_temperature():
+    rollout = RolloutConfig(sampling=Sampling(temperature=0.7))
+    with pytest.raises(ValueError, match=r"rollout\.sampling\.temperature=0.7.*needs one temperature for both"):
         Config(method=losses.get("opd_pg", updates=2), rollout=rollout)
     Config(method=losses.get("opd_pg"), rollout=rollout)  # without a ratio there is nothing to contradict
-    if temperature:
-        Config(method=losses.get("opd_pg", updates=2, temperature=temperature), rollout=rollout)
+    Config(method=losses.get("opd_pg", updates=2, temperature=0.7), rollout=rollout)
 
 
 @pytest.mark.parametrize("update", ["ema", "live"])
@@ -295,7 +321,7 @@ def test_every_setting_survives_the_file(tmp_path):
         stabilise=losses.Stabilisers((3, 4), 5.5, 3.0, 0.5, 0.125),
         rollout=RolloutConfig(Sampling(0.5, 7, 0.9, 0.01), 2, 33, 44),
         optimizer=Optimizer(3e-07, "linear", 0.125, 1e-10, 0.8, 0.95, 1e-12, 0.0),
-        evaluation=Evaluation(0, Sampling(0.0), 3, 0),
+        evaluation=Evaluation(0, Sampling(0.0), 5, 0),
         checkpoint=Checkpointing(7, 4),
         mesh=MeshConfig(2, -1, 2),
         steps=11,

@@ -19,7 +19,7 @@ def load(path: Path):
 
 
 GRID = load(FOLDER / "grid.py")
-STUDIES = [path for path in sorted(FOLDER.glob("*.py")) if hasattr(load(path), "CELLS")]
+STUDIES = [path for path in sorted(FOLDER.glob("*.py")) if "\nCELLS = " in path.read_text()]
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

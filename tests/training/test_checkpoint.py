@@ -47,8 +47,8 @@ def test_what_is_restored_is_what_was_saved_last_bit_for_bit(tmp_path):
         checkpoints.save(step, state_of(step), None)
     checkpoints.close()
     again = Checkpoints(tmp_path / "checkpoints", keep=2, facts=FACTS)
-    step, state = again.restore(state_of(0))
-    assert step == 6
+    step, state = again.restore(first := state_of(0))
+    assert step == 6 and all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
     assert_equal(state, state_of(6))
     again.close()
 

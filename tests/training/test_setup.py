@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from jopd import models as models_
 from jopd import train
 from jopd.config import parse, save_yaml
+from jopd.data.example import Example, Message
 from jopd.models import Compute
 from jopd.training import loop, setup
 from tests.training.tiny import arguments, save_model, tokenizer
@@ -240,7 +241,8 @@ def test_another_model_is_frozen_and_read_as_it_is_asked_for(tiny, tmp_path):
     assert all(leaf.dtype == np.dtype("bfloat16") for leaf in leaves(run.fixed.teacher))
     assert all(leaf.dtype == np.dtype("float32") for leaf in leaves(run.state.params))
     assert run.program.teacher == models_.abstract(run.teacher.architecture, Compute(remat="none"))[0]
-    assert run.facts.keys() == {"jopd", "student", "student_fingerprint", "teacher", "teacher_fingerprint"}
+    models = {"jopd", "student", "student_fingerprint", "teacher", "teacher_fingerprint"}
+    assert run.facts.keys() == models | {"train_fingerprint", "held_out_fingerprint"}
     assert not run.fixed.base and not run.state.ema_teacher
 
 
@@ -302,3 +304,11 @@ def test_what_it_will_do_is_said(tiny, tmp_path):
     example = run.held_out.examples[0]
     shown = setup.views_of(run, example)
     assert list(shown) == ["student", "teacher"] and shown["student"] == shown["teacher"]
+
+
+def test_a_fingerprint_of_examples_is_of_what_they_say_and_of_their_order():
+    examples = [Example(str(i), (Message(role="user", content=f"question {i}"),), answer=str(i)) for i in range(3)]
+    same = [Example(str(i), (Message(role="user", content=f"question {i}"),), answer=str(i)) for i in range(3)]
+    assert setup.fingerprint(examples) == setup.fingerprint(same)
+    others = [examples[:2], examples[::-1], [*examples[:2], dataclasses.replace(examples[2], answer="9")]]
+    assert len({setup.fingerprint(each) for each in [examples, *others]}) == 4
