@@ -359,6 +359,7 @@ def hidden_by_stream(model: models.Transformer, part: Batch) -> dict[str, Float[
     if not part.streams:
         return {"": completion_hidden(model, context, part.tokens, part.mask)}
     ((name, stream),) = part.streams.items()
+    assert stream.starts is not None
     whole, valid = (jnp.concatenate(pair, axis=1) for pair in zip(context, (part.tokens, part.mask), strict=True))
     starts = context.tokens.shape[1] + stream.starts
     hidden, branches = model.branched(whole, valid, models.Branches(stream.tokens, stream.mask, starts))
