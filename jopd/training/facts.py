@@ -59,7 +59,7 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
                 "student": config.student.compute.dtype,
                 "teacher": config.teacher.compute.dtype,
                 "softmax_and_divergences": "float32",
-                "matrix_products": jax.config.read("jax_default_matmul_precision") or "the device's default",
+                "matrix_products": jax.config.values["jax_default_matmul_precision"] or "the device's default",
             },
             "tokenizer_match": "the same tokens and ids, checked",
             "masked_specials": [str(token) for token in masked],
