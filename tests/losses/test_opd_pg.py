@@ -54,7 +54,7 @@ def test_a_discount_lies_between_and_is_biased_for_both(baseline):
 def test_an_advantage_of_the_state_alone_teaches_nothing():
     class StateOnly(OPDPolicyGradient):
         def estimate(self, terms, mask, inputs):
-            return super().estimate(terms, mask, inputs)._replace(advantage=-terms["reverse_kl"])
+            return super().estimate(terms, mask, inputs)._replace(advantage=terms["expected_reward"])
 
     gradient = enumeration.expected_gradient(StateOnly(baseline="kl"), WORLD, STUDENT, TEACHER)
     np.testing.assert_allclose(gradient, 0, atol=1e-10)
@@ -102,7 +102,7 @@ def test_advantages_and_counts_worked_by_hand(settings, advantages, count):
 def test_the_baseline_has_the_losss_temperature():
     # At temperature 2 pi ~ (sqrt 2, 1, 1) and q ~ (1, sqrt 2, 1): KL = (sqrt 2 - 1) log(sqrt 2) / (2 + sqrt 2).
     _, metrics = gradient_and_metrics(baseline="kl", temperature=2.0)
-    np.testing.assert_allclose(metrics["reverse_kl"], (np.sqrt(2) - 1) * np.log(2) / 2 / (2 + np.sqrt(2)), rtol=1e-5)
+    np.testing.assert_allclose(-metrics["expected_reward"], (np.sqrt(2) - 1) * np.log(2) / 2 / (2 + np.sqrt(2)), rtol=1e-5)
     np.testing.assert_allclose(metrics["kl"], np.log(2) / 4, rtol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_the_baseline_has_the_losss_temperature():
         ({"credit": "discounted"}, r"discount=None must lie in \(0, 1\)"),
         ({"credit": "discounted", "discount": 1.0}, "1 is 'return_to_go'"),
         ({"credit": "discounted", "discount": 0.0}, "0 is 'immediate'"),
-        ({"reward_weight": -1.0}, "reward_weight=-1.0 must not be negative"),
+        ({"reward_weight": -1.0}, "reward_weight=-1.0 must be finite and not negative"),
         ({"log_ratio_clip": 0.0}, "log_ratio_clip=0.0 must be positive"),
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
         ({"updates": 0}, "updates=0 must be at least 1"),
