@@ -61,7 +61,7 @@ def by_length(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
         if not records:
             continue
         buckets = [record["accuracy_by_length"] for record in records]
-        head = ["", *(f"{bucket['from']} to {bucket['to']} tokens" for bucket in buckets[0])]
+        head = ["", *(f"{bucket['from']} to {bucket['to'] or 'any number of'} tokens" for bucket in buckets[0])]
         right = [
             sum(bucket.get("value", 0) * bucket["count"] for bucket in same) for same in zip(*buckets, strict=True)
         ]

@@ -102,7 +102,9 @@ def test_advantages_and_counts_worked_by_hand(settings, advantages, count):
 def test_the_baseline_has_the_losss_temperature():
     # At temperature 2 pi ~ (sqrt 2, 1, 1) and q ~ (1, sqrt 2, 1): KL = (sqrt 2 - 1) log(sqrt 2) / (2 + sqrt 2).
     _, metrics = gradient_and_metrics(baseline="kl", temperature=2.0)
-    np.testing.assert_allclose(-metrics["expected_reward"], (np.sqrt(2) - 1) * np.log(2) / 2 / (2 + np.sqrt(2)), rtol=1e-5)
+    np.testing.assert_allclose(
+        -metrics["expected_reward"], (np.sqrt(2) - 1) * np.log(2) / 2 / (2 + np.sqrt(2)), rtol=1e-5
+    )
     np.testing.assert_allclose(metrics["kl"], np.log(2) / 4, rtol=1e-5)
 
 

@@ -258,7 +258,10 @@ class Elaborate(Method):
 
 def test_everything_else_is_the_methods_own():
     method, steady = Elaborate(), stabilised(Elaborate(), EVERYTHING)
-    for name in {**Loss.__annotations__, **Method.__annotations__}.keys() - {"views", "ordered"} | {"streams", "completions"}:
+    for name in {**Loss.__annotations__, **Method.__annotations__}.keys() - {"views", "ordered"} | {
+        "streams",
+        "completions",
+    }:
         assert getattr(steady, name) == getattr(method, name), name
     # Whatever a method may have is passed on or dealt with, also what is added to the contract later.
     missing = {name for name in dir(Method) if not name.startswith("_")} - vars(Stabilised).keys()
