@@ -234,7 +234,7 @@ class Transformer(nnx.Module):
     def branched(
         self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"], branches: Branches
     ) -> tuple[Float[Array, "b s d"], Float[Array, "n k d"]]:
-        """The same, and those of sequences that branch off, each as if its row ended where it begins.
+        """Final hidden states of the rows, and of sequences that branch off, each as if its row ended where it begins.
 
         One pass over each row with its branches behind it: what comes before a branch is computed once, not once a branch.
         """

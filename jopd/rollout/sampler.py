@@ -122,7 +122,12 @@ def decode(
     pad_id: int,
     vocabulary: int,
 ) -> Rollout:
-    """What follows a prefill: its last hidden states, and its cache with room for all new tokens but the last, which is never read."""
+    """The completions that follow a prefill; what is not named here is as for `sample`.
+
+    Args:
+      hidden: the final hidden states that predict each row's first token.
+      cache: what the rows have read, with room for all new tokens but the last, which is never read.
+    """
     batch = len(rows)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
