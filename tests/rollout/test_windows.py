@@ -48,8 +48,8 @@ def test_a_greedy_window_of_a_greedy_completion_is_its_rest(model):
 
     @jax.jit
     def run(model):
-        rows = jnp.arange(2)
-        whole = sample(model, CONTEXT, VALID, rows, KEY, sampling=greedy, samples=1, max_new_tokens=10, **HOW)
+        rows, context, valid = jnp.arange(2), jnp.asarray(CONTEXT), jnp.asarray(VALID)
+        whole = sample(model, context, valid, rows, KEY, sampling=greedy, samples=1, max_new_tokens=10, **HOW)
         ids = window_rows(rows, 3)
         given = (CONTEXT, VALID, whole.tokens, whole.mask, POSITIONS, ids, KEY)
         return whole, write_on(model, *map(jnp.asarray, given[:5]), *given[5:], sampling=greedy, window_tokens=3, **HOW)
