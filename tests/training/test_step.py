@@ -110,7 +110,8 @@ def test_windows_grow_out_of_the_completions_and_add_their_loss_on_any_mesh():
     everywhere = np.ones(stream.mask.shape, bool)
     every = lambda b: b._replace(streams={"windows": b.streams["windows"]._replace(mask=everywhere)})
     # By hand: each window behind the prompt and what was written before it, alone.
-    model = models.merge(*random_model(STUDENT))
+    graph, params = random_model(STUDENT)
+    model = models.merge(graph, jax.tree.map(jnp.asarray, params))
     expected = []
     for row in range(ROWS):
         prefix = [*prompts("student")[row // SAMPLES], *completions()[row][: int(stream.starts[row, 0])]]
