@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jopd.diagnostics.intervals import token_mean, wilson
-from jopd.losses.base import Inputs, Loss, Mask, Total, masked_total, time_stage
+from jopd.losses.base import Inputs, Loss, Mask, Profiles, Total, masked_total, time_stage
 from jopd.losses.vocabulary import accumulator
 
 POSITIONS = 10  # bins of a completion's relative position
@@ -208,29 +208,36 @@ def of_a_batch(
     terms: Mapping[str, Float[Array, "B T"]],
     tokens: Int[Array, "B T"],
     mask: Mask,
-    size: Float[Array, "B T"],
     edges: Sequence[int],
+    profiled: Profiles | None = None,
 ) -> dict[str, Array]:
     """All that a training step logs of its batch's per-token diagnostics; bins without tokens are NaN.
 
-    Of each term its mean, `NAME_by_position` `[POSITIONS]` and `NAME_by_length` `[len(edges) + 1]`. Of the log-ratio its quantiles and how
-    much a clip at 5 nats would change, of the tokens' `update_size` the effective sample size and the share that moves anything; the two
-    shares by position too.
+    Args:
+      terms: of every token, among them its `log_ratio` and its `update_size`.
+      edges: of the bins of lengths.
+      profiled: of some tokens, each with the mask of those.
+
+    Returns:
+      Of all these, of the share of tokens that an update moves and of the share that a clip at 5 nats would change, the mean, `NAME_by_position`
+      `[POSITIONS]` and `NAME_by_length` `[len(edges) + 1]`. Of the log-ratio also its quantiles, `[q]` and by position `[POSITIONS, q]`, and
+      of the sizes of the updates the effective sample size, alike.
     """
     mean = lambda total: jnp.where(total.count > 0, total.sum / jnp.maximum(total.count, 1), jnp.nan)
     places, rows = position_bins(mask), length_bins(mask, edges)
+    ratio, size = terms["log_ratio"], terms["update_size"]
+    shares = {"effective_update_share": size > MOVES, "clip_share": jnp.abs(ratio) > USUAL_CLIP}
     found = {"repetition_rate": mean(repetition(tokens, mask))}
-    for name, values in terms.items():
-        found[name] = mean(masked_total(values, mask))
-        found[f"{name}_by_position"] = mean(binned(values, mask, places, POSITIONS))
-        found[f"{name}_by_length"] = mean(binned(values, mask, rows, len(edges) + 1))
-    for name, chosen in (
-        ("effective_update_share", size > MOVES),
-        ("clip_share", jnp.abs(terms["log_ratio"]) > USUAL_CLIP),
+    everywhere = {name: (values, mask) for name, values in {**terms, **shares}.items()}
+    for name, (values, where) in {**everywhere, **(profiled or {})}.items():
+        found[name] = mean(masked_total(values, where))
+        found[f"{name}_by_position"] = mean(binned(values, where, places, POSITIONS))
+        found[f"{name}_by_length"] = mean(binned(values, where, rows, len(edges) + 1))
+    inside = mask[None] & (places[None] == jnp.arange(POSITIONS)[:, None, None])
+    for name, of, values in (
+        ("log_ratio_quantiles", quantiles, ratio),
+        ("effective_sample_size", effective_sample_size, size),
     ):
-        found[name] = mean(masked_total(chosen, mask))
-        found[f"{name}_by_position"] = mean(binned(chosen, mask, places, POSITIONS))
-    return found | {
-        "log_ratio_quantiles": quantiles(terms["log_ratio"], mask),
-        "effective_sample_size": effective_sample_size(size, mask),
-    }
+        found[name] = of(values, mask)
+        found[f"{name}_by_position"] = jax.vmap(of, in_axes=(None, 0))(values, inside)
+    return found

@@ -40,6 +40,8 @@ Tokens = Int[Array, "*n"]
 Mask = Bool[Array, "B T"]
 Inputs = Mapping[str, Shaped[Array, "..."]]
 Terms = dict[str, Float[Array, "..."]]
+# Per-token values, and where they count.
+Profiles = dict[str, tuple[Shaped[Array, "B T"], Mask]]
 
 
 class Total(NamedTuple):
@@ -170,6 +172,11 @@ class Loss(abc.ABC):
     @abc.abstractmethod
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         """Time stage: the loss's summands and the metrics. Counts depend on mask and inputs alone, never on terms."""
+
+    def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
+        """What is worth a profile along the completion besides what every method has: values, and where they count."""
+        del terms, mask, inputs
+        return {}
 
     def scoring(self) -> Stage | None:
         """The vocabulary stage of a pass without gradient over the whole batch, where `prepare` needs one."""
@@ -331,12 +338,20 @@ def time_stage(method: Loss, terms: Terms, mask: Shaped[Array, "B T"], inputs: I
 
     [B, 1] inputs stay as they are: they belong to rows.
     """
+    return method.reduce(*_inside(terms, mask, inputs))
+
+
+def profiled_tokens(method: Loss, terms: Terms, mask: Shaped[Array, "B T"], inputs: Inputs) -> Profiles:
+    """What the method has for profiles, of the terms and inputs that its time stage would see."""
+    return method.profiled(*_inside(terms, mask, inputs))
+
+
+def _inside(terms: Terms, mask: Shaped[Array, "B T"], inputs: Inputs) -> tuple[Terms, Mask, Inputs]:
     mask = mask.astype(bool)
+    of_tokens = lambda values: values.shape[:2] == mask.shape
     terms = {name: silence(values, mask) for name, values in terms.items()}
-    inputs = {
-        name: silence(values, mask) if values.shape[:2] == mask.shape else values for name, values in inputs.items()
-    }
-    return method.reduce(terms, mask, inputs)
+    inputs = {name: silence(values, mask) if of_tokens(values) else values for name, values in inputs.items()}
+    return terms, mask, inputs
 
 
 def whole_batch_counts(

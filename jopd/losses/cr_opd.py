@@ -32,6 +32,7 @@ from jopd.losses.base import (
     Logits,
     LossTerm,
     Mask,
+    Profiles,
     Sums,
     Terms,
     Tokens,
@@ -39,8 +40,6 @@ from jopd.losses.base import (
     Variables,
     Views,
     check_known,
-    masked_total,
-    masked_totals,
 )
 from jopd.losses.credit import Estimate, PolicyGradient, check_credit
 from jopd.losses.gae_opd import GAEOPD
@@ -221,11 +220,17 @@ class CROPD(PolicyGradient):
             advantage = jnp.where(suppressed & ~nonempty, 0, advantage)
         policy_gradient = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
         routing = self.aggregate(weight * terms["route_cross_entropy"], mask, inputs)
-        # Routes are made everywhere, but taken where the token is suppressed: there they are counted.
-        route = {name: masked_total(terms[name], suppressed) for name in terms if name.startswith("route_")}
-        metrics = masked_totals(terms, mask) | metrics | route | {"suppressed": masked_total(suppressed, mask)}
         losses = losses | {"routing": LossTerm(self.routing_weight, *routing)}
-        return {"policy_gradient": LossTerm(1.0, *policy_gradient), **losses}, metrics
+        return {"policy_gradient": LossTerm(1.0, *policy_gradient), **losses}, metrics | self.logged(
+            terms, mask, inputs
+        )
+
+    def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
+        profiles = super().profiled(terms, mask, inputs)
+        suppressed, _ = profiles["suppressed"]
+        # Routes are made everywhere, but taken where the token is suppressed: there they are counted.
+        routes = {name: (terms[name], mask & suppressed) for name in terms if name.startswith("route_")}
+        return profiles | routes
 
     def variables(self) -> Variables:
         return (

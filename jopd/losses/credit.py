@@ -44,6 +44,7 @@ from jopd.losses.base import (
     LossTerm,
     Mask,
     Method,
+    Profiles,
     Sums,
     Terms,
     Tokens,
@@ -248,8 +249,15 @@ class PolicyGradient(Method):
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         advantage, losses, metrics = self.estimate(terms, mask, inputs)
         loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
-        metrics = masked_totals(terms, mask) | metrics | {"suppressed": masked_total(advantage < 0, mask)}
-        return {"policy_gradient": LossTerm(1.0, *loss), **losses}, metrics
+        return {"policy_gradient": LossTerm(1.0, *loss), **losses}, metrics | self.logged(terms, mask, inputs)
+
+    def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
+        return {"suppressed": (self.estimate(terms, mask, inputs).advantage < 0, mask)}
+
+    def logged(self, terms: Terms, mask: Mask, inputs: Inputs) -> dict[str, Total]:
+        """The metrics of every policy gradient: its terms, and what it has for profiles."""
+        profiles = self.profiled(terms, mask, inputs)
+        return masked_totals(terms, mask) | {name: masked_total(*profile) for name, profile in profiles.items()}
 
     def sampled_terms(
         self, student_logits: Logits, teacher_logits: Logits, tokens: Tokens, *, expected: bool = False

@@ -41,7 +41,6 @@ from jopd.losses.base import (
     Views,
     check_known,
     masked_total,
-    masked_totals,
 )
 from jopd.losses.credit import Estimate, PolicyGradient, check_credit, immediate, return_to_go
 from jopd.losses.stabilisers import joined
@@ -126,7 +125,7 @@ class OPDPolicyGradient(PolicyGradient):
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         logp = terms["student_logp"]
         advantage, _, metrics = self.estimate(terms, mask, inputs)
-        metrics = masked_totals(terms, mask) | metrics | {"suppressed": masked_total(advantage < 0, mask)}
+        metrics = metrics | self.logged(terms, mask, inputs)
         surrogate = advantage * logp
         if self.updates > 1:
             ratio = jnp.exp(logp - inputs["behaviour_logp"])

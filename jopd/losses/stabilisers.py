@@ -35,6 +35,7 @@ from jopd.losses.base import (
     Mask,
     Method,
     Places,
+    Profiles,
     Stage,
     Sums,
     Terms,
@@ -191,6 +192,10 @@ class Stabilised(Method):
         own = {name: values for name, values in terms.items() if name != _GATE}
         more = self.method.prepare(own, mask, inputs) if self.method.scoring() is not None else {}
         return {**more, _GATE: terms[_GATE]} if self.stabilisers.gated else more
+
+    def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
+        own = {name: values for name, values in terms.items() if name != _KL}
+        return self.method.profiled(own, mask, inputs)
 
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         own = {name: values for name, values in terms.items() if name != _KL}

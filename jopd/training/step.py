@@ -23,7 +23,19 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jopd import models
 from jopd.diagnostics.profiles import of_a_batch, quarters, update_size
 from jopd.diagnostics.tokens import Diagnostics
-from jopd.losses.base import INITIAL, Loss, Method, Stage, Terms, Total, Window, share, time_stage, whole_batch_counts
+from jopd.losses.base import (
+    INITIAL,
+    Loss,
+    Method,
+    Stage,
+    Terms,
+    Total,
+    Window,
+    profiled_tokens,
+    share,
+    time_stage,
+    whole_batch_counts,
+)
 from jopd.losses.chunked import Scored, chunked_terms
 from jopd.models import sharding
 from jopd.rollout.sampler import Rollout, Sampling, sample
@@ -254,9 +266,9 @@ class Program:
                 self.method.apply_modules(modules, hidden, part.mask) if modules and not name else {}
             )
             if seen:
-                seen["update_size"] = update_size(
-                    loss, *jax.lax.stop_gradient((terms, part.mask, inputs, seen["log_ratio"]))
-                )
+                still, still_inputs = jax.lax.stop_gradient((terms, inputs))
+                size = update_size(loss, still, part.mask, still_inputs, seen["log_ratio"])
+                seen = (seen | {"update_size": size}, profiled_tokens(loss, still, part.mask, still_inputs))
             summands, metrics = time_stage(loss, terms, part.mask, inputs)
             shares = {key: term.coefficient * share(term.sum, counts[name][key]) for key, term in summands.items()}
             return shares, metrics, finite_rows(terms, part.mask), seen
@@ -298,9 +310,9 @@ class Program:
             "finite_rows": whole(finite),
         }
         if watched is not None:
-            seen = whole(seen)
-            size = seen.pop("update_size")
-            metrics["diagnostics"] = of_a_batch(seen, batch.tokens, batch.mask, size, quarters(self.max_new_tokens))
+            terms, profiled = whole(seen)
+            edges = quarters(self.max_new_tokens)
+            metrics["diagnostics"] = of_a_batch(terms, batch.tokens, batch.mask, edges, profiled)
         state = state._replace(
             params=after["student"], modules=after["modules"], optimizer=optimizer, ema_teacher=ema, step=state.step + 1
         )

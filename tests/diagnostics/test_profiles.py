@@ -170,13 +170,21 @@ def test_shares_of_tokens_by_hand():
     mask = jnp.asarray([[1, 1, 1, 1, 0]], bool)
     values = jnp.asarray([[-6.0, 0.0, 5.0, 5.5, 7.0]])
     size = jnp.asarray([[0.2, 0.0, 1e-4, 3.0, 7.0]])
-    found = of_a_batch({"log_ratio": values}, jnp.arange(5)[None], mask, size, edges=(2,))
+    some = {"chosen": (values, jnp.asarray([[0, 1, 1, 0, 0]], bool))}
+    found = of_a_batch({"log_ratio": values, "update_size": size}, jnp.arange(5)[None], mask, (2,), some)
     assert found["clip_share"] == 0.5 and found["effective_update_share"] == 0.5
     # Four tokens on ten bins of relative position stand in bins 1, 3, 6 and 8.
     for name, at in (("clip_share", [1, 0, 0, 1]), ("effective_update_share", [1, 0, 0, 1])):
         np.testing.assert_array_equal(found[f"{name}_by_position"][jnp.asarray([1, 3, 6, 8])], at)
     # (.2 + .0001 + 3)^2 / (.2^2 + .0001^2 + 3^2): the token behind the end does not count.
     np.testing.assert_allclose(found["effective_sample_size"], 3.2001**2 / 9.04000001, rtol=1e-6)
+    # One token a bin: it is its own quantile, and one of one that count; the second one's size is 0.
+    np.testing.assert_array_equal(found["effective_sample_size_by_position"], [0, 1, 0, 0, 0, 0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(found["log_ratio_quantiles_by_position"][1], [-6] * 5)
+    assert np.isnan(found["log_ratio_quantiles_by_position"][0]).all()
+    # Of some tokens, their own mean.
+    assert found["chosen"] == 2.5 and found["chosen_by_length"][1] == 2.5
+    np.testing.assert_array_equal(found["chosen_by_position"][jnp.asarray([1, 3, 6, 8])], [np.nan, 0, 5, np.nan])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh
 
 from jopd import losses, models
 from jopd.data.batching import left_pad, right_pad
+from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.base import Stage
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 from jopd.models import Architecture, Transformer
@@ -119,11 +120,11 @@ class Problem(NamedTuple):
                 batch = found[0]
         return batch
 
-    def updated(self, batch: Batch | None = None) -> tuple[TrainState, dict[str, np.ndarray]]:
+    def updated(self, batch: Batch | None = None, *, watch: bool = False) -> tuple[TrainState, dict[str, np.ndarray]]:
         """One update; the state's buffers are gone afterwards."""
         batch = self.scored() if batch is None else batch
         with jax.set_mesh(self.mesh):
-            state, metrics = self.jitted.update(self.state, self.fixed, batch)
+            state, metrics = self.jitted.update(self.state, self.fixed, batch, watch=watch)
         return state, jax.device_get(metrics)
 
     def measured(self, stage: Stage, batch: Batch) -> dict[str, np.ndarray]:
@@ -144,6 +145,7 @@ def problem(
     ema_rate: float = 0.25,
     max_new_tokens: int = LENGTH,
     vocabulary: int = VOCABULARY,
+    diagnostics: Diagnostics | None = None,
 ) -> Problem:
     """A method's program on the random models and batch; `student` and `teacher` are other (graph, params), `batch` another host batch.
 
@@ -156,6 +158,7 @@ def problem(
     program = Program(
         method=method, student=graph, teacher=teacher_graph, initial=graph, width=16, views=method.views, ema_rate=ema_rate, optimizer=lenient(optimizer),
         max_new_tokens=max_new_tokens, stop_tokens=(1,), pad_id=0, vocabulary=vocabulary, micro_batches=micro_batches, chunk=chunk,
+        diagnostics=diagnostics,
     )  # fmt: skip
     place = lambda tree: jax.tree.map(jax.device_put, tree, parameter_shardings(mesh, tree))
     params = place(params)

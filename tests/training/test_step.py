@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 
 from jopd import losses, models
 from jopd.data.batching import left_pad
-from jopd.diagnostics.tokens import Comparison
+from jopd.diagnostics.tokens import Comparison, Diagnostics
 from jopd.losses.base import LossTerm, Stage, masked_total
 from jopd.models import Architecture, LoRA, Transformer
 from jopd.rollout.sampler import Sampling
@@ -125,6 +126,46 @@ def test_windows_grow_out_of_the_completions_and_add_their_loss_on_any_mesh():
         np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
     np.testing.assert_allclose(found[0]["loss_trajectory"], 0.1 * found[0]["windows_cross_entropy"], rtol=1e-5)
     assert found[0]["loss_trajectory"] > 0 and set(batch.inputs) == {"scored_divergence"}
+
+
+def test_a_watched_update_has_profiles_of_all_its_tokens():
+    method = losses.get("cr_opd", teacher_top_k=3, student_top_k=3, reachable=0.5)
+    watching = Diagnostics("teacher", (1,), k=4)
+    given = problem(method, chunk=2, micro_batches=2, diagnostics=watching)
+    _, metrics = given.updated(watch=True)
+    found = metrics["diagnostics"]
+    # By hand, from the logits of each row run alone.
+    student, teacher = (
+        jax.nn.log_softmax(expected_logits(role, view).astype(np.float64), axis=-1)
+        for role, view in (("student", "student"), ("teacher", "teacher"))
+    )
+    ratios, candidates, kls = ([[] for _ in range(10)] for _ in range(3))
+    for row, written in enumerate(completions()):
+        for t, token in enumerate(written):
+            place = int(10 * (t + 0.5) / len(written))
+            pi, q = np.asarray(student[row, t]), np.asarray(teacher[row, t])
+            ratios[place].append(q[token] - pi[token])
+            kls[place].append((np.exp(pi) * (pi - q)).sum())
+            wanted, likely = (set(np.argsort(-x)[:3]) for x in (q, pi))
+            others = [v for v in range(VOCABULARY) if v != token and v in wanted and q[v] > pi[v]]
+            if ratios[place][-1] < 0:
+                candidates[place].append(sum(v in likely or pi[v] >= np.log(0.5) for v in others))
+    means = lambda bins: [np.mean(values) if len(values) else np.nan for values in bins]
+    sizes = [np.abs(values) for values in ratios]
+    effective = [values.sum() ** 2 / (values**2).sum() if len(values) else 0 for values in sizes]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    close(found["kl_by_position"], means(kls))
+    close(found["update_size_by_position"], means(sizes))
+    close(found["suppressed_by_position"], means([np.less(values, 0) for values in ratios]))
+    close(found["route_candidates_by_position"], means(candidates))
+    close(found["route_nonempty_by_position"], means([np.greater(values, 0) for values in candidates]))
+    close(found["effective_sample_size_by_position"], effective)
+    close(
+        found["log_ratio_quantiles_by_position"][:, 2], [np.median(values) if values else np.nan for values in ratios]
+    )
+    close(found["route_candidates"], np.mean(np.concatenate(candidates)))
+    close(found["route_candidates"], metrics["route_candidates"])
+    assert np.isfinite(found["route_candidates"]) and 0 < found["suppressed"] < 1
 
 
 def test_the_methods_own_modules_learn_beside_the_student():
