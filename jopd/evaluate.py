@@ -79,16 +79,17 @@ def run(settings: Evaluate) -> dict:
     )
     examples = sources.load(settings.data, "held_out")
     devices = mesh.make_mesh(config.mesh)
-    loaded = setup.load_models(config, devices)
-    problems = setup.make_batches(config, loaded, examples, settings.batch)
+    readers = setup.open_models(config)
+    problems = setup.make_batches(config, readers, examples, settings.batch)
     console.say(f"{settings.model} on {settings.data.source}: {problems.report}")
-    program = setup.make_program(config, loaded, optax.identity())
+    student, teacher = setup.read_models(config, readers, devices)
+    program = setup.make_program(config, readers, teacher, optax.identity())
     key = jax.random.key(settings.seed)
     evaluator = evaluation.Evaluator(
-        program, jitted(program), devices, problems, loaded.student.tokenizer, settings.sampling, key
+        program, jitted(program), devices, problems, student.tokenizer, settings.sampling, key
     )
-    state = TrainState(loaded.student.params, {}, (), {}, {}, jnp.zeros((), jnp.int32), jax.random.key_data(key))
-    fixed = Fixed({}, loaded.teacher.params if loaded.teacher else {}, {})
+    state = TrainState(student.params, {}, (), {}, {}, jnp.zeros((), jnp.int32), jax.random.key_data(key))
+    fixed = Fixed({}, teacher.params if teacher else {}, {})
     with jax.set_mesh(devices), console.waiting(f"answering {len(problems.examples)} problems (compiles first)"):
         answers = evaluator.student(state, fixed)
     record = evaluation.summarise(settings.data, answers)

@@ -28,6 +28,36 @@ ADAPTER = ("lora_a", "lora_b")
 DOWNLOADS = ["*.json", "model*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
 
 
+class Opened(NamedTuple):
+    """A model whose files are found and checked, before any weight is read.
+
+    Attributes:
+      graph, abstract: as from `jopd.models.abstract`.
+      source: what it was asked for by.
+    """
+
+    graph: nnx.GraphDef
+    abstract: dict
+    checkpoint: huggingface.Checkpoint
+    source: str
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.checkpoint.architecture
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.checkpoint.tokenizer
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        return self.checkpoint.stop_tokens
+
+    @property
+    def pad_id(self) -> int:
+        return pad_id(self.tokenizer, self.stop_tokens)
+
+
 class Loaded(NamedTuple):
     """A model with all that belongs to it.
 
@@ -48,9 +78,7 @@ class Loaded(NamedTuple):
 
     @property
     def pad_id(self) -> int:
-        """What fills rows outside the mask, where any id would do: the tokenizer's padding, else a stop token, else 0."""
-        pad = self.tokenizer.pad_token_id
-        return pad if isinstance(pad, int) else self.stop_tokens[0] if self.stop_tokens else 0
+        return pad_id(self.tokenizer, self.stop_tokens)
 
 
 def load(
@@ -62,7 +90,7 @@ def load(
     lora: LoRA = LoRA(),
     seed: int = 0,
 ) -> Loaded:
-    """Loads a model, each device reading the slices that it holds.
+    """Loads a model, each device reading the slices that it holds: `open_model`, then `read`.
 
     Args:
       source: a Hugging Face folder, a hub name, a GGUF file, "jopd:NAME" for a model that ships with the package, or "smollm2".
@@ -73,18 +101,38 @@ def load(
     Raises:
       ValueError: where the source is not found, or holds anything that is not supported; the message names it.
     """
+    return read(open_model(source, compute=compute, lora=lora), dtype=dtype, mesh=mesh, lora=lora, seed=seed)
+
+
+def open_model(source: str | Path, *, compute: Compute = Compute(), lora: LoRA = LoRA()) -> Opened:
+    """Finds a model and checks all that can be told before its weights are read; see `load`."""
     path = find(str(source))
     try:
         checkpoint = open_gguf(path) if path.is_file() else huggingface.open_folder(path)
         graph, abstract = models.abstract(checkpoint.architecture, compute, lora)
-        shapes = {key: leaf.shape for key, leaf in flat(abstract).items()}
-        base = {key: shape for key, shape in shapes.items() if key[-1] not in ADAPTER}
-        huggingface.check_checkpoint(checkpoint, base)
+        huggingface.check_checkpoint(checkpoint, base_shapes(abstract))
     except ValueError as error:
         raise ValueError(f"model {str(source)!r}: {error}") from error
+    return Opened(graph, abstract, checkpoint, str(source))
 
+
+def read(
+    opened: Opened,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    mesh: Mesh | None = None,
+    lora: LoRA = LoRA(),
+    seed: int = 0,
+) -> Loaded:
+    """Reads the weights of an opened model; `lora` is what it was opened with. See `load`."""
+    checkpoint, base = opened.checkpoint, base_shapes(opened.abstract)
+    added = flat(opened.abstract).keys() - base.keys()
     one_device = SingleDeviceSharding(jax.local_devices()[0])
-    places = flat(sharding.parameter_shardings(mesh, abstract)) if mesh else dict.fromkeys(shapes, one_device)
+    places = (
+        flat(sharding.parameter_shardings(mesh, opened.abstract))
+        if mesh
+        else dict.fromkeys([*base, *added], one_device)
+    )
 
     def place(key, shape):
         parts = {}  # devices that hold the same slice share one reading of it
@@ -97,17 +145,15 @@ def load(
         return jax.make_array_from_callback(shape, places[key], part)
 
     params = {key: place(key, shape) for key, shape in base.items()}
-    if lora.rank:
-        params |= fresh_adapters(
-            checkpoint.architecture, lora, seed, {key: places[key] for key in shapes.keys() - base.keys()}
-        )
+    if added:
+        params |= fresh_adapters(checkpoint.architecture, lora, seed, {key: places[key] for key in added})
     return Loaded(
-        graph=graph,
+        graph=opened.graph,
         params=unflatten_dict(params),
         architecture=checkpoint.architecture,
         tokenizer=checkpoint.tokenizer,
         stop_tokens=checkpoint.stop_tokens,
-        source=str(source),
+        source=opened.source,
         fingerprint=fingerprint(checkpoint.architecture, checkpoint.files),
     )
 
@@ -169,7 +215,13 @@ def save(
         new.rename(folder)
 
 
-def require_same_tokenizer(student: Loaded, teacher: Loaded) -> int:
+def pad_id(tokenizer: PreTrainedTokenizerBase, stop_tokens: tuple[int, ...]) -> int:
+    """What fills rows outside the mask, where any id would do: the tokenizer's padding, else a stop token, else 0."""
+    pad = tokenizer.pad_token_id
+    return pad if isinstance(pad, int) else stop_tokens[0] if stop_tokens else 0
+
+
+def require_same_tokenizer(student: Opened | Loaded, teacher: Opened | Loaded) -> int:
     """The number of leading vocabulary entries on which both models are compared; what is left out only pads an embedding.
 
     Warns where the stop tokens differ. Raises ValueError where the tokenizers give a token different ids, naming the first.
@@ -218,6 +270,11 @@ def find(source: str) -> Path:
         raise ValueError(
             f"model {source!r} is no folder here and could not be fetched from the hub ({reason}): check the name or download it first"
         ) from error
+
+
+def base_shapes(abstract: dict) -> dict[huggingface.Key, tuple[int, ...]]:
+    """The shapes of the parameters that a checkpoint has, so without adapters."""
+    return {key: leaf.shape for key, leaf in flat(abstract).items() if key[-1] not in ADAPTER}
 
 
 def flat(tree: dict) -> dict[huggingface.Key, Any]:

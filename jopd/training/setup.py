@@ -20,7 +20,7 @@ from jopd.data.batching import Batches
 from jopd.data.example import Example
 from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.base import INITIAL
-from jopd.models.load import Loaded, load, require_same_tokenizer
+from jopd.models.load import Loaded, Opened, open_model, read, require_same_tokenizer
 from jopd.models.sharding import parameter_shardings
 from jopd.training import mesh as meshes
 from jopd.training import optimizer
@@ -72,18 +72,26 @@ def output_folder(name: str, config: Config) -> Path:
     return folder
 
 
-class Models(NamedTuple):
-    """The models of a run.
+class Readers(NamedTuple):
+    """The models of a run, before their weights are read.
 
     Attributes:
+      teacher: for a self-teacher the student.
       views: the teacher's, those of the method and, without any, the plain one that evaluations measure; empty without a teacher.
       vocabulary: entries that student and teacher share.
     """
 
-    student: Loaded
-    teacher: Loaded | None
+    student: Opened
+    teacher: Opened | None
     views: tuple[str, ...]
     vocabulary: int
+
+
+class Models(NamedTuple):
+    """Student and teacher of a run, loaded."""
+
+    student: Loaded
+    teacher: Loaded | None
 
 
 def prepare(name: str, config: Config) -> Run:
@@ -97,17 +105,13 @@ def prepare(name: str, config: Config) -> Run:
     check_divides(config, mesh)
     examples = {split: sources.load(config.data, split) for split in ("train", "held_out")}
     check_answers(config, examples["train"])
-    loaded = load_models(config, mesh)
-    student, teacher, method = loaded.student, loaded.teacher, config.objective
-    if unknown := [token for token in config.stabilise.mask_tokens if token >= loaded.vocabulary]:
-        raise ValueError(
-            f"stabilise.mask_tokens={unknown} are no tokens of a vocabulary of {loaded.vocabulary}: take them out"
-        )
+    readers, method = open_models(config), config.objective
     train = make_batches(
-        config, loaded, examples["train"], config.prompts, seed=config.seed, references=method.completions != "student",
+        config, readers, examples["train"], config.prompts, seed=config.seed, references=method.completions != "student",
         max_completion_tokens=config.rollout.max_new_tokens,
     )  # fmt: skip
-    held_out = make_batches(config, loaded, examples["held_out"], config.evaluation.batch)
+    held_out = make_batches(config, readers, examples["held_out"], config.evaluation.batch)
+    student, teacher = read_models(config, readers, mesh)
 
     trained, base = separate(student.params, LORA) if config.student.lora.rank else (student.params, {})
     frozen = teacher.params if teacher is not None and method.teacher_update == "frozen" else {}
@@ -117,7 +121,7 @@ def prepare(name: str, config: Config) -> Run:
     facts |= {"train_fingerprint": fingerprint(train.examples), "held_out_fingerprint": fingerprint(held_out.examples)}
     if teacher is not None:
         facts |= {"teacher": config.teacher.model, "teacher_fingerprint": teacher.fingerprint}
-    program = make_program(config, loaded, transform)
+    program = make_program(config, readers, teacher, transform)
     return Run(
         name,
         config,
@@ -128,7 +132,7 @@ def prepare(name: str, config: Config) -> Run:
         teacher,
         train,
         held_out,
-        Fixed(base, frozen, initial_student(config, loaded, mesh)),
+        Fixed(base, frozen, initial_student(config, readers.student, teacher, mesh)),
         state,
         shardings,
         facts,
@@ -143,17 +147,15 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def load_models(config: Config, mesh: Mesh) -> Models:
-    """Loads the student and the teacher and checks that they fit each other and the lengths asked for."""
-    student = load(
-        config.student.model,
-        compute=config.student.compute,
-        dtype="float32",
-        mesh=mesh,
-        lora=config.student.lora,
-        seed=config.seed,
-    )
-    teacher = load_teacher(config, student, mesh)
+def open_models(config: Config) -> Readers:
+    """Finds student and teacher and checks that they fit each other and what is asked of them."""
+    student = open_model(config.student.model, compute=config.student.compute, lora=config.student.lora)
+    if config.teacher.model == "none":
+        teacher = None
+    elif config.teacher.model == "self":
+        teacher = student
+    else:
+        teacher = open_model(config.teacher.model, compute=config.teacher.compute)
     vocabulary = student.architecture.vocabulary_size if teacher is None else require_same_tokenizer(student, teacher)
     if not student.stop_tokens:
         raise ValueError(
@@ -167,24 +169,47 @@ def load_models(config: Config, mesh: Mesh) -> Models:
                 f"rollout.max_prompt_tokens + max_new_tokens{windows} = {room} is more than the {model.architecture.max_positions} positions of the "
                 f"{role} {model.source}: lower one of them"
             )
+    if unknown := [token for token in config.stabilise.mask_tokens if token >= vocabulary]:
+        raise ValueError(
+            f"stabilise.mask_tokens={unknown} are no tokens of a vocabulary of {vocabulary}: take them out"
+        )
     views = config.objective.views
     if teacher is not None and not {*views} - {INITIAL}:
         views = ("teacher", *views)
-    return Models(student, teacher, views, vocabulary)
+    return Readers(student, teacher, views, vocabulary)
+
+
+def read_models(config: Config, readers: Readers, mesh: Mesh) -> Models:
+    """Reads the weights. A self-teacher that is not a frozen whole model shares the student's parameters."""
+    student = read(readers.student, dtype="float32", mesh=mesh, lora=config.student.lora, seed=config.seed)
+    if readers.teacher is None:
+        return Models(student, None)
+    if config.teacher.model != "self":
+        return Models(student, read(readers.teacher, dtype=config.teacher.dtype, mesh=mesh))
+    frozen, lora = config.objective.teacher_update == "frozen", config.student.lora
+    if frozen and not lora.rank:
+        whole = open_model(student.source, compute=config.teacher.compute)
+        return Models(student, read(whole, dtype=config.teacher.dtype, mesh=mesh))
+    # The same arrays, read twice; a frozen teacher is the base without the adapters.
+    graph, _ = models.abstract(student.architecture, config.teacher.compute, models.LoRA() if frozen else lora)
+    params = separate(student.params, LORA)[1] if frozen else student.params
+    return Models(student, student._replace(graph=graph, params=params))
 
 
 def make_batches(
-    config: Config, loaded: Models, examples: Sequence[Example], prompts_per_step: int, **settings
+    config: Config, readers: Readers, examples: Sequence[Example], prompts_per_step: int, **settings
 ) -> Batches:
     """Batches of every view that is read; see `jopd.data.batching`."""
     return Batches(
-        examples, loaded.student.tokenizer, loaded.views, prompts_per_step=prompts_per_step, pad_id=loaded.student.pad_id,
+        examples, readers.student.tokenizer, readers.views, prompts_per_step=prompts_per_step, pad_id=readers.student.pad_id,
         max_prompt_tokens=config.rollout.max_prompt_tokens, config=config.view, **settings,
     )  # fmt: skip
 
 
-def make_program(config: Config, loaded: Models, transform: optax.GradientTransformation) -> Program:
-    student, teacher = loaded.student, loaded.teacher
+def make_program(
+    config: Config, readers: Readers, teacher: Loaded | None, transform: optax.GradientTransformation
+) -> Program:
+    student = readers.student
     watched = [view for view in config.objective.views if view != INITIAL]
     return Program(
         method=config.objective,
@@ -192,13 +217,13 @@ def make_program(config: Config, loaded: Models, transform: optax.GradientTransf
         teacher=student.graph if teacher is None else teacher.graph,
         initial=models.abstract(student.architecture, config.student.compute, models.LoRA())[0],
         width=student.architecture.width,
-        views=loaded.views,
+        views=readers.views,
         ema_rate=config.teacher.ema_rate,
         optimizer=transform,
         max_new_tokens=config.rollout.max_new_tokens,
         stop_tokens=student.stop_tokens,
         pad_id=student.pad_id,
-        vocabulary=loaded.vocabulary,
+        vocabulary=readers.vocabulary,
         micro_batches=config.micro_batches,
         chunk=config.chunk,
         diagnostics=Diagnostics(watched[0], student.stop_tokens) if watched else None,
@@ -229,29 +254,15 @@ def check_answers(config: Config, examples: Sequence[Example]) -> None:
         )
 
 
-def load_teacher(config: Config, student: Loaded, mesh: Mesh) -> Loaded | None:
-    """The teacher, or None for `none`. A self-teacher that is not a frozen whole model shares the student's parameters."""
-    if config.teacher.model == "none":
-        return None
-    if config.teacher.model != "self":
-        return load(config.teacher.model, compute=config.teacher.compute, dtype=config.teacher.dtype, mesh=mesh)
-    frozen, lora = config.objective.teacher_update == "frozen", config.student.lora
-    if frozen and not lora.rank:
-        return load(student.source, compute=config.teacher.compute, dtype=config.teacher.dtype, mesh=mesh)
-    # The same arrays, read twice; a frozen teacher is the base without the adapters.
-    graph, _ = models.abstract(student.architecture, config.teacher.compute, models.LoRA() if frozen else lora)
-    return student._replace(graph=graph, params=separate(student.params, LORA)[1] if frozen else student.params)
-
-
-def initial_student(config: Config, loaded: Models, mesh: Mesh) -> Params:
+def initial_student(config: Config, student: Opened, teacher: Loaded | None, mesh: Mesh) -> Params:
     """The parameters that the view "initial" is read with, where a method has it and the base under adapters is not it."""
     if INITIAL not in config.objective.views or config.student.lora.rank:
         return {}
     frozen_self = config.teacher.model == "self" and config.objective.teacher_update == "frozen"
-    if frozen_self and loaded.teacher is not None and config.teacher.dtype == "float32":
-        return loaded.teacher.params
-    # Loaded again, not copied: a resumed run begins from here too.
-    return load(loaded.student.source, compute=config.student.compute, dtype="float32", mesh=mesh).params
+    if frozen_self and teacher is not None and config.teacher.dtype == "float32":
+        return teacher.params
+    # Read again, not copied: a resumed run begins from here too.
+    return read(student, dtype="float32", mesh=mesh).params
 
 
 def initial_state(trained, transform, mesh: Mesh, config: Config, width: int) -> tuple[TrainState, TrainState]:

@@ -14,8 +14,8 @@ from jopd import models as models_
 from jopd import train
 from jopd.config import parse, save_yaml
 from jopd.data.example import Example, Message
-from jopd.models import Compute
-from jopd.training import loop, setup
+from jopd.models import Compute, huggingface
+from jopd.training import setup
 from tests.training.tiny import arguments, save_model, tokenizer
 
 
@@ -25,13 +25,13 @@ def prepared(command: list[str]) -> setup.Run:
 
 @pytest.fixture
 def refused(capsys, monkeypatch):
-    """`refused(command)`: the one line that the command ends with, status 2, before the loop that compiles."""
+    """`refused(command)`: the one line that the command ends with, status 2, before any weight is read."""
 
     def run(command: list[str]) -> str:
-        def never(run):
-            raise AssertionError("the run started")
+        def never(*_, **__):
+            raise AssertionError("the run read weights")
 
-        monkeypatch.setattr(loop, "train", never)
+        monkeypatch.setattr(setup, "read", never)
         with pytest.raises(SystemExit) as stop:
             train.main(command)
         error = capsys.readouterr().err
@@ -146,8 +146,8 @@ def test_stop_tokens_that_differ_are_warned_of_and_the_students_decide(tiny, tmp
 
 
 def test_a_student_that_could_never_stop_is_refused(tiny, tmp_path, refused, monkeypatch):
-    load = setup.load
-    monkeypatch.setattr(setup, "load", lambda *args, **settings: load(*args, **settings)._replace(stop_tokens=()))
+    found = huggingface.open_folder
+    monkeypatch.setattr(huggingface, "open_folder", lambda path: found(path)._replace(stop_tokens=()))
     assert "names no stop token: set eos_token_id" in refused(
         arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
     )
