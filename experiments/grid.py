@@ -2,7 +2,7 @@
 
     python experiments/grid.py experiments/ar_opd.py                     every cell, every seed
     python experiments/grid.py experiments/ar_opd.py --workers 2         two at a time, each on its share of the cores
-    python experiments/grid.py experiments/ar_opd.py --cells full ar-0.6 --seeds 0
+    python experiments/grid.py experiments/ar_opd.py --cells full "λ 0.6" --seeds 0
     python experiments/grid.py experiments/ar_opd.py --show              only what is finished, as tables and figures/ar_opd.png
 
 A study is a preset file, `config()`, with more names in it:

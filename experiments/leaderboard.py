@@ -1,4 +1,4 @@
-"""Every method on the same student, teacher, data, tokens and seeds, and the estimators of temporal credit as learning curves.
+"""Eleven methods on the same student, teacher, data, tokens and seeds, and the estimators of temporal credit as learning curves.
 
     python experiments/grid.py experiments/leaderboard.py --workers 2
 

@@ -122,7 +122,7 @@ class EvidenceGuidedOPD(PolicyGradient):
     """A policy gradient to the privileged teacher, on the tokens that the context is evidence for.
 
     It logs, over all tokens, the share that is `kept`, the mean `evidence`, `rho_plus` = Pr[e > threshold], `rho_lev` =
-    Pr[|exp(e) - 1| > .05] and `rho_agree` = Pr[sign e = sign A].
+    Pr[|exp(e) - 1| > .05] and `rho_agree` = Pr[sign e = sign l].
 
     Attributes:
       guided_share: the probability that a completion is sampled with the privileged context in the prompt.

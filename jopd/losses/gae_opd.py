@@ -8,7 +8,7 @@
 
 A row cut at the length limit did not end: its last token is followed by V(s_{T+1}), read from the hidden state that
 the token left (the bootstrap). V is linear in the student's final hidden state, starts at 0, has its own learning rate
-and, unless that is asked for, sends no gradient into the student. What V estimates is never above 0.
+and, unless that is asked for, sends no gradient into the student. What V estimates is never above 0, unless rewards are clipped.
 
     critic plain       V = U(s_t)
     critic kl_split    V = -sg( KL(pi || q) ) + g U(s_t)     the exact part is not learnt: U estimates E[ V(s_{t+1}) ]
@@ -16,8 +16,8 @@ and, unless that is asked for, sends no gradient into the student. What V estima
 For kl_split the KL at s_{T+1} is not measured, and the bootstrap is g U(s_{T+1}); of clipped rewards the exact part is
 their own mean.
 
-Limits: g = 0 with V = -KL is `vopd`; V = 0 is `opd_pg`, immediate at h = 0 and discounted by g at h = 1. The expected
-gradient is that of the discounted return if h = 1 or V is exact, on rows that ended; otherwise it is biased. Loss and
+Limits of the advantages: g = 0 with V = -KL is `vopd`'s; V = 0 is `opd_pg`'s, immediate at h = 0 and discounted by g at
+h = 1 (the sum over rows stays). The expected gradient is that of the discounted return if h = 1 or V is exact, on rows that ended; otherwise it is biased. Loss and
 gradient are not 0 at the teacher, where every l is 0: A is then made of V alone, until V has learnt to be 0.
 
 Source: the name is the survey's, arXiv:2606.22793 (grade P), which tests nothing of it. The equations are a

@@ -55,7 +55,7 @@ class OPDPolicyGradient(PolicyGradient):
         the later ones less and less (`discounted`).
       discount: the share of the next token's reward that counts, in (0, 1), for `discounted`.
       baseline: what is subtracted from the advantage: nothing, or the exact -KL(pi || q) of the state (`kl`), which
-        mostly lowers the variance.
+        lowers the variance of returns in most exactly enumerated worlds, and not reliably that of immediate credit.
       updates: optimiser steps on one batch of completions; with more than one the temperature should be the sampler's.
       ratio_clip: how far the ratio to the behaviour policy counts, in (0, 1); off where left out. Needs updates > 1.
     """

@@ -7,7 +7,7 @@
 Where the log-ratio is clipped, the mean of the clipped ones stands for -KL, so that E_pi[A_t] stays 0.
 
 The expected gradient is that of `opd_pg` with immediate credit, of which this is the baseline `kl`; the variance is
-mostly, not always, lower. Deviation: the paper also offers the KL on a top-k; here it costs nothing to have it in full.
+not always lower, and exactly enumerated worlds show no reliable gain (`experiments/credit.md`). Deviation: the paper also offers the KL on a top-k; here it costs nothing to have it in full.
 
 Source: vOPD, arXiv:2605.07865. Grade S: the baseline is as its abstract and other readings of it say; the aggregation
 is a reconstruction (R).
