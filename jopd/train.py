@@ -9,7 +9,7 @@ import warnings
 
 from jopd import config
 from jopd.training import console, loop, setup
-from jopd.training.checkpoint import OtherModels
+from jopd.training.logs import BadRecord
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -17,14 +17,20 @@ def main(arguments: list[str] | None = None) -> None:
     # One line each, without the place in the code that says them.
     warnings.showwarning = lambda message, category, *_: console.say(f"{category.__name__}: {message}")
     name, settings = config.or_exit(config.parse, arguments)
-    if loop.finished(folder := config.or_exit(setup.output_folder, name, settings)):
-        loop.show_result(folder)
+    folder = config.or_exit(setup.output_folder, name, settings)
+    if loop.finished(folder):
+        config.or_exit(loop.show_result, folder)
         return
     console.say(f"jopd: preparing {name} with method {settings.method.name} ...")
+    lock = config.or_exit(setup.claim, folder)
     try:
         loop.train(config.or_exit(setup.prepare, name, settings))
-    except (FloatingPointError, OtherModels) as error:
+    except (FloatingPointError, BadRecord, loop.Stopped) as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        raise SystemExit(f"error: {error}. {loop.kept(folder)}; the same command goes on from there") from None
+    finally:
+        setup.leave(folder, lock)
 
 
 if __name__ == "__main__":

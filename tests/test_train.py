@@ -1,6 +1,7 @@
 """`python -m jopd.train` from its first line to its last file, on random models: what a user gets, and what stops a run."""
 
 import dataclasses
+import errno
 import io
 import json
 import shutil
@@ -214,9 +215,26 @@ def test_what_stops_a_run(metrics, message, tmp_path):
     loop.check(7, arrays(good), tmp_path)
     with pytest.raises(FloatingPointError, match=message) as error:
         loop.check(7, arrays(good | metrics), tmp_path)
-    assert f"What was saved before is in {tmp_path / 'checkpoints'}" in str(error.value) and "\n" not in str(
-        error.value
-    )
+    assert "Nothing was saved yet" in str(error.value) and "\n" not in str(error.value)
+    (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+    with pytest.raises(FloatingPointError, match=f"What was saved before is in {tmp_path / 'checkpoints'}"):
+        loop.check(7, arrays(good | metrics), tmp_path)
+
+
+def test_an_evaluation_without_numbers_stops_a_run(tmp_path):
+    kl = lambda value: {"value": value, "low": None, "high": None, "count": 3}
+    loop.check_evaluation(4, {"step": 4, "kl": kl(0.5), "ordinary": {"kl": kl(0.1)}}, tmp_path)
+    with pytest.raises(FloatingPointError, match="step 4: the evaluation's ordinary/kl is not a number"):
+        loop.check_evaluation(4, {"step": 4, "kl": kl(0.5), "ordinary": {"kl": kl(float("nan"))}}, tmp_path)
+
+
+def test_a_full_disk_is_said_in_a_line(models, tmp_path, monkeypatch):
+    def full(run):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop, "train", full)
+    with pytest.raises(SystemExit, match="No space left on device. Nothing was saved yet; the same command goes on"):
+        train.main(command(models, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

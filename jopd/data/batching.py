@@ -6,6 +6,7 @@ context's last: completions are aligned whatever the lengths. Each view has one 
 All prompts are rendered at once (a fraction of a millisecond each): the widths must be known, and what does not fit is reported before the first step.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
@@ -156,6 +157,16 @@ class Batches:
         if seed is not None:
             # Random access to an endless shuffled sequence, so the data position of a run is its step and nothing else.
             self._order = grain.MapDataset.source(range(len(self.examples))).seed(seed).shuffle().repeat()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the examples and of all that readers see of them, in their order: others would be another run."""
+        digest = hashlib.blake2b(digest_size=8)
+        for example in self.examples:
+            digest.update(repr(example).encode())
+        for ids in (*(ids for view in self._contexts.values() for ids in view), *self._references):
+            digest.update(len(ids).to_bytes(4, "big") + ids.tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         """The batches that one pass takes."""

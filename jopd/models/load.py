@@ -54,6 +54,11 @@ class Opened(NamedTuple):
         return self.checkpoint.stop_tokens
 
     @property
+    def fingerprint(self) -> str:
+        """Of the files' contents, the same on every machine."""
+        return fingerprint(self.architecture, self.checkpoint.files)
+
+    @property
     def pad_id(self) -> int:
         return pad_id(self.tokenizer, self.stop_tokens)
 
@@ -65,7 +70,7 @@ class Loaded(NamedTuple):
       graph, params: as from `jopd.models.split`.
       stop_tokens: the ids that end a completion, ascending; may be empty.
       source: what it was asked for by.
-      fingerprint: of the files' contents, the same on every machine.
+      fingerprint: as of `Opened`.
     """
 
     graph: nnx.GraphDef
@@ -154,7 +159,7 @@ def read(
         tokenizer=checkpoint.tokenizer,
         stop_tokens=checkpoint.stop_tokens,
         source=opened.source,
-        fingerprint=fingerprint(checkpoint.architecture, checkpoint.files),
+        fingerprint=opened.fingerprint,
     )
 
 

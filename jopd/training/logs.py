@@ -10,17 +10,24 @@ appended makes them the files of a run that was never stopped. Whoever writes a 
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from jopd.diagnostics.measures import measures, plain
 
 METRICS, EVALUATIONS, SAMPLES = "metrics.jsonl", "evaluations.jsonl", "samples.jsonl"
 
 Lines = list[dict[str, Any]]
+
+
+class BadRecord(ValueError):
+    """A file of a run holds what a run does not write."""
 
 
 class Records(NamedTuple):
@@ -35,7 +42,7 @@ def read(folder: Path) -> Records:
     """The records of a run, finished or not; a file that is not there yet is empty.
 
     Raises:
-      ValueError: a line, other than a torn last one, is not a JSON object with a step.
+      BadRecord: a line, other than a torn last one, is not a JSON object with a step.
     """
     return Records(*(_read(folder / name) for name in (METRICS, EVALUATIONS, SAMPLES)))
 
@@ -47,7 +54,7 @@ class RunLog:
         """Goes on after `restored_step`: cuts away what an earlier attempt wrote later than that.
 
         Raises:
-          ValueError: a line of the files is not what this class writes.
+          BadRecord: a line of the files is not what this class writes.
         """
         folder.mkdir(parents=True, exist_ok=True)
         _cut(folder / METRICS, lambda line: line["step"] <= restored_step)
@@ -60,9 +67,11 @@ class RunLog:
         self._files = {
             name: (folder / name).open("a", buffering=1, encoding="utf-8") for name in (METRICS, EVALUATIONS, SAMPLES)
         }
-        # TensorBoard drops the events from purge_step on that older files hold. The suffix keeps files of the same
-        # second apart.
-        self._events = SummaryWriter(str(folder), purge_step=restored_step + 1, filename_suffix=f".from{restored_step}")
+        # The suffix keeps files of the same second apart. Not tensorboardX's usual writer, whose thread holds events back, and
+        # for ever once the disk was full.
+        self._events = EventsWriter(str(folder / "events"), f".from{restored_step}")
+        # TensorBoard drops the events from this step on that older files hold.
+        self._event(restored_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def training(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, Any]) -> None:
         """One training step: its scalars, and how long each of its phases took."""
@@ -76,10 +85,12 @@ class RunLog:
             return
         for index, sample in enumerate(samples):
             self._append(SAMPLES, {"step": step, **sample})
-            self._events.add_text(f"samples/{index}", _markdown(sample), step)
+            self._event(step, summary=summary.text(f"samples/{index}", _markdown(sample)))
+        self._scalars("evaluation", step, record)
+        # Last, and what came before it on the disk: once its line is there, an evaluation is not done again.
+        self._events.flush()
         self._append(EVALUATIONS, {"step": step, **record})
         self._evaluated.add(step)
-        self._scalars("evaluation", step, record)
 
     def evaluated(self, step: int) -> bool:
         """Whether the evaluation of this step is on file."""
@@ -109,7 +120,10 @@ class RunLog:
 
     def _scalars(self, group: str, step: int, record: Mapping[str, Any]) -> None:
         for name, measure in measures(plain(record)).items():
-            self._events.add_scalar(f"{group}/{name}", measure.value, step)
+            self._event(step, summary=summary.scalar(f"{group}/{name}", measure.value))
+
+    def _event(self, step: int, **what: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
 
 
 def _dump(line: Mapping[str, Any]) -> str:
@@ -129,7 +143,7 @@ def _read(path: Path) -> Lines:
         if line is not None:
             lines.append(line)
         elif number < len(texts):  # else it is torn: the process was killed while it wrote
-            raise ValueError(
+            raise BadRecord(
                 f"{path} line {number} is not a run's record: restore the file or choose another output folder"
             )
     return lines

@@ -8,6 +8,8 @@ one, so a run that was killed and started again writes the same files as one tha
 """
 
 import contextlib
+import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jopd import config as configs
 from jopd.data import answers
 from jopd.diagnostics import plots, report
+from jopd.diagnostics.measures import measures
 from jopd.losses.credit import group_advantage
 from jopd.models.load import save
 from jopd.rollout.buckets import bucket, trim
@@ -28,17 +31,22 @@ from jopd.training import evaluation, facts, logs, mesh
 from jopd.training.batch import Batch, Context
 from jopd.training.checkpoint import Checkpoints
 from jopd.training.console import Progress, announce, results_table, say, show_example, waiting
+from jopd.training.interrupt import deferred
 from jopd.training.setup import Run, describe, views_of
 from jopd.training.state import EVALUATION, GUIDING, MIXING, TRAINING, WINDOWS, TrainState
 from jopd.training.step import jitted
+
+
+class Stopped(Exception):
+    """A run was asked to stop."""
 
 
 def train(run: Run) -> None:
     """Runs until the last step, from wherever an earlier attempt stopped.
 
     Raises:
-      OtherModels: the folder's checkpoints are.
       FloatingPointError: a loss that is not finite, or a batch without a token to learn from, with the step and the rows.
+      Stopped: by Ctrl-C or SIGTERM, at the end of the step in hand, which is saved.
     """
     config, folder = run.config, run.folder
     announce(describe(run))
@@ -56,7 +64,7 @@ def train(run: Run) -> None:
             worker.evaluate(0, state, log)
         if done < config.steps:
             say("compiling the first step; the shapes that later steps need are compiled when they first occur ...")
-        with Progress(config.steps, done=done) as progress:
+        with Progress(config.steps, done=done) as progress, deferred() as stopping:
             for step in range(done + 1, config.steps + 1):
                 state, metrics, seconds = worker.step(step, state)
                 check(step, metrics, folder)
@@ -70,9 +78,14 @@ def train(run: Run) -> None:
                 every, record = config.evaluation.every, None
                 if step == config.steps or (every and step % every == 0):
                     record = worker.evaluate(step, state, log)
-                if step == config.steps or step % config.checkpoint.every == 0:
+                stop = stopping()
+                if step == config.steps or step % config.checkpoint.every == 0 or stop:
                     log.flush()
                     checkpoints.save(step, state, None if record is None else score(record))
+                if stop and step < config.steps:
+                    raise Stopped(
+                        f"stopped after step {step} of {config.steps}, which is saved: the same command goes on from there"
+                    )
         checkpoints.wait()
         finish(worker, state)
 
@@ -226,6 +239,7 @@ class Worker:
             record = evaluation.summarise(data, found)
             if first and run.teacher is not None:
                 record["teacher"] = evaluation.summarise(data, self.evaluator.teacher(state, run.fixed))
+        check_evaluation(step, record, run.folder)
         log.evaluation(step, record, evaluation.samples(found, run.config.evaluation.samples_shown))
         if first:
             length = int(found.mask[0].sum())
@@ -253,10 +267,9 @@ def mix(rollout: Rollout, reference: Rollout, own: jax.Array) -> Rollout:
 
 def check(step: int, metrics: dict[str, np.ndarray], folder: Path) -> None:
     """Stops a run that has nothing to learn from, or whose numbers have gone."""
-    kept = f"What was saved before is in {folder / 'checkpoints'}"
     if metrics["tokens"] == 0:
         raise FloatingPointError(
-            f"step {step}: no token of the batch is inside the mask. {kept}; look at the completions in samples.jsonl"
+            f"step {step}: no token of the batch is inside the mask. {kept(folder)}; see what the student answers in samples.jsonl"
         )
     rows = np.flatnonzero(~metrics["finite_rows"])
     if rows.size or not np.isfinite([metrics[name] for name in ("loss", *norms(metrics))]).all():
@@ -266,9 +279,26 @@ def check(step: int, metrics: dict[str, np.ndarray], folder: Path) -> None:
             else "no single row (the gradient)"
         )
         raise FloatingPointError(
-            f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; not finite in {where}. {kept}; "
-            "try a lower --optimizer.learning-rate, or float32 where bfloat16 is set"
+            f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; not finite in {where}. {kept(folder)}; "
+            "try a lower --optimizer.learning-rate, or float32 where bfloat16 is set, with another --output"
         )
+
+
+def check_evaluation(step: int, record: dict[str, Any], folder: Path) -> None:
+    """Stops a run whose last update has made it say nothing."""
+    if lost := [
+        name for name, measure in measures(record).items() if name.endswith("kl") and math.isnan(measure.value)
+    ]:
+        raise FloatingPointError(
+            f"step {step}: the evaluation's {lost[0]} is not a number. {kept(folder)}; try a lower --optimizer.learning-rate, "
+            "with another --output"
+        )
+
+
+def kept(folder: Path) -> str:
+    """Where a run that stops has left its checkpoints."""
+    saved = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+    return f"What was saved before is in {folder / 'checkpoints'}" if saved else "Nothing was saved yet"
 
 
 def norms(metrics: dict[str, np.ndarray]) -> list[str]:
@@ -305,6 +335,8 @@ def finish(worker: "Worker", state: TrainState) -> None:
     """The student as a Hugging Face folder, the plots, the report, which comes last."""
     run = worker.run
     config, folder, records = run.config, run.folder, logs.read(run.folder)
+    for leftover in folder.glob(".student-*"):  # of a kill while the student was written
+        shutil.rmtree(leftover)
     params = run.program.student_params(state, run.fixed)
     save(
         folder / "student",

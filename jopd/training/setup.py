@@ -1,12 +1,13 @@
 """From a config to everything a run needs, checked before anything is compiled."""
 
 import dataclasses
-import hashlib
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,8 +25,11 @@ from jopd.models.load import Loaded, Opened, open_model, read, require_same_toke
 from jopd.models.sharding import parameter_shardings
 from jopd.training import mesh as meshes
 from jopd.training import optimizer
+from jopd.training.checkpoint import check_facts
 from jopd.training.state import LORA, MODULES, Fixed, Params, TrainState, real_copy, separate
 from jopd.training.step import Program
+
+LOCK = ".lock"
 
 
 class Run(NamedTuple):
@@ -65,11 +69,40 @@ def output_folder(name: str, config: Config) -> Path:
         return folder
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"output={folder} holds files that are not of a run: {other}")
-    _, before = load_yaml(folder / "config.yaml")
+    try:
+        _, before = load_yaml(folder / "config.yaml")
+    except ValueError as error:
+        raise ValueError(f"output={folder} holds a run whose settings cannot be read ({error}): {other}") from None
     same_place = dataclasses.replace(before, output=config.output)
     if changed := differences(to_dict(same_place), to_dict(config)):
         raise ValueError(f"output={folder} holds a run with other settings ({'; '.join(changed)}): {other}")
     return folder
+
+
+def claim(folder: Path) -> filelock.BaseFileLock:
+    """Makes the folder of a run, and keeps every other process out of it until the lock is released or this process ends.
+
+    Raises:
+      ValueError: the folder can't be made or written to, or another process is at it.
+    """
+    lock = filelock.FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ValueError(
+            f"output={folder} is in use by another process: wait for it or stop it, or choose another folder with --output"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"output={folder} can't be used ({error}): choose another folder with --output") from None
+    return lock
+
+
+def leave(folder: Path, lock: filelock.BaseFileLock) -> None:
+    """Lets others into the folder; one that nothing was written to is gone again."""
+    if [path.name for path in folder.iterdir()] == [LOCK]:
+        shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
 
 
 class Readers(NamedTuple):
@@ -111,16 +144,18 @@ def prepare(name: str, config: Config) -> Run:
         max_completion_tokens=config.rollout.max_new_tokens,
     )  # fmt: skip
     held_out = make_batches(config, readers, examples["held_out"], config.evaluation.batch)
+    facts: dict[str, Any] = {"jopd": jopd.__version__, "stop_tokens": list(readers.student.stop_tokens)}
+    facts |= {"student": readers.student.source, "student_fingerprint": readers.student.fingerprint}
+    if readers.teacher is not None:
+        facts |= {"teacher": config.teacher.model, "teacher_fingerprint": readers.teacher.fingerprint}
+    facts |= {"train_fingerprint": train.fingerprint, "held_out_fingerprint": held_out.fingerprint}
+    check_facts(folder / "checkpoints", facts)
     student, teacher = read_models(config, readers, mesh)
 
     trained, base = separate(student.params, LORA) if config.student.lora.rank else (student.params, {})
     frozen = teacher.params if teacher is not None and method.teacher_update == "frozen" else {}
     transform = optimizer.make(config.optimizer, config.steps * method.updates, method.modules_learning_rate)
     state, shardings = initial_state(trained, transform, mesh, config, student.architecture.width)
-    facts = {"jopd": jopd.__version__, "student": student.source, "student_fingerprint": student.fingerprint}
-    facts |= {"train_fingerprint": fingerprint(train.examples), "held_out_fingerprint": fingerprint(held_out.examples)}
-    if teacher is not None:
-        facts |= {"teacher": config.teacher.model, "teacher_fingerprint": teacher.fingerprint}
     program = make_program(config, readers, teacher, transform)
     return Run(
         name,
@@ -137,14 +172,6 @@ def prepare(name: str, config: Config) -> Run:
         shardings,
         facts,
     )
-
-
-def fingerprint(examples: Sequence[Example]) -> str:
-    """Of what the examples say, in their order: a run that goes on with others would learn and measure something else."""
-    digest = hashlib.blake2b(digest_size=8)
-    for example in examples:
-        digest.update(repr(example).encode())
-    return digest.hexdigest()
 
 
 def open_models(config: Config) -> Readers:

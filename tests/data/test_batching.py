@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -136,3 +137,17 @@ def test_nothing_left_is_refused():
         batches(prompts_per_step=0)
     with pytest.raises(ValueError, match="view='teachr' is not known"):
         batches(views=("teachr",))
+
+
+def test_a_fingerprint_is_of_what_examples_say_and_readers_see_in_their_order():
+    assert batches().fingerprint == batches(list(EXAMPLES)).fingerprint
+    changed = dataclasses.replace(EXAMPLES[2], answer="another")
+    others = [
+        batches(EXAMPLES[:2]),
+        batches(EXAMPLES[::-1]),
+        batches([*EXAMPLES[:2], changed, *EXAMPLES[3:]]),
+        batches(views=("student",)),
+        batches(references=True, max_completion_tokens=64),
+        batches(config=ViewConfig(system_prompt="Be brief.")),
+    ]
+    assert len({each.fingerprint for each in [batches(), *others]}) == 7

@@ -1,10 +1,12 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jopd.training.checkpoint import Checkpoints, OtherModels
+from jopd.training.checkpoint import Checkpoints, check_facts
 from jopd.training.state import TrainState
 from tests.training.problem import mesh_of
 
@@ -106,10 +108,29 @@ def test_other_models_are_refused_by_name(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1, facts=FACTS)
     checkpoints.save(4, state_of(4), None)
     checkpoints.close()
-    other = Checkpoints(tmp_path, keep=1, facts=FACTS | {"student_fingerprint": "4567"})
+    check_facts(tmp_path, FACTS)
     with pytest.raises(
-        OtherModels, match="cannot resume from step 4: student_fingerprint was 0123, is 4567. .*another --output"
+        ValueError, match="cannot resume from step 4: student_fingerprint was 0123, is 4567. .*another --output"
     ) as error:
-        other.restore(state_of(0))
+        check_facts(tmp_path, FACTS | {"student_fingerprint": "4567"})
     assert "\n" not in str(error.value)
-    other.close()
+
+
+def test_nothing_to_go_on_from_agrees_with_everything(tmp_path):
+    check_facts(tmp_path / "missing", FACTS)
+    assert not (tmp_path / "missing").exists()
+    check_facts(tmp_path, FACTS)
+
+
+def test_what_a_kill_left_of_deleting_a_checkpoint_goes_with_the_next_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, facts=FACTS)
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step), 0.5 / step)
+    checkpoints.close()
+    assert steps_in(tmp_path) == {1, 2}  # the best and the latest
+    shutil.rmtree(tmp_path / "1" / "metrics")
+    again = Checkpoints(tmp_path, keep=1, facts=FACTS)
+    for step in (3, 4):
+        again.save(step, state_of(step), 0.1)
+    again.close()
+    assert steps_in(tmp_path) == {2, 4}

@@ -127,6 +127,22 @@ def test_a_kill_while_cutting_leaves_the_old_file(tmp_path, monkeypatch):
     assert contents(tmp_path) == before
 
 
+def test_the_events_of_an_evaluation_are_on_file_before_it_counts_as_done(tmp_path):
+    log = RunLog(tmp_path)
+    steps(log, 1, 2)
+    (file,) = events(tmp_path)  # without a flush of ours
+    tags = {value.tag for event in file for value in event.summary.value}
+    assert {"train/loss", "evaluation/accuracy", "evaluation/kl", "samples/0/text_summary"} <= tags
+    log.close()
+
+
+def test_a_full_disk_is_an_error_and_not_a_wait(tmp_path, monkeypatch):
+    log = RunLog(tmp_path)
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+        monkeypatch.setattr(log._events._py_recordio_writer, "_writer", full)
+        steps(log, 1, 100)
+
+
 def test_flush_reaches_the_disk(tmp_path, monkeypatch):
     with RunLog(tmp_path) as log:
         steps(log, 1, 2)

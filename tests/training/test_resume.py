@@ -1,4 +1,4 @@
-"""Kill -9 at any moment, then the same command: the files of a run that was never stopped."""
+"""Kill -9 at any moment, or a polite signal, then the same command: the files of a run that was never stopped."""
 
 import os
 import re
@@ -36,6 +36,23 @@ def training(self, step, metrics, seconds):
 
 RunLog.training = training
 train.main([*arguments, "--output", str(killed)])
+"""
+
+# Goes on, and is asked to stop in its step 5.
+ASKED_TO_STOP = """
+import os, signal, sys
+from jopd import train
+from jopd.training.logs import RunLog
+
+write = RunLog.training
+
+def training(self, step, metrics, seconds):
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+    write(self, step, metrics, seconds)
+
+RunLog.training = training
+train.main(sys.argv[1:])
 """
 
 
@@ -77,9 +94,13 @@ def test_a_killed_run_goes_on_bit_for_bit(python, tiny, tmp_path, capsys):
     assert (whole / "report.json").exists() and not (killed / "report.json").exists()
 
     again = [*settings, "--output", str(killed)]
+    asked = python("-c", ASKED_TO_STOP, *again)
+    assert asked.returncode == 1 and "resuming after step 3 of 7" in asked.stdout, asked.stderr
+    assert "stopped after step 5 of 7, which is saved: the same command goes on" in asked.stderr
+    assert "Traceback" not in asked.stderr
     resumed = python("-m", "jopd.train", *again)
     assert resumed.returncode == 0, resumed.stderr
-    assert "resuming after step 3 of 7" in resumed.stdout
+    assert "resuming after step 5 of 7" in resumed.stdout
     assert records(killed) == wanted
 
     # Once more: the run is finished, its table is printed and nothing is touched.

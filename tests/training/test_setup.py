@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 from jopd import models as models_
 from jopd import train
 from jopd.config import parse, save_yaml
-from jopd.data.example import Example, Message
 from jopd.models import Compute, huggingface
 from jopd.training import setup
 from tests.training.tiny import arguments, save_model, tokenizer
@@ -176,6 +175,27 @@ def test_what_the_mesh_does_not_divide_is_refused(changes, message, tiny, tmp_pa
     assert message in refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **changes))
 
 
+def test_a_folder_that_another_process_is_at_is_refused(tiny, tmp_path, refused):
+    lock = setup.claim(tmp_path / "run")
+    error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
+    assert f"output={tmp_path / 'run'} is in use by another process" in error and "--output" in error
+    lock.release()
+    setup.claim(tmp_path / "run").release()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tiny, tmp_path, refused):
+    (tmp_path / "file").touch()
+    error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "file" / "run"))
+    assert f"output={tmp_path / 'file' / 'run'} can't be used" in error and "another folder with --output" in error
+
+
+def test_settings_of_a_run_that_cannot_be_read_are_refused(tiny, tmp_path, refused):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("steps: [")
+    error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
+    assert f"output={tmp_path / 'run'} holds a run whose settings cannot be read" in error and "--output" in error
+
+
 def test_a_folder_that_holds_something_else_is_refused(tiny, tmp_path, refused):
     command = arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
     (tmp_path / "run").mkdir()
@@ -242,7 +262,7 @@ def test_another_model_is_frozen_and_read_as_it_is_asked_for(tiny, tmp_path):
     assert all(leaf.dtype == np.dtype("float32") for leaf in leaves(run.state.params))
     assert run.program.teacher == models_.abstract(run.teacher.architecture, Compute(remat="none"))[0]
     models = {"jopd", "student", "student_fingerprint", "teacher", "teacher_fingerprint"}
-    assert run.facts.keys() == models | {"train_fingerprint", "held_out_fingerprint"}
+    assert run.facts.keys() == models | {"stop_tokens", "train_fingerprint", "held_out_fingerprint"}
     assert not run.fixed.base and not run.state.ema_teacher
 
 
@@ -304,11 +324,3 @@ def test_what_it_will_do_is_said(tiny, tmp_path):
     example = run.held_out.examples[0]
     shown = setup.views_of(run, example)
     assert list(shown) == ["student", "teacher"] and shown["student"] == shown["teacher"]
-
-
-def test_a_fingerprint_of_examples_is_of_what_they_say_and_of_their_order():
-    examples = [Example(str(i), (Message(role="user", content=f"question {i}"),), answer=str(i)) for i in range(3)]
-    same = [Example(str(i), (Message(role="user", content=f"question {i}"),), answer=str(i)) for i in range(3)]
-    assert setup.fingerprint(examples) == setup.fingerprint(same)
-    others = [examples[:2], examples[::-1], [*examples[:2], dataclasses.replace(examples[2], answer="9")]]
-    assert len({setup.fingerprint(each) for each in [examples, *others]}) == 4
