@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
     lock = config.or_exit(setup.claim, folder)
     try:
         loop.train(config.or_exit(setup.prepare, name, settings))
-    except (FloatingPointError, BadRecord, loop.Stopped) as error:
+    except loop.Stopped as stopped:
+        raise SystemExit(str(stopped)) from None
+    except (FloatingPointError, BadRecord) as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:
         raise SystemExit(f"error: {error}. {loop.kept(folder)}; the same command goes on from there") from None

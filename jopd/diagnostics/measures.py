@@ -34,6 +34,8 @@ LABELS = {
     "shortcut_asserts_rate": "asserts without deriving",
     "shortcut_cues_rate": "knows beforehand",
 }
+# What each rule of the shortcut detector finds, parts of shortcut_rate.
+SHORTCUT_RULES = ("shortcut_refers_rate", "shortcut_asserts_rate", "shortcut_cues_rate")
 
 
 class Measure(NamedTuple):

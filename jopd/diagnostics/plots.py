@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 
-from jopd.diagnostics.measures import is_outcome, label, measures
+from jopd.diagnostics.measures import SHORTCUT_RULES, is_outcome, label, measures
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -31,7 +31,7 @@ def learning_curve(training: Lines, evaluations: Lines, path: Path) -> Figure:
     """What the run learned, step by step.
 
     At the left the KL to the teacher (the loss, for a method without a teacher), at the right the held-out shares, such
-    as accuracy, with their intervals and the teacher's own as a dashed line. A side without data is left out.
+    as accuracy, with their intervals and the teacher's own as a dashed line. What never happens is left out, and so is a side without data.
 
     Args:
       training: the lines of metrics.jsonl.
@@ -40,8 +40,12 @@ def learning_curve(training: Lines, evaluations: Lines, path: Path) -> Figure:
     curve = next((name for name in ("kl", "loss") if any(line.get(name) is not None for line in training)), None)
     found = [(line["step"], measures(line)) for line in evaluations]
     shares = [
-        name for name in (found[-1][1] if found else {}) if is_outcome(name) and found[-1][1][name].low is not None
+        name for name, measure in (found[-1][1] if found else {}).items() if is_outcome(name) and measure.interval
     ]
+    # Rules that make up a rate that is there itself are for the tables.
+    shares = [name for name in shares if name.split("/")[-1] not in SHORTCUT_RULES]
+    everyone = [of for _, of in found] + [measures(line["teacher"]) for line in evaluations if line.get("teacher")]
+    shares = [name for name in shares if name == shares[0] or any(name in of and of[name].value for of in everyone)]
     sides = [side for side, there in (("training", curve), ("held out", shares)) if there] or ["training"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2 * len(sides), 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))

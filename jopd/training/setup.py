@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +94,10 @@ def claim(folder: Path) -> filelock.BaseFileLock:
         raise ValueError(
             f"output={folder} is in use by another process: wait for it or stop it, or choose another folder with --output"
         ) from None
+    except NotImplementedError:
+        warnings.warn(
+            f"output={folder} lies on a file system without locks: keep other processes out of it", stacklevel=2
+        )
     except OSError as error:
         raise ValueError(f"output={folder} can't be used ({error}): choose another folder with --output") from None
     return lock

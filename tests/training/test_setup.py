@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import filelock
 import jax
 import numpy as np
 import pytest
@@ -181,6 +182,16 @@ def test_a_folder_that_another_process_is_at_is_refused(tiny, tmp_path, refused)
     assert f"output={tmp_path / 'run'} is in use by another process" in error and "--output" in error
     lock.release()
     setup.claim(tmp_path / "run").release()
+
+
+def test_where_there_are_no_locks_a_run_is_warned(tmp_path, monkeypatch):
+    def none(lock):
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "_acquire", none)
+    with pytest.warns(UserWarning, match=f"output={tmp_path / 'run'} lies on a file system without locks"):
+        lock = setup.claim(tmp_path / "run")
+    setup.leave(tmp_path / "run", lock)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tiny, tmp_path, refused):
