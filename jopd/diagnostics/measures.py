@@ -92,7 +92,7 @@ def is_outcome(name: str) -> bool:
 
 def amount(name: str, value: int | float) -> str:
     """The number in the measure's unit, without saying it: 0.412 of an accuracy is `41.2`."""
-    return {"%": f"{100 * value:.1f}", "nats": f"{value:.3f}"}.get(unit(name)) or number(value)
+    return {"%": f"{100 * value:z.1f}", "nats": f"{value:z.3f}"}.get(unit(name)) or number(value)
 
 
 def show(name: str, measure: Measure) -> str:

@@ -38,6 +38,7 @@ def test_the_numbers_of_a_record_are_found_and_nothing_else():
         ("top_k_overlap", Measure(0.5), "top-k overlap|%|50.0"),
         ("teacher_mass_on_student_top_k", Measure(0.99), "teacher's mass on the student's top-k|%|99.0"),
         ("shortcut_rate", Measure(0.25), "shortcuts|%|25.0"),
+        ("stop_gap", Measure(0.0001, -0.0002, 0.0004, 9), "gap between the stop probabilities|%|0.0 [0.0, 0.0]"),
         ("reward", Measure(3), "reward||3"),
     ],
 )
