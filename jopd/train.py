@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
         loop.train(config.or_exit(setup.prepare, name, settings))
     except loop.Stopped as stopped:
         raise SystemExit(str(stopped)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped. {loop.kept(folder)}; the same command goes on from there") from None
     except (FloatingPointError, BadRecord) as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:

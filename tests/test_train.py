@@ -228,12 +228,22 @@ def test_an_evaluation_without_numbers_stops_a_run(tmp_path):
         loop.check_evaluation(4, {"step": 4, "kl": kl(0.5), "ordinary": {"kl": kl(float("nan"))}}, tmp_path)
 
 
-def test_a_full_disk_is_said_in_a_line(models, tmp_path, monkeypatch):
-    def full(run):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    "what, said",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "error: .*No space left on device. Nothing was saved yet; the same",
+        ),
+        (KeyboardInterrupt(), "stopped. Nothing was saved yet; the same command goes on"),
+    ],
+)
+def test_what_comes_from_outside_is_said_in_a_line(what, said, models, tmp_path, monkeypatch):
+    def comes(run):
+        raise what
 
-    monkeypatch.setattr(loop, "train", full)
-    with pytest.raises(SystemExit, match="No space left on device. Nothing was saved yet; the same command goes on"):
+    monkeypatch.setattr(loop, "train", comes)
+    with pytest.raises(SystemExit, match=said):
         train.main(command(models, tmp_path / "run"))
 
 
