@@ -34,8 +34,8 @@ LABELS = {
     "shortcut_asserts_rate": "asserts without deriving",
     "shortcut_cues_rate": "knows beforehand",
 }
-# What each rule of the shortcut detector finds, parts of shortcut_rate.
-SHORTCUT_RULES = ("shortcut_refers_rate", "shortcut_asserts_rate", "shortcut_cues_rate")
+# Groups of an evaluation record that say why rather than what: in report.md's second table, not on the screen nor in the curve.
+DIAGNOSTICS = ("support", "late", "shortcuts")
 
 
 class Measure(NamedTuple):
@@ -88,6 +88,11 @@ def unit(name: str) -> str:
 def is_outcome(name: str) -> bool:
     """Whether it is a share of the problems (and not of the tokens): what a run is judged by."""
     return name.split("/")[-1].split("_")[-1] in ("accuracy", "rate")
+
+
+def explains(name: str) -> bool:
+    """Whether it belongs to a group of DIAGNOSTICS."""
+    return name.split("/")[0] in DIAGNOSTICS
 
 
 def amount(name: str, value: int | float) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 
-from jopd.diagnostics.measures import SHORTCUT_RULES, is_outcome, label, measures
+from jopd.diagnostics.measures import explains, is_outcome, label, measures
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -39,11 +39,8 @@ def learning_curve(training: Lines, evaluations: Lines, path: Path) -> Figure:
     """
     curve = next((name for name in ("kl", "loss") if any(line.get(name) is not None for line in training)), None)
     found = [(line["step"], measures(line)) for line in evaluations]
-    shares = [
-        name for name, measure in (found[-1][1] if found else {}).items() if is_outcome(name) and measure.interval
-    ]
-    # Rules that make up a rate that is there itself are for the tables.
-    shares = [name for name in shares if name.split("/")[-1] not in SHORTCUT_RULES]
+    last = found[-1][1] if found else {}
+    shares = [name for name, measure in last.items() if is_outcome(name) and not explains(name) and measure.interval]
     everyone = [of for _, of in found] + [measures(line["teacher"]) for line in evaluations if line.get("teacher")]
     shares = [name for name in shares if name == shares[0] or any(name in of and of[name].value for of in everyone)]
     sides = [side for side, there in (("training", curve), ("held out", shares)) if there] or ["training"]

@@ -209,7 +209,7 @@ def of_a_batch(
     tokens: Int[Array, "B T"],
     mask: Mask,
     edges: Sequence[int],
-    profiled: Profiles | None = None,
+    profiled: Profiles,
 ) -> dict[str, Array]:
     """All that a training step logs of its batch's per-token diagnostics; bins without tokens are NaN.
 
@@ -229,7 +229,7 @@ def of_a_batch(
     shares = {"effective_update_share": size > MOVES, "clip_share": jnp.abs(ratio) > USUAL_CLIP}
     found = {"repetition_rate": mean(repetition(tokens, mask))}
     everywhere = {name: (values, mask) for name, values in {**terms, **shares}.items()}
-    for name, (values, where) in {**everywhere, **(profiled or {})}.items():
+    for name, (values, where) in {**everywhere, **profiled}.items():
         found[name] = mean(masked_total(values, where))
         found[f"{name}_by_position"] = mean(binned(values, where, places, POSITIONS))
         found[f"{name}_by_length"] = mean(binned(values, where, rows, len(edges) + 1))

@@ -12,7 +12,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jopd.diagnostics.measures import Measure, amount, duration, is_outcome, label, measures, number, plain, show, unit
+from jopd.diagnostics.measures import (
+    Measure,
+    amount,
+    duration,
+    explains,
+    is_outcome,
+    label,
+    measures,
+    number,
+    plain,
+    show,
+    unit,
+)
 
 PACKAGES = ("jopd", "jax", "jaxlib", "flax", "optax")
 VARIABLES = ("state", "support", "credit", "routing", "gates", "regularisation")
@@ -59,18 +71,14 @@ class Row(NamedTuple):
     problems: str
 
 
-# Groups of an evaluation record that say why rather than what: in report.md's second table, not on the screen.
-DIAGNOSTICS = ("support", "late", "shortcuts")
-
-
 def comparison(evaluations: Sequence[Mapping[str, Any]], *, diagnostics: bool = False) -> list[Row]:
     """The first and the last evaluation, a row a measure, and the share of the way to the teacher's accuracy.
 
-    With `diagnostics` the rows of the groups DIAGNOSTICS, otherwise all others.
+    With `diagnostics` the rows of the groups `measures.DIAGNOSTICS`, otherwise all others.
     """
     results, rows = _results(evaluations), []
     for name in results.before | results.after:
-        if _explains(name) != diagnostics:
+        if explains(name) != diagnostics:
             continue
         was, now, aim = (show(name, found[name]) if name in found else "" for found in results)
         count = (results.after.get(name) or results.before[name]).count
@@ -192,10 +200,6 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _explains(name: str) -> bool:
-    return name.split("/")[0] in DIAGNOSTICS
-
-
 def _rows(header: Sequence[str], rows: Sequence[Row]) -> str:
     """A table of rows without its empty columns."""
     kept = [i for i in range(len(header)) if i < 3 or any(row[i] for row in rows)]
@@ -207,7 +211,7 @@ def _findings(groups: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]
     results, found = _results(evaluations), []
     for name, was in results.before.items():
         now = results.after.get(name)
-        judged = (is_outcome(name) or name.split("/")[-1] == "kl") and not _explains(name)
+        judged = (is_outcome(name) or name.split("/")[-1] == "kl") and not explains(name)
         if not judged or now is None or was.interval is None or now.interval is None:
             continue
         old, new, ending = amount(name, was.value), amount(name, now.value), f" {unit(name)}"

@@ -33,12 +33,14 @@ class Opened(NamedTuple):
 
     Attributes:
       graph, abstract: as from `jopd.models.abstract`.
+      lora: the adapters that reading it adds.
       source: what it was asked for by.
     """
 
     graph: nnx.GraphDef
     abstract: dict
     checkpoint: huggingface.Checkpoint
+    lora: LoRA
     source: str
 
     @property
@@ -106,7 +108,7 @@ def load(
     Raises:
       ValueError: where the source is not found, or holds anything that is not supported; the message names it.
     """
-    return read(open_model(source, compute=compute, lora=lora), dtype=dtype, mesh=mesh, lora=lora, seed=seed)
+    return read(open_model(source, compute=compute, lora=lora), dtype=dtype, mesh=mesh, seed=seed)
 
 
 def open_model(source: str | Path, *, compute: Compute = Compute(), lora: LoRA = LoRA()) -> Opened:
@@ -118,7 +120,7 @@ def open_model(source: str | Path, *, compute: Compute = Compute(), lora: LoRA =
         huggingface.check_checkpoint(checkpoint, base_shapes(abstract))
     except ValueError as error:
         raise ValueError(f"model {str(source)!r}: {error}") from error
-    return Opened(graph, abstract, checkpoint, str(source))
+    return Opened(graph, abstract, checkpoint, lora, str(source))
 
 
 def read(
@@ -126,10 +128,9 @@ def read(
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
     mesh: Mesh | None = None,
-    lora: LoRA = LoRA(),
     seed: int = 0,
 ) -> Loaded:
-    """Reads the weights of an opened model; `lora` is what it was opened with. See `load`."""
+    """Reads the weights of an opened model; see `load`."""
     checkpoint, base = opened.checkpoint, base_shapes(opened.abstract)
     added = flat(opened.abstract).keys() - base.keys()
     one_device = SingleDeviceSharding(jax.local_devices()[0])
@@ -151,7 +152,7 @@ def read(
 
     params = {key: place(key, shape) for key, shape in base.items()}
     if added:
-        params |= fresh_adapters(checkpoint.architecture, lora, seed, {key: places[key] for key in added})
+        params |= fresh_adapters(checkpoint.architecture, opened.lora, seed, {key: places[key] for key in added})
     return Loaded(
         graph=opened.graph,
         params=unflatten_dict(params),

@@ -213,7 +213,7 @@ def open_models(config: Config) -> Readers:
 
 def read_models(config: Config, readers: Readers, mesh: Mesh) -> Models:
     """Reads the weights. A self-teacher that is not a frozen whole model shares the student's parameters."""
-    student = read(readers.student, dtype="float32", mesh=mesh, lora=config.student.lora, seed=config.seed)
+    student = read(readers.student, dtype="float32", mesh=mesh, seed=config.seed)
     if readers.teacher is None:
         return Models(student, None)
     if config.teacher.model != "self":

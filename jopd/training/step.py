@@ -265,13 +265,14 @@ class Program:
             inputs = part.inputs | (
                 self.method.apply_modules(modules, hidden, part.mask) if modules and not name else {}
             )
+            profiled = {}
             if seen:
                 still, still_inputs = jax.lax.stop_gradient((terms, inputs))
-                size = update_size(loss, still, part.mask, still_inputs, seen["log_ratio"])
-                seen = (seen | {"update_size": size}, profiled_tokens(loss, still, part.mask, still_inputs))
+                seen["update_size"] = update_size(loss, still, part.mask, still_inputs, seen["log_ratio"])
+                profiled = profiled_tokens(loss, still, part.mask, still_inputs)
             summands, metrics = time_stage(loss, terms, part.mask, inputs)
             shares = {key: term.coefficient * share(term.sum, counts[name][key]) for key, term in summands.items()}
-            return shares, metrics, finite_rows(terms, part.mask), seen
+            return shares, metrics, finite_rows(terms, part.mask), (seen, profiled)
 
         def loss(trained: dict[str, Params], part: Batch):
             student = models.merge(self.student, union(fixed.base, trained["student"]))

@@ -42,11 +42,13 @@ def test_a_run_without_a_teacher_shows_its_loss_and_every_share(path):
     assert len(right.lines) == 2 and right.get_title(loc="left") == "Held-out name rate"
 
 
-def test_what_never_happens_is_left_out_and_so_are_the_rules_behind_a_rate(path):
-    evaluations = [line | {"shortcut_rate": share(0), "shortcut_cues_rate": share(0)} for line in EVALUATIONS]
+def test_what_never_happens_is_left_out_and_so_is_what_explains(path):
+    evaluations = [
+        line | {"shortcut_rate": share(0), "shortcuts": {"shortcut_cues_rate": share(0)}} for line in EVALUATIONS
+    ]
     shown = lambda: [line.get_label() for line in plots.learning_curve(TRAINING, evaluations, path).axes[1].lines]
     assert shown() == ["student: 40 % → 75 %", "teacher: 98 %"]
-    evaluations[1] |= {"shortcut_rate": share(30), "shortcut_cues_rate": share(30)}
+    evaluations[1] |= {"shortcut_rate": share(30), "shortcuts": {"shortcut_cues_rate": share(30)}}
     assert shown() == ["accuracy: 40 % → 75 %", "teacher: 98 %", "shortcuts: 0 % → 0 %"]
 
 
