@@ -1,15 +1,20 @@
-"""AR-OPD on the built-in task: does anchoring at the half-shown solution beat being shown all of it, and leak less?
+"""AR-OPD on the built-in task: does anchoring at the half-shown solution beat being shown all of
+it, and leak less?
 
-A model teaches itself: an average of its own weights reads the worked solution. The student (`ar_opd_student.py`) reckons carelessly unless
-it reads, and now and then says that it has read, so the full view has something to give and something to leak. Cells: the baseline `sft` on
-the reference solutions, `partial` and `full` (the same code at scale 0 and 1), and the scales between and beyond.
+A model teaches itself: an average of its own weights reads the worked solution. The student
+(`ar_opd_student.py`) reckons carelessly unless it reads, and now and then says that it has read, so
+the full view has something to give and something to leak. Cells: the baseline `sft` on the
+reference solutions, `partial` and `full` (the same code at scale 0 and 1), and the scales between
+and beyond.
 
     python experiments/grid.py experiments/ar_opd.py --workers 2
 
-The KLs compare with the views of the cell's own teacher, which `sft` does not have: its column is the KL from the initial student.
+The KLs compare with the views of the cell's own teacher, which `sft` does not have: its column is
+the KL from the initial student.
 
-Answers are drawn at temperature 1, as the paper's are. Deviations from the paper: a model of a million parameters, two to six steps a
-problem, a constant learning rate of 5e-4, 24 steps of 16 prompts.
+Answers are drawn at temperature 1, as the paper's are. Deviations from the paper: a model of a
+million parameters, two to six steps a problem, a constant learning rate of 5e-4, 24 steps of 16
+prompts.
 """
 
 import json
@@ -18,7 +23,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jopd import losses
-from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig, Student, Teacher
+from jopd.config import (
+    Checkpointing,
+    Config,
+    Evaluation,
+    Optimizer,
+    RolloutConfig,
+    Student,
+    Teacher,
+)
 from jopd.data.sources import DataConfig
 from jopd.rollout.sampler import Sampling
 from jopd.training import logs
@@ -57,22 +70,37 @@ def by_length(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
     """Accuracy (%) by the length of the answer, the judge's answers of all seeds together."""
     rows = []
     for cell, folders in runs.items():
-        records = [json.loads((folder / "judge.jsonl").read_text().splitlines()[0])["record"] for folder in folders]
+        records = [
+            json.loads((folder / "judge.jsonl").read_text().splitlines()[0])["record"]
+            for folder in folders
+        ]
         if not records:
             continue
         buckets = [record["accuracy_by_length"] for record in records]
-        head = ["", *(f"{bucket['from']} to {bucket['to'] or 'any number of'} tokens" for bucket in buckets[0])]
+        head = [
+            "",
+            *(
+                f"{bucket['from']} to {bucket['to'] or 'any number of'} tokens"
+                for bucket in buckets[0]
+            ),
+        ]
         right = [
-            sum(bucket.get("value", 0) * bucket["count"] for bucket in same) for same in zip(*buckets, strict=True)
+            sum(bucket.get("value", 0) * bucket["count"] for bucket in same)
+            for same in zip(*buckets, strict=True)
         ]
         counts = [sum(bucket["count"] for bucket in same) for same in zip(*buckets, strict=True)]
-        shares = [f"{100 * a / n:.1f} (n = {n:,})" if n else "" for a, n in zip(right, counts, strict=True)]
+        shares = [
+            f"{100 * a / n:.1f} (n = {n:,})" if n else ""
+            for a, n in zip(right, counts, strict=True)
+        ]
         rows = [*(rows or [head]), [cell, *shares]]
     return rows or [[""]]
 
 
 def shortcuts_over_checkpoints(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
-    """Shortcut events of 1,000 answers at the run's own evaluations after the first, all seeds together."""
+    """Shortcut events of 1,000 answers at the run's own evaluations after the first, all seeds
+    together.
+    """
     rows = []
     for cell, folders in runs.items():
         evaluations = [logs.read(folder).evaluations[1:] for folder in folders]
@@ -82,7 +110,10 @@ def shortcuts_over_checkpoints(runs: Mapping[str, Sequence[Path]]) -> list[list[
         rates = [[record["shortcut_rate"]["value"] for record in run] for run in evaluations]
         means = [statistics.fmean(same) for same in zip(*rates, strict=True)]
         head = ["", *(f"step {step}" for step in steps), "mean"]
-        rows = [*(rows or [head]), [cell, *(f"{1000 * mean:.0f}" for mean in [*means, statistics.fmean(means)])]]
+        rows = [
+            *(rows or [head]),
+            [cell, *(f"{1000 * mean:.0f}" for mean in [*means, statistics.fmean(means)])],
+        ]
     return rows or [[""]]
 
 

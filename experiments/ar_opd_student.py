@@ -1,13 +1,16 @@
-"""Makes the student of the AR-OPD study: a model that reckons carelessly unless it reads, and that says when it has read.
+"""Makes the student of the AR-OPD study: a model that reckons carelessly unless it reads, and that
+says when it has read.
 
     python experiments/ar_opd_student.py
 
-It is the baby teacher, trained on for STEPS steps on text with two habits. In a step of a solution that nobody showed it, it slips in one
-case of five: the result is off by one or two, and it goes on from there. In a step that it was shown, it never slips, and in one case of
-ten it says so ("as the worked solution shows, "). Shown the first half of a solution, it is careful in that half alone.
+It is the baby teacher, trained on for STEPS steps on text with two habits. In a step of a solution
+that nobody showed it, it slips in one
+case of five: the result is off by one or two, and it goes on from there. In a step that it was
+shown, it never slips, and in one case of ten it says so ("as the worked solution shows, "). Shown
+the first half of a solution, it is careful in that half alone.
 
-So the full view knows better than the partial one and leaks more, by construction, and both in the same steps: what the study asks is
-which method passes the one on without the other.
+So the full view knows better than the partial one and leaks more, by construction, and both in the
+same steps: what the study asks is which method passes the one on without the other.
 """
 
 import itertools
@@ -29,13 +32,18 @@ SETTINGS = task.TallySettings(min_steps=2, max_steps=8)
 
 
 def solution(problem: task.Problem, shown: int, rng: np.random.Generator) -> str:
-    """A solution whose first `shown` steps are right, each of which may refer to the context; the others may be wrong."""
+    """A solution whose first `shown` steps are right, each of which may refer to the context; the
+    others may be wrong.
+    """
     sentences, count = [], problem.start
     for i, step in enumerate(problem.steps, 1):
         before, by = count, step.by
-        count = {"add": before + by, "subtract": max(0, before - by), "double": 2 * before, "halve": before // 2}[
-            step.operation
-        ]
+        count = {
+            "add": before + by,
+            "subtract": max(0, before - by),
+            "double": 2 * before,
+            "halve": before // 2,
+        }[step.operation]
         if i > shown and rng.random() < SLIP:
             count = abs(count + int(rng.choice([-2, -1, 1, 2])))
         wording = task.STEP_WORDINGS[task.TEACHER_STYLE.draw(rng)][step.operation]

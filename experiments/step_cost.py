@@ -1,10 +1,12 @@
-"""What a training step of each method costs beside one of plain OPD, and what the diagnostics cost: the steps alternate in one process.
+"""What a training step of each method costs beside one of plain OPD, and what the diagnostics cost:
+the steps alternate in one process.
 
     python experiments/step_cost.py
 
-The student, teacher, problems and rows are the default job's; what a method adds are views to score, a second vocabulary pass, windows to
-write. Every variant first runs until all its shapes are compiled; then ROUNDS rounds take one step of each in turn. The ratios compare steps of
-one round, so that a machine that slows down slows all of them.
+The student, teacher, problems and rows are the default job's; what a method adds are views to
+score, a second vocabulary pass, windows to write. Every variant first runs until all its shapes are
+compiled; then ROUNDS rounds take one step of each in turn. The ratios compare steps of one round,
+so that a machine that slows down slows all of them.
 """
 
 import statistics
@@ -54,7 +56,9 @@ def main() -> None:
     rows = [["", *(f"{phase} (s)" for phase in PHASES), "step (s)", "beside opd"]]
     for name, runs in found.items():
         medians = [statistics.median(seconds.get(phase, 0) for seconds in runs) for phase in PHASES]
-        ratio = statistics.median(mine / opd for mine, opd in zip(totals[name], totals["opd"], strict=True))
+        ratio = statistics.median(
+            mine / opd for mine, opd in zip(totals[name], totals["opd"], strict=True)
+        )
         rows.append(
             [
                 name,

@@ -1,9 +1,11 @@
-"""TOPD on the built-in task: OPD, near-future guidance by transport, its control, and the down-weighting ablation.
+"""TOPD on the built-in task: OPD, near-future guidance by transport, its control, and the
+down-weighting ablation.
 
     python experiments/grid.py experiments/topd.py --workers 2
     python experiments/topd_transport.py
 
-One window a row, of 16 tokens, as a solution has about 40. The coefficient 0 is OPD, with windows that are measured and not learnt from.
+One window a row, of 16 tokens, as a solution has about 40. The coefficient 0 is OPD, with windows
+that are measured and not learnt from.
 """
 
 from jopd import losses
@@ -16,8 +18,18 @@ CELLS = {
     "opd": ["--method.trajectory-coefficient", "0"],
     "topd": [],
     "the teacher's window (control)": ["--method.target", "teacher_window"],
-    "low transport capped": ["--method.down-weight", "low_transport", "--method.trajectory-coefficient", "0"],
-    "high transport capped": ["--method.down-weight", "high_transport", "--method.trajectory-coefficient", "0"],
+    "low transport capped": [
+        "--method.down-weight",
+        "low_transport",
+        "--method.trajectory-coefficient",
+        "0",
+    ],
+    "high transport capped": [
+        "--method.down-weight",
+        "high_transport",
+        "--method.trajectory-coefficient",
+        "0",
+    ],
 }
 JUDGE = [
     *("--reference", "jopd:baby-teacher", "--task", "builtin", "--data.held-out", "400"),

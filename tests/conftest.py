@@ -1,4 +1,6 @@
-"""How every test sees JAX: eight CPU devices, no silent promotion of types or ranks, array types checked."""
+"""How every test sees JAX: eight CPU devices, no silent promotion of types or ranks, array types
+checked.
+"""
 
 import os
 import pathlib
@@ -13,7 +15,9 @@ jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir(), "jopd-tests-jax-cache")))
+jax.config.update(
+    "jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir(), "jopd-tests-jax-cache"))
+)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # The same examples on every machine, and no deadline: the first call of each compiles.
@@ -24,7 +28,10 @@ hypothesis.settings.load_profile("jopd")
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
     parser.addoption(
-        "--jaxtyping", choices=("on", "off"), default="on", help="check array types and shapes at run time"
+        "--jaxtyping",
+        choices=("on", "off"),
+        default="on",
+        help="check array types and shapes at run time",
     )
 
 

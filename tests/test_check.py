@@ -12,7 +12,10 @@ def test_a_teacher_that_is_the_student_teaches_nothing_and_what_differs_says_why
     others = {name for name, verdict in said.items() if ": passed" not in verdict}
     assert "its windows should not be 0" in said["topd"]
     assert others == {"sft", "rlsd", "gae_opd", "entropy_opd"}
-    assert all("reads no teacher" in said[name] or "should not be 0 there: " in said[name] for name in others)
+    assert all(
+        "reads no teacher" in said[name] or "should not be 0 there: " in said[name]
+        for name in others
+    )
 
 
 def test_a_method_that_is_not_zero_there_is_found(monkeypatch):

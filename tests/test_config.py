@@ -61,21 +61,27 @@ def test_a_preset_may_be_a_python_file(tmp_path):
     file.write_text(
         "import dataclasses\nfrom jopd.config import preset\n\ndef config():\n    return dataclasses.replace(preset('default'), steps=3)\n"
     )
-    assert parse([str(file), "--seed", "4"]) == ("mine", dataclasses.replace(preset("default"), steps=3, seed=4))
+    assert parse([str(file), "--seed", "4"]) == (
+        "mine",
+        dataclasses.replace(preset("default"), steps=3, seed=4),
+    )
 
 
 @pytest.mark.parametrize("text", ["x = 1\n", "def config():\n    return 3\n"])
 def test_a_preset_file_without_a_config_is_refused(tmp_path, text):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(
-        ValueError, match=r"mine\.py: the file needs a function `config\(\)` that returns a jopd\.config\.Config"
+        ValueError,
+        match=r"mine\.py: the file needs a function `config\(\)` that returns a jopd\.config\.Config",
     ):
         preset(str(tmp_path / "mine.py"))
 
 
 @pytest.mark.parametrize("name", ["defualt", "nowhere/mine.py"])
 def test_an_unknown_preset_names_the_known_ones(name):
-    with pytest.raises(ValueError, match=f"preset {name!r} is not known.*default.*or a path to a Python file"):
+    with pytest.raises(
+        ValueError, match=f"preset {name!r} is not known.*default.*or a path to a Python file"
+    ):
         preset(name)
     if name == "defualt":
         with pytest.raises(ValueError, match="did you mean 'default'"):
@@ -97,22 +103,57 @@ def test_a_method_is_chosen_by_name_and_set_by_its_own_fields(name, capsys, monk
         parse([f"--method={name}", "--help"])
     shown = set(re.findall(r"--method\.(?!no-)([a-z0-9-]+)", capsys.readouterr().out))
     assert stop.value.code == 0
-    assert shown == {field.name.replace("_", "-") for field in dataclasses.fields(losses.METHODS[name])}
+    assert shown == {
+        field.name.replace("_", "-") for field in dataclasses.fields(losses.METHODS[name])
+    }
 
 
 def test_settings_of_the_method_and_of_the_run_are_parsed():
     name, config = parse(
-        ["--method", "opsd", "--method.divergence", "jensen_shannon", "--method.beta", "0.3", "--method.entry-clamp", "None"]
-        + ["--method.teacher-update", "ema", "--teacher.model", "self", "--student.lora.rank", "4", "--rollout.sampling.top-p", "0.9"]
-        + ["--data.held-out", "7", "--mesh.fsdp", "2", "--view.thinking", "True", "--output", "runs/x"]
-    )  # fmt: skip
+        [
+            "--method",
+            "opsd",
+            "--method.divergence",
+            "jensen_shannon",
+            "--method.beta",
+            "0.3",
+            "--method.entry-clamp",
+            "None",
+        ]
+        + [
+            "--method.teacher-update",
+            "ema",
+            "--teacher.model",
+            "self",
+            "--student.lora.rank",
+            "4",
+            "--rollout.sampling.top-p",
+            "0.9",
+        ]
+        + [
+            "--data.held-out",
+            "7",
+            "--mesh.fsdp",
+            "2",
+            "--view.thinking",
+            "True",
+            "--output",
+            "runs/x",
+        ]
+    )
     assert name == "default"
     assert config.method == losses.get(
         "opsd", divergence="jensen_shannon", beta=0.3, entry_clamp=None, teacher_update="ema"
     )
-    assert (config.student.lora.rank, config.rollout.sampling.top_p, config.data.held_out) == (4, 0.9, 7)
+    assert (config.student.lora.rank, config.rollout.sampling.top_p, config.data.held_out) == (
+        4,
+        0.9,
+        7,
+    )
     assert (config.mesh.fsdp, config.view.thinking, config.output) == (2, True, "runs/x")
-    assert parse(["--method", "opd", "--steps", "3"])[1] == dataclasses.replace(preset("default"), steps=3)
+    assert parse(["--method", "opd", "--steps", "3"])[1] == dataclasses.replace(
+        preset("default"), steps=3
+    )
 
 
 def test_a_presets_setting_that_the_method_cannot_have_may_be_changed_beside_it(tmp_path):
@@ -156,7 +197,14 @@ def test_what_is_unknown_is_one_line_and_names_the_nearest(arguments, message, c
         (["--method.beta", "0.5"], ["beta=0.5", "jensen_shannon", "leave it out"]),
         (["--data.source", "jsnol:x"], ["source='jsnol:x' is not known", "did you mean 'jsonl'"]),
         (
-            ["--method", "opsd", "--method.teacher-update", "ema", "--teacher.model", "jopd:baby-teacher"],
+            [
+                "--method",
+                "opsd",
+                "--method.teacher-update",
+                "ema",
+                "--teacher.model",
+                "jopd:baby-teacher",
+            ],
             ["teacher.model=jopd:baby-teacher", "--teacher.model self"],
         ),
     ],
@@ -177,22 +225,42 @@ def test_a_wrong_flag_or_value_is_named_with_the_cure(arguments, words, capsys, 
     [
         (Teacher, {"ema_rate": 0.0}, r"teacher\.ema_rate=0\.0 must lie in \(0, 1\]"),
         (RolloutConfig, {"samples": 0}, r"rollout\.samples=0 must be at least 1"),
-        (RolloutConfig, {"max_prompt_tokens": 0}, r"rollout\.max_prompt_tokens=0 must be at least 1"),
+        (
+            RolloutConfig,
+            {"max_prompt_tokens": 0},
+            r"rollout\.max_prompt_tokens=0 must be at least 1",
+        ),
         (RolloutConfig, {"max_new_tokens": 0}, r"rollout\.max_new_tokens=0 must be at least 1"),
-        (Sampling, {"temperature": -1.0}, r"temperature=-1\.0 must be a finite number of 0 \(greedy\) or more"),
+        (
+            Sampling,
+            {"temperature": -1.0},
+            r"temperature=-1\.0 must be a finite number of 0 \(greedy\) or more",
+        ),
         (Optimizer, {"learning_rate": 0.0}, r"optimizer\.learning_rate=0\.0 must be above 0"),
-        (Optimizer, {"learning_rate": float("nan")}, r"optimizer\.learning_rate=nan must be above 0"),
+        (
+            Optimizer,
+            {"learning_rate": float("nan")},
+            r"optimizer\.learning_rate=nan must be above 0",
+        ),
         (Optimizer, {"epsilon": 0.0}, r"optimizer\.epsilon=0\.0 must be above 0"),
         (Optimizer, {"warmup": 1.0}, r"optimizer\.warmup=1\.0 is a share of the run"),
         (Optimizer, {"b2": 1.0}, r"optimizer\.b2=1\.0 must lie in \[0, 1\)"),
         (Optimizer, {"clip_norm": -1.0}, r"optimizer\.clip_norm=-1\.0 must be 0 \(off\) or more"),
-        (Optimizer, {"weight_decay": -0.1}, r"optimizer\.weight_decay=-0\.1 must be 0 \(off\) or more"),
+        (
+            Optimizer,
+            {"weight_decay": -0.1},
+            r"optimizer\.weight_decay=-0\.1 must be 0 \(off\) or more",
+        ),
         (Evaluation, {"every": -1}, r"evaluation\.every=-1 must be at least 0"),
         (Evaluation, {"batch": 0}, r"evaluation\.batch=0 must be at least 1"),
         (Evaluation, {"samples_shown": -1}, r"evaluation\.samples_shown=-1 must be at least 0"),
         (Checkpointing, {"every": 0}, r"checkpoint\.every=0 must be at least 1"),
         (Checkpointing, {"keep": 0}, r"checkpoint\.keep=0 must be at least 1"),
-        (MeshConfig, {"data": -1, "fsdp": -1}, "data=-1, fsdp=-1, tensor=1: each is 1 or more, at most one is -1"),
+        (
+            MeshConfig,
+            {"data": -1, "fsdp": -1},
+            "data=-1, fsdp=-1, tensor=1: each is 1 or more, at most one is -1",
+        ),
         (MeshConfig, {"tensor": 0}, "tensor=0: each is 1 or more"),
     ],
 )
@@ -208,13 +276,21 @@ def test_values_out_of_range_are_refused(cls, settings, message):
         ("opd", {"prompts": 0}, "prompts=0 must be at least 1"),
         ("opd", {"chunk": -1}, "chunk=-1 must be at least 0"),
         ("opd", {"seed": -1}, "seed=-1 must be at least 0"),
-        ("opd", {"prompts": 6, "micro_batches": 4}, "micro_batches=4 must divide the 6 rows of a batch"),
+        (
+            "opd",
+            {"prompts": 6, "micro_batches": 4},
+            "micro_batches=4 must divide the 6 rows of a batch",
+        ),
         (
             "opd",
             {"prompts": 8, "micro_batches": 8},
             "evaluation.batch=100 must be a multiple of micro_batches=8.*set it to 104",
         ),
-        ("opd", {"teacher": Teacher(model="none")}, "teacher.model=none, but method opd needs a teacher"),
+        (
+            "opd",
+            {"teacher": Teacher(model="none")},
+            "teacher.model=none, but method opd needs a teacher",
+        ),
         (
             "sft",
             {"teacher": Teacher(model="none", dtype="bfloat16")},
@@ -242,7 +318,10 @@ def test_values_out_of_range_are_refused(cls, settings, message):
         ),
         (
             "opsd",
-            {"teacher": Teacher(model="self", dtype="bfloat16"), "student": Student(lora=LoRA(rank=2))},
+            {
+                "teacher": Teacher(model="self", dtype="bfloat16"),
+                "student": Student(lora=LoRA(rank=2)),
+            },
             "teacher.dtype=bfloat16: this teacher reads the student's own float32 parameters",
         ),
     ],
@@ -263,16 +342,23 @@ def test_settings_that_contradict_each_other_are_refused(method, settings, messa
 )
 def test_what_learns_from_samples_needs_sampling(method):
     greedy = RolloutConfig(sampling=Sampling(temperature=0.0), samples=2)
-    with pytest.raises(ValueError, match=rf"temperature=0 always writes the likeliest token, but method {method.name}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"temperature=0 always writes the likeliest token, but method {method.name}",
+    ):
         Config(method=method, rollout=greedy)
     Config(method=losses.get("opd"), rollout=greedy)
 
 
 def test_a_ratio_needs_the_samplers_temperature():
     rollout = RolloutConfig(sampling=Sampling(temperature=0.7))
-    with pytest.raises(ValueError, match=r"rollout\.sampling\.temperature=0.7.*needs one temperature for both"):
+    with pytest.raises(
+        ValueError, match=r"rollout\.sampling\.temperature=0.7.*needs one temperature for both"
+    ):
         Config(method=losses.get("opd_pg", updates=2), rollout=rollout)
-    Config(method=losses.get("opd_pg"), rollout=rollout)  # without a ratio there is nothing to contradict
+    Config(
+        method=losses.get("opd_pg"), rollout=rollout
+    )  # without a ratio there is nothing to contradict
     Config(method=losses.get("opd_pg", updates=2, temperature=0.7), rollout=rollout)
 
 
@@ -280,7 +366,8 @@ def test_a_ratio_needs_the_samplers_temperature():
 def test_a_teacher_that_follows_is_the_student_itself(update):
     method = losses.get("opsd", teacher_update=update)
     with pytest.raises(
-        ValueError, match=f"method.teacher_update={update} .* teacher.model=jopd:baby-teacher: set --teacher.model self"
+        ValueError,
+        match=f"method.teacher_update={update} .* teacher.model=jopd:baby-teacher: set --teacher.model self",
     ):
         Config(method=method)
     with pytest.raises(ValueError, match="teacher.dtype=bfloat16"):
@@ -306,7 +393,9 @@ def test_every_methods_file_gives_the_run_back(name, tmp_path):
 def test_every_setting_survives_the_file(tmp_path):
     config = Config(
         method=losses.get("ar_opd", scale=0.25, teacher_update="ema"),
-        student=Student(model="a", compute=Compute("bfloat16", "dot_product", "dots"), lora=LoRA(3, 6.0)),
+        student=Student(
+            model="a", compute=Compute("bfloat16", "dot_product", "dots"), lora=LoRA(3, 6.0)
+        ),
         teacher=Teacher(model="self", ema_rate=1e-05, compute=Compute("bfloat16")),
         data=DataConfig(
             source="tfds:x",
@@ -333,19 +422,29 @@ def test_every_setting_survives_the_file(tmp_path):
         output="out put: 'é'",
     )
     defaults = to_dict(Config(method=losses.get("opd")))
-    same = set(defaults) - {line.split(":")[0].split(".")[0] for line in differences(defaults, to_dict(config))}
+    same = set(defaults) - {
+        line.split(":")[0].split(".")[0] for line in differences(defaults, to_dict(config))
+    }
     assert not same  # every group is set to something else
     save_yaml(tmp_path / "config.yaml", "mine", config)
     assert load_yaml(tmp_path / "config.yaml") == ("mine", config)
-    persona = dataclasses.replace(config, data=DataConfig(source="persona", persona=Persona("Ada", "the Tests")))
+    persona = dataclasses.replace(
+        config, data=DataConfig(source="persona", persona=Persona("Ada", "the Tests"))
+    )
     save_yaml(tmp_path / "config.yaml", "mine", persona)
     assert load_yaml(tmp_path / "config.yaml") == ("mine", persona)
 
 
 def test_another_method_may_be_asked_of_a_saved_run(tmp_path):
-    save_yaml(tmp_path / "config.yaml", "default", Config(method=losses.get("opd", divergence="forward_kl")))
+    save_yaml(
+        tmp_path / "config.yaml",
+        "default",
+        Config(method=losses.get("opd", divergence="forward_kl")),
+    )
     saved = ["--config", str(tmp_path / "config.yaml")]
-    assert parse([*saved, "--method", "opd"])[1].method == losses.get("opd", divergence="forward_kl")
+    assert parse([*saved, "--method", "opd"])[1].method == losses.get(
+        "opd", divergence="forward_kl"
+    )
     assert parse([*saved, "--method", "sft"])[1].method == losses.get("sft")
 
 
@@ -356,8 +455,14 @@ def test_another_method_may_be_asked_of_a_saved_run(tmp_path):
         ({"rollout": {"sample": 3}}, r"rollout\.sample is no setting \(did you mean 'samples'\?\)"),
         ({"rollout": {"sampling": {"topk": 3}}}, r"rollout\.sampling\.topk is no setting"),
         ({"method": {"name": "odp"}}, "unknown method 'odp': did you mean 'opd'"),
-        ({"method": {"name": "opd", "bete": 1}}, r"method\.bete is no setting \(did you mean 'beta'\?\)"),
-        ({"method": {"name": "opd", "top_k": "many"}}, r"method\.top_k='many' must be a whole number or null"),
+        (
+            {"method": {"name": "opd", "bete": 1}},
+            r"method\.bete is no setting \(did you mean 'beta'\?\)",
+        ),
+        (
+            {"method": {"name": "opd", "top_k": "many"}},
+            r"method\.top_k='many' must be a whole number or null",
+        ),
         ({"method": "opd"}, "it has no `method` with a `name`"),
         ({"steps": "ten"}, "steps='ten' must be a whole number"),
         ({"steps": 1.5}, "steps=1.5 must be a whole number"),
@@ -387,7 +492,11 @@ def test_a_file_with_a_bad_setting_is_refused_by_name(change, message, tmp_path)
 
 @pytest.mark.parametrize(
     "text, message",
-    [("a: [1", "not YAML"), ("", "not a config.yaml of a run"), ("- 1\n", "not a config.yaml of a run")],
+    [
+        ("a: [1", "not YAML"),
+        ("", "not a config.yaml of a run"),
+        ("- 1\n", "not a config.yaml of a run"),
+    ],
 )
 def test_a_file_that_is_no_config_is_refused(text, message, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
@@ -399,7 +508,11 @@ def test_a_file_that_is_no_config_is_refused(text, message, tmp_path):
 def test_differences_name_every_setting_old_and_new():
     a = to_dict(config_of(losses.get("opd"), steps=3))
     b = to_dict(
-        config_of(losses.get("opd", divergence="forward_kl"), steps=4, rollout=RolloutConfig(Sampling(top_k=5)))
+        config_of(
+            losses.get("opd", divergence="forward_kl"),
+            steps=4,
+            rollout=RolloutConfig(Sampling(top_k=5)),
+        )
     )
     assert differences(a, b) == [
         "method.divergence: reverse_kl -> forward_kl",

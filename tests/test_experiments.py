@@ -43,11 +43,19 @@ def one_run(tmp_path, monkeypatch):
     path = FOLDER / "topd.py"
     done = GRID.folder(path, "topd", 1)
     done.mkdir(parents=True)
-    report = '{"results": {"accuracy": {"after": {"value": 0.5}}}, "resource": {"tokens_generated": 9}}'
+    report = (
+        '{"results": {"accuracy": {"after": {"value": 0.5}}}, "resource": {"tokens_generated": 9}}'
+    )
     (done / "report.json").write_text(report)
-    lines = [{"step": i + 1, "false_alarms": float(i), "seconds": {"rollout": 1.0, "update": i}} for i in range(20)]
+    lines = [
+        {"step": i + 1, "false_alarms": float(i), "seconds": {"rollout": 1.0, "update": i}}
+        for i in range(20)
+    ]
     (done / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    judged = {"accuracy": {"value": 0.25, "low": 0.2, "high": 0.3, "count": 400}, "late": {"kl": 0.125}}
+    judged = {
+        "accuracy": {"value": 0.25, "low": 0.2, "high": 0.3, "count": 400},
+        "late": {"kl": 0.125},
+    }
     for file in (done / "judge.jsonl", done.parent / "before.jsonl"):
         file.write_text(json.dumps({"record": judged}) + "\n")
     return path
@@ -74,8 +82,17 @@ def test_no_core_is_left_out_and_none_shared(monkeypatch, tmp_path):
     monkeypatch.setattr(GRID.os, "sched_getaffinity", lambda process: {0, 1, 2})
     monkeypatch.setattr(GRID, "judge", lambda *_: None)
     used = []
-    monkeypatch.setattr(GRID, "run", lambda path, study, cell, seed, cores: used.append((cell, seed, frozenset(cores))))
+    monkeypatch.setattr(
+        GRID,
+        "run",
+        lambda path, study, cell, seed, cores: used.append((cell, seed, frozenset(cores))),
+    )
     study = load(FOLDER / "topd.py")
     GRID.run_all(FOLDER / "topd.py", study, ["opd", "topd"], (0, 1), 2)
-    assert sorted((cell, seed) for cell, seed, _ in used) == [("opd", 0), ("opd", 1), ("topd", 0), ("topd", 1)]
+    assert sorted((cell, seed) for cell, seed, _ in used) == [
+        ("opd", 0),
+        ("opd", 1),
+        ("topd", 0),
+        ("topd", 1),
+    ]
     assert {cores for *_, cores in used} <= {frozenset({0, 2}), frozenset({1})}

@@ -1,4 +1,6 @@
-"""`python -m jopd.train` from its first line to its last file, on random models: what a user gets, and what stops a run."""
+"""`python -m jopd.train` from its first line to its last file, on random models: what a user gets,
+and what stops a run.
+"""
 
 import dataclasses
 import errno
@@ -62,8 +64,20 @@ def finished(models, tmp_path_factory):
 def test_a_run_says_what_it_does_before_it_does_it(finished):
     said = (finished.parent / "printed").read_text()
     order = [
-        *("preparing default with method opd", "student", "teacher", "held out", "mesh", str(finished)),
-        *("(compiles first)", "The student reads", "The student writes", "compiling the first step"),
+        *(
+            "preparing default with method opd",
+            "student",
+            "teacher",
+            "held out",
+            "mesh",
+            str(finished),
+        ),
+        *(
+            "(compiles first)",
+            "The student reads",
+            "The student writes",
+            "compiling the first step",
+        ),
         *("step 1/6", "step 6/6", "held-out problems, before and after", "everything is in"),
     ]
     places = [said.find(words) for words in order]
@@ -76,19 +90,33 @@ def test_a_run_leaves_everything_in_its_folder(models, finished):
     assert [line["step"] for line in records.evaluations] == [0, 2, 4, 6]
     assert [line["step"] for line in records.samples] == [0, 0, 2, 2, 4, 4, 6, 6]
     for line in records.training:
-        assert {"loss", "kl", "gradient_norm", "tokens", "length_mean", "truncation_rate", "student_entropy"} <= set(
-            line
-        )
+        assert {
+            "loss",
+            "kl",
+            "gradient_norm",
+            "tokens",
+            "length_mean",
+            "truncation_rate",
+            "student_entropy",
+        } <= set(line)
         assert set(line["seconds"]) == {"rollout", "score", "update"}
     first, last = records.evaluations[0], records.evaluations[-1]
-    assert set(first["accuracy"]) == {"value", "low", "high", "count"} and first["accuracy"]["count"] == 8
+    assert (
+        set(first["accuracy"]) == {"value", "low", "high", "count"}
+        and first["accuracy"]["count"] == 8
+    )
     assert "teacher" in first and "teacher" not in last
     assert last["kl"]["value"] < first["kl"]["value"]  # six steps move a model of this size
     assert len(last["kl_by_position"]) == 10
 
     assert load_yaml(finished / "config.yaml") == parse(command(models, finished))
     plots = {path.stem for path in (finished / "plots").iterdir()}
-    assert plots == {"accuracy_by_length", "kl_by_position", "learning_curve", "overlap_by_position"}
+    assert plots == {
+        "accuracy_by_length",
+        "kl_by_position",
+        "learning_curve",
+        "overlap_by_position",
+    }
     assert list(finished.glob("events.out.tfevents*"))
     report = json.loads((finished / "report.json").read_text())
     assert isinstance(report, dict) and (finished / "report.md").read_text().strip()
@@ -103,8 +131,13 @@ def test_the_student_that_is_saved_is_the_one_that_was_trained(models, finished)
     checkpoints.close()
     assert step == state.step == 6
     saved, initial = load(finished / "student"), load(models["student"])
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(saved.params), jax.device_get(state.params))
-    assert saved.stop_tokens == initial.stop_tokens and saved.tokenizer.get_vocab() == initial.tokenizer.get_vocab()
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(saved.params), jax.device_get(state.params)
+    )
+    assert (
+        saved.stop_tokens == initial.stop_tokens
+        and saved.tokenizer.get_vocab() == initial.tokenizer.get_vocab()
+    )
     moved = [
         np.abs(a - flatten_dict(jax.device_get(initial.params))[key]).max()
         for key, a in flatten_dict(jax.device_get(saved.params)).items()
@@ -132,24 +165,32 @@ def refused(arguments, capsys) -> str:
 def test_a_folder_of_another_run_is_refused_naming_what_differs(models, finished, capsys):
     error = refused(command(models, finished, steps=9, chunk=2), capsys)
     assert (
-        "holds a run with other settings (chunk: 4 -> 2; steps: 6 -> 9)" in error and f"--output {finished}-2" in error
+        "holds a run with other settings (chunk: 4 -> 2; steps: 6 -> 9)" in error
+        and f"--output {finished}-2" in error
     )
 
 
 def test_config_runs_a_saved_run_again(models, finished, tmp_path):
     """Elsewhere it gives the same numbers."""
     train.main(["--config", str(finished / "config.yaml"), "--output", str(tmp_path / "again")])
-    without_time = lambda records: [{k: v for k, v in line.items() if k != "seconds"} for line in records]
+    without_time = lambda records: [
+        {k: v for k, v in line.items() if k != "seconds"} for line in records
+    ]
     assert without_time(read(tmp_path / "again").training) == without_time(read(finished).training)
     assert read(tmp_path / "again").evaluations == read(finished).evaluations
-    again, first = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (tmp_path / "again", finished))
+    again, first = (
+        yaml.safe_load((folder / "config.yaml").read_text())
+        for folder in (tmp_path / "again", finished)
+    )
     assert [line.split(":")[0] for line in differences(again, first)] == ["output"]
 
 
 def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(
     models, finished, tmp_path, capsys, monkeypatch
 ):
-    """An all-masked batch, then a loss that is not finite, then another model; put right, the run ends as if nothing had been."""
+    """An all-masked batch, then a loss that is not finite, then another model; put right, the run
+    ends as if nothing had been.
+    """
     folder = tmp_path / "run"
     run = command(models, folder)
     kept = lambda: {int(path.name) for path in (folder / "checkpoints").iterdir()}
@@ -158,11 +199,18 @@ def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(
 
     def write_nothing(self, step, state):
         batch, rollout, rows = write(self, step, state)
-        return (batch._replace(mask=jnp.zeros_like(batch.mask)) if step == 3 else batch), rollout, rows
+        return (
+            (batch._replace(mask=jnp.zeros_like(batch.mask)) if step == 3 else batch),
+            rollout,
+            rows,
+        )
 
     monkeypatch.setattr(loop.Worker, "write", write_nothing)
     error = refused(run, capsys)
-    assert "step 3: no token of the batch is inside the mask" in error and str(folder / "checkpoints") in error
+    assert (
+        "step 3: no token of the batch is inside the mask" in error
+        and str(folder / "checkpoints") in error
+    )
     assert kept() == {2}
     monkeypatch.undo()
 
@@ -172,14 +220,21 @@ def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(
         def score(state, fixed, batch, views):
             hidden = functions.score(state, fixed, batch, views)
             bad = jnp.arange(8)[:, None, None] == 5
-            return {view: jnp.where(bad & (state.step == 3), jnp.nan, values) for view, values in hidden.items()}
+            return {
+                view: jnp.where(bad & (state.step == 3), jnp.nan, values)
+                for view, values in hidden.items()
+            }
 
         return functions._replace(score=score)
 
     jitted = loop.jitted
     monkeypatch.setattr(loop, "jitted", poisoned)
     error = refused(run, capsys)
-    assert "step 4: loss nan" in error and "not finite in rows [5]" in error and "--optimizer.learning-rate" in error
+    assert (
+        "step 4: loss nan" in error
+        and "not finite in rows [5]" in error
+        and "--optimizer.learning-rate" in error
+    )
     assert kept() == {2}
     assert [line["step"] for line in read(folder).training] == [1, 2, 3]
     monkeypatch.undo()
@@ -188,7 +243,10 @@ def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(
     models["student"].rename(aside)
     save_model(models["student"], seed=9, width=16)
     error = refused(run, capsys)
-    assert "cannot resume from step 2: student_fingerprint was" in error and "choose another --output" in error
+    assert (
+        "cannot resume from step 2: student_fingerprint was" in error
+        and "choose another --output" in error
+    )
     shutil.rmtree(models["student"])
     aside.rename(models["student"])
 
@@ -196,16 +254,27 @@ def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(
     assert "resuming after step 2 of 6" in capsys.readouterr().out
     for name in ("evaluations", "samples"):
         assert getattr(read(folder), name) == getattr(read(finished), name)
-    numbers = lambda place: [{k: v for k, v in line.items() if k != "seconds"} for line in read(place).training]
+    numbers = lambda place: [
+        {k: v for k, v in line.items() if k != "seconds"} for line in read(place).training
+    ]
     assert numbers(folder) == numbers(finished)
 
 
 @pytest.mark.parametrize(
     "metrics, message",
     [
-        ({"loss": np.nan}, r"step 7: loss nan, gradient norm 1\.0; not finite in no single row \(the gradient\)"),
-        ({"gradient_norm": np.inf}, r"step 7: loss 1\.0, gradient norm inf; not finite in no single row"),
-        ({"finite_rows": np.arange(30) >= 12}, r"not finite in rows \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\] and more"),
+        (
+            {"loss": np.nan},
+            r"step 7: loss nan, gradient norm 1\.0; not finite in no single row \(the gradient\)",
+        ),
+        (
+            {"gradient_norm": np.inf},
+            r"step 7: loss 1\.0, gradient norm inf; not finite in no single row",
+        ),
+        (
+            {"finite_rows": np.arange(30) >= 12},
+            r"not finite in rows \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\] and more",
+        ),
         ({"tokens": 0}, "step 7: no token of the batch is inside the mask"),
     ],
 )
@@ -217,15 +286,21 @@ def test_what_stops_a_run(metrics, message, tmp_path):
         loop.check(7, arrays(good | metrics), tmp_path)
     assert "Nothing was saved yet" in str(error.value) and "\n" not in str(error.value)
     (tmp_path / "checkpoints" / "6").mkdir(parents=True)
-    with pytest.raises(FloatingPointError, match=f"What was saved before is in {tmp_path / 'checkpoints'}"):
+    with pytest.raises(
+        FloatingPointError, match=f"What was saved before is in {tmp_path / 'checkpoints'}"
+    ):
         loop.check(7, arrays(good | metrics), tmp_path)
 
 
 def test_an_evaluation_without_numbers_stops_a_run(tmp_path):
     kl = lambda value: {"value": value, "low": None, "high": None, "count": 3}
     loop.check_evaluation(4, {"step": 4, "kl": kl(0.5), "ordinary": {"kl": kl(0.1)}}, tmp_path)
-    with pytest.raises(FloatingPointError, match="step 4: the evaluation's ordinary/kl is not a number"):
-        loop.check_evaluation(4, {"step": 4, "kl": kl(0.5), "ordinary": {"kl": kl(float("nan"))}}, tmp_path)
+    with pytest.raises(
+        FloatingPointError, match="step 4: the evaluation's ordinary/kl is not a number"
+    ):
+        loop.check_evaluation(
+            4, {"step": 4, "kl": kl(0.5), "ordinary": {"kl": kl(float("nan"))}}, tmp_path
+        )
 
 
 @pytest.mark.parametrize(
@@ -272,14 +347,25 @@ def test_what_comes_from_outside_is_said_in_a_line(what, said, models, tmp_path,
 )
 @pytest.mark.slow
 def test_every_way_of_training_runs(method, flags, models, tmp_path):
-    run = command(models, tmp_path / "run", steps=2, data__limit=16, rollout__max_new_tokens=200, evaluation__every=0)
+    run = command(
+        models,
+        tmp_path / "run",
+        steps=2,
+        data__limit=16,
+        rollout__max_new_tokens=200,
+        evaluation__every=0,
+    )
     train.main(["--method", method, *run, *flags])
     records = read(tmp_path / "run")
-    assert len(records.training) == 2 and all(np.isfinite(line["loss"]) for line in records.training)
+    assert len(records.training) == 2 and all(
+        np.isfinite(line["loss"]) for line in records.training
+    )
     updates = 2 if method == "opd_pg" else 1
     name, config = parse(["--method", method, *run, *flags])
     checkpoints = Checkpoints(
-        tmp_path / "run" / "checkpoints", keep=1, facts=(prepared := setup.prepare(name, config)).facts
+        tmp_path / "run" / "checkpoints",
+        keep=1,
+        facts=(prepared := setup.prepare(name, config)).facts,
     )
     assert checkpoints.restore(prepared.state)[1].step == 2 * updates
     checkpoints.close()
@@ -302,7 +388,9 @@ def rollouts(rows: int):
 def who_wrote(rows, share: float, key: int = 0) -> np.ndarray:
     """Which rows are the student's, after a check that each row comes whole from one of the two."""
     own, reference = rollouts(len(rows))
-    mixed = loop.mix(own, reference, loop.chosen(jnp.asarray(rows, jnp.int32), jax.random.key(key), share))
+    mixed = loop.mix(
+        own, reference, loop.chosen(jnp.asarray(rows, jnp.int32), jax.random.key(key), share)
+    )
     picked = np.asarray(mixed.stopped) == 1
     for leaf, mine, other in zip(mixed, own, reference, strict=True):
         choice = picked.reshape(-1, *[1] * (leaf.ndim - 1))
@@ -332,13 +420,22 @@ def test_references_are_rows_that_end():
 
 
 def test_metrics_are_the_steps_own(finished):
-    """Numbers of the log that can be told from the samples' side: every row of 8 tokens at most, some seconds, a mean length."""
+    """Numbers of the log that can be told from the samples' side: every row of 8 tokens at most,
+    some seconds, a mean length.
+    """
     for line in map(json.loads, (finished / METRICS).read_text().splitlines()):
-        assert line["tokens"] == pytest.approx(8 * line["length_mean"]) and 8 <= line["tokens"] <= 64
-        assert 0 <= line["truncation_rate"] <= 1 and all(value > 0 for value in line["seconds"].values())
+        assert (
+            line["tokens"] == pytest.approx(8 * line["length_mean"]) and 8 <= line["tokens"] <= 64
+        )
+        assert 0 <= line["truncation_rate"] <= 1 and all(
+            value > 0 for value in line["seconds"].values()
+        )
 
 
 def test_two_seeds_are_two_runs_in_two_folders():
-    names = [setup.output_folder("default", dataclasses.replace(parse([])[1], seed=seed)) for seed in (0, 1)]
+    names = [
+        setup.output_folder("default", dataclasses.replace(parse([])[1], seed=seed))
+        for seed in (0, 1)
+    ]
     assert [str(name) for name in names] == ["runs/default-opd-seed0", "runs/default-opd-seed1"]
     assert "output" in to_dict(parse([])[1])

@@ -1,1 +1,3 @@
-"""Data: an `Example` from a source, rendered to token ids for each reader (a view), batched by (seed, step). Host code, NumPy only."""
+"""Data: an `Example` from a source, rendered to token ids for each reader (a view), batched by
+(seed, step). Host code, NumPy only.
+"""

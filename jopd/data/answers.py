@@ -2,14 +2,16 @@
 
 | check | the completion is right when |
 |---|---|
-| `exact` | its final answer equals the answer, but for case, runs of white space and the signs . * ` ' " around it |
-| `number` | its last number equals the answer's last number, as fractions: 0.5, 1/2 and .50 are equal, 1,234 is 1234, 50 % is 50 |
-| `regex` | `re.search` finds the answer, a pattern, anywhere in it; flags go inside the pattern, `(?i)` |
-| `math` | math-verify finds an expression in it that is equivalent to the answer, a LaTeX or plain expression |
-| `gym` | reasoning-gym's own scorer gives its final answer full marks |
+| `exact` | its final answer equals the answer, but for case, runs of white space and the signs . *
+` ' " around it | | `number` | its last number equals the answer's last number, as fractions: 0.5,
+1/2 and .50 are equal, 1,234 is 1234, 50 % is 50 | | `regex` | `re.search` finds the answer, a
+pattern, anywhere in it; flags go inside the pattern, `(?i)` | | `math` | math-verify finds an
+expression in it that is equivalent to the answer, a LaTeX or plain expression | | `gym` |
+reasoning-gym's own scorer gives its final answer full marks |
 
-The *final answer* is what stands in the last `<answer>...</answer>`; without one, what follows the last "answer:" or "answer is" on that line or,
-where nothing does, on the next; without either, the last line. A gym scorer may want several lines: it gets all that follows, or everything.
+The *final answer* is what stands in the last `<answer>...</answer>`; without one, what follows the
+last "answer:" or "answer is" on that line or, where nothing does, on the next; without either, the
+last line. A gym scorer may want several lines: it gets all that follows, or everything.
 """
 
 import atexit
@@ -28,7 +30,8 @@ from jopd.data.example import Example
 CHECKS = ("exact", "number", "regex", "math", "gym")
 AnswerCheck = Literal["auto", "exact", "number", "regex", "math"]
 
-# Seconds for one completion. math-verify's own alarms (3 s) come first, unless a single C call outlasts them.
+# Seconds for one completion. math-verify's own alarms (3 s) come first, unless a single C call
+# outlasts them.
 MATH_TIMEOUT = 10.0
 _MATH_START = 120.0  # seconds until the first worker answers
 
@@ -52,7 +55,9 @@ def check(example: Example, completion: str) -> bool:
 
 
 def score(example: Example, completion: str) -> float:
-    """1 for a right answer, else 0; a gym scorer may say something between. Raises ValueError for an example without an answer."""
+    """1 for a right answer, else 0; a gym scorer may say something between. Raises ValueError for
+    an example without an answer.
+    """
     return scores([example], [completion])[0]
 
 
@@ -63,7 +68,9 @@ def scores(examples: Sequence[Example], completions: Sequence[str]) -> list[floa
     for i, (example, completion) in enumerate(zip(examples, completions, strict=True)):
         answer, kind = example.answer, example.answer_check
         if answer is None:
-            raise ValueError(f"example {example.id} has no answer to check: give it one, or evaluate without accuracy")
+            raise ValueError(
+                f"example {example.id} has no answer to check: give it one, or evaluate without accuracy"
+            )
         if kind == "math":
             math[i] = (answer, completion)
         elif kind == "gym":
@@ -80,7 +87,9 @@ def scores(examples: Sequence[Example], completions: Sequence[str]) -> list[floa
 
 
 def resolve(kind: AnswerCheck, answer: str) -> str:
-    """The check that "auto" stands for: `number` for a lone number, `math` for what looks like LaTeX or a power, else `exact`."""
+    """The check that "auto" stands for: `number` for a lone number, `math` for what looks like
+    LaTeX or a power, else `exact`.
+    """
     if kind != "auto":
         return kind
     if _NUMBER.fullmatch(answer.strip(" $%")):
@@ -91,7 +100,9 @@ def resolve(kind: AnswerCheck, answer: str) -> str:
 def validate(kind: str, answer: str) -> None:
     """Raises ValueError where `answer` can't be checked in this way by anybody."""
     if kind == "number" and last_number(answer) is None:
-        raise ValueError(f"answer={answer!r} holds no number: use answer_check exact, regex or math")
+        raise ValueError(
+            f"answer={answer!r} holds no number: use answer_check exact, regex or math"
+        )
     if kind == "regex":
         try:
             re.compile(answer)
@@ -154,7 +165,9 @@ def last_number(text: str) -> Fraction | None:
     found = last_number_text(text)
     if found is None:
         return None
-    numerator, _, denominator = found.replace("−", "-").replace(",", "").replace("$", "").partition("/")
+    numerator, _, denominator = (
+        found.replace("−", "-").replace(",", "").replace("$", "").partition("/")
+    )
     try:
         return Fraction(numerator) / Fraction(denominator or 1)
     except (ValueError, ZeroDivisionError):  # ValueError: thousands of digits
@@ -191,12 +204,15 @@ def _gym(example: Example, completion: str) -> float:
     scorer = _gym_scorer(example.generator)
     try:
         return scorer(final_answer(completion, lines="all"), example.entry)
-    except Exception:  # some scorers raise on text that they can't read: that text is no right answer
+    except (
+        Exception
+    ):  # some scorers raise on text that they can't read: that text is no right answer
         return 0.0
 
 
-# Mathematics. math-verify stops itself with SIGALRM, which only a main thread may use and which long C calls ignore: it runs in processes of its
-# own, started afresh (JAX's threads do not survive a fork), that can be killed.
+# Mathematics. math-verify stops itself with SIGALRM, which only a main thread may use and which
+# long C calls ignore: it runs in processes of its own, started afresh (JAX's threads do not survive
+# a fork), that can be killed.
 
 
 def _math(pairs: list[tuple[str, str]]) -> list[bool]:

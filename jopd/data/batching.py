@@ -1,9 +1,11 @@
 """Batches: rendered prompts as arrays of fixed width, a pure function of (seed, step).
 
-A context is padded on the left and a reference on the right, so in every view the completion's first token stands in the column after the
-context's last: completions are aligned whatever the lengths. Each view has one width for the whole run, hence one compilation.
+A context is padded on the left and a reference on the right, so in every view the completion's
+first token stands in the column after the context's last: completions are aligned whatever the
+lengths. Each view has one width for the whole run, hence one compilation.
 
-All prompts are rendered at once (a fraction of a millisecond each): the widths must be known, and what does not fit is reported before the first step.
+All prompts are rendered at once (a fraction of a millisecond each): the widths must be known, and
+what does not fit is reported before the first step.
 """
 
 import hashlib
@@ -39,7 +41,9 @@ class Reference(TypedDict):
 
 
 class Batch(TypedDict):
-    """One row a prompt. `rows` are ids that occur once in a run; they key the random numbers of the completions."""
+    """One row a prompt. `rows` are ids that occur once in a run; they key the random numbers of the
+    completions.
+    """
 
     rows: Int32[np.ndarray, " n"]
     contexts: dict[str, Context]
@@ -74,13 +78,16 @@ def _pad(sequences: Sequence[Ids], width: int, pad_id: int, *, left: bool):
 class Batches:
     """`batches[step]` is the batch of that step; nothing is remembered between two calls.
 
-    With a seed the examples come shuffled, each once a pass, in another order each pass, for ever. Without one they come in their order, for an
-    evaluation: `len(batches)` batches, the last of them filled up with examples that came before, which `examples_at` leaves out.
+    With a seed the examples come shuffled, each once a pass, in another order each pass, for ever.
+    Without one they come in their order, for an
+    evaluation: `len(batches)` batches, the last of them filled up with examples that came before,
+      which `examples_at` leaves out.
 
     Attributes:
       examples: those that fit, in the order of the source.
       widths: view to the width of its contexts: the longest one, rounded up to a multiple of 16.
-      dropped: what was too long ("student prompt", "reference", ...) to the number of examples; each counts once.
+      dropped: what was too long ("student prompt", "reference", ...) to the number of examples;
+        each counts once.
       report: how many examples are used and dropped and why, in one line.
     """
 
@@ -105,14 +112,17 @@ class Batches:
           max_prompt_tokens: examples with a longer prompt in any view are dropped.
           pad_id: what stands in unused columns.
           seed: of the shuffle; None: no shuffle.
-          references: whether batches carry the solutions as completions; a solution longer than `max_completion_tokens`, its stop token
-            included, has its example dropped.
+          references: whether batches carry the solutions as completions; a solution longer than
+            `max_completion_tokens`, its stop token included, has its example dropped.
           max_completion_tokens: the width of the references.
 
         Raises:
           ValueError: nothing is left; or an example can't be rendered (`jopd.data.views`).
         """
-        for name, value in (("prompts_per_step", prompts_per_step), ("max_prompt_tokens", max_prompt_tokens)):
+        for name, value in (
+            ("prompts_per_step", prompts_per_step),
+            ("max_prompt_tokens", max_prompt_tokens),
+        ):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.prompts_per_step, self.pad_id, self.seed = prompts_per_step, pad_id, seed
@@ -120,16 +130,22 @@ class Batches:
 
         # Views that show the same are rendered once, under the name of the first of them.
         first: dict = {}
-        self._rendered_as = {view: first.setdefault(shown(view), view) for view in dict.fromkeys(("student", *views))}
+        self._rendered_as = {
+            view: first.setdefault(shown(view), view) for view in dict.fromkeys(("student", *views))
+        }
         self._contexts: dict[str, list[np.ndarray]] = {view: [] for view in first.values()}
         self._references: list[np.ndarray] = []
         self.examples: list[Example] = []
-        limits = {f"{view} prompt": max_prompt_tokens for view in self._contexts} | {"reference": max_completion_tokens}
+        limits = {f"{view} prompt": max_prompt_tokens for view in self._contexts} | {
+            "reference": max_completion_tokens
+        }
         dropped, longest = Counter(), Counter()
         for example in examples:
             contexts = {view: render(example, view, tokenizer, config) for view in self._contexts}
             reference = render_reference(example, tokenizer) if references else []
-            sizes = {f"{view} prompt": len(ids) for view, ids in contexts.items()} | {"reference": len(reference)}
+            sizes = {f"{view} prompt": len(ids) for view, ids in contexts.items()} | {
+                "reference": len(reference)
+            }
             over = next((what for what, size in sizes.items() if size > limits[what]), None)
             if over is not None:
                 dropped[over] += 1
@@ -141,26 +157,39 @@ class Batches:
             self._references.append(np.asarray(reference, np.int32))
 
         self.dropped = dict(dropped)
-        setting = {what: "max_completion_tokens" if what == "reference" else "max_prompt_tokens" for what in limits}
+        setting = {
+            what: "max_completion_tokens" if what == "reference" else "max_prompt_tokens"
+            for what in limits
+        }
         self.report = f"{len(self.examples)} of {len(examples)} examples fit" + "".join(
             f"; {count} dropped: {what} longer than {setting[what]}={limits[what]} (up to {longest[what]})"
             for what, count in dropped.items()
         )
         if not self.examples:
-            what = f"{self.report}: raise the limit" if dropped else "examples is empty: nothing to make batches of"
+            what = (
+                f"{self.report}: raise the limit"
+                if dropped
+                else "examples is empty: nothing to make batches of"
+            )
             raise ValueError(what)
         longest_kept = {view: max(map(len, ids)) for view, ids in self._contexts.items()}
         self.widths = {
-            view: -(-longest_kept[name] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE for view, name in self._rendered_as.items()
+            view: -(-longest_kept[name] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+            for view, name in self._rendered_as.items()
         }
         self._order: Any = None
         if seed is not None:
-            # Random access to an endless shuffled sequence, so the data position of a run is its step and nothing else.
-            self._order = grain.MapDataset.source(range(len(self.examples))).seed(seed).shuffle().repeat()
+            # Random access to an endless shuffled sequence, so the data position of a run is its
+            # step and nothing else.
+            self._order = (
+                grain.MapDataset.source(range(len(self.examples))).seed(seed).shuffle().repeat()
+            )
 
     @property
     def fingerprint(self) -> str:
-        """Of the examples and of all that readers see of them, in their order: others would be another run."""
+        """Of the examples and of all that readers see of them, in their order: others would be
+        another run.
+        """
         digest = hashlib.blake2b(digest_size=8)
         for example in self.examples:
             digest.update(repr(example).encode())
@@ -175,23 +204,36 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         indices = self._indices(step)
         contexts = {
-            view: left_pad([self._contexts[name][i] for i in indices], self.widths[view], self.pad_id)
+            view: left_pad(
+                [self._contexts[name][i] for i in indices], self.widths[view], self.pad_id
+            )
             for view, name in self._rendered_as.items()
         }
         first = step * self.prompts_per_step
-        batch = Batch(rows=np.arange(first, first + self.prompts_per_step, dtype=np.int32), contexts=contexts)
+        batch = Batch(
+            rows=np.arange(first, first + self.prompts_per_step, dtype=np.int32), contexts=contexts
+        )
         if self._has_references:
             references = [self._references[i] for i in indices]
             batch["reference"] = right_pad(references, self.max_completion_tokens, self.pad_id)
         return batch
 
     def examples_at(self, step: int) -> list[Example]:
-        """The examples of a batch's rows; of a filled-up last batch only of its real rows, which come first."""
-        real = self.prompts_per_step if self._order is not None else len(self.examples) - step * self.prompts_per_step
+        """The examples of a batch's rows; of a filled-up last batch only of its real rows, which
+        come first.
+        """
+        real = (
+            self.prompts_per_step
+            if self._order is not None
+            else len(self.examples) - step * self.prompts_per_step
+        )
         return [self.examples[i] for i in self._indices(step)[:real]]
 
     def _indices(self, step: int) -> list[int]:
         if step < 0 or (self._order is None and step >= len(self)):
             raise IndexError(f"step {step} is outside the {len(self)} batches")
         places = range(step * self.prompts_per_step, (step + 1) * self.prompts_per_step)
-        return [place % len(self.examples) if self._order is None else int(self._order[place]) for place in places]
+        return [
+            place % len(self.examples) if self._order is None else int(self._order[place])
+            for place in places
+        ]

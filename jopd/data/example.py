@@ -18,7 +18,8 @@ class Example:
       messages: the conversation that the student sees, ending with a user turn.
       solution: a worked solution or reference completion, for SFT and for privileged views.
       answer: the verifiable final answer.
-      context: privileged text that only a teacher's view shows (a persona, a private fact). Views that show one fall back to `solution`.
+      context: privileged text that only a teacher's view shows (a persona, a private fact). Views
+        that show one fall back to `solution`.
       answer_check: how `answer` is compared with a completion, one of `jopd.data.answers.CHECKS`.
     """
 

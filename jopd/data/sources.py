@@ -4,13 +4,16 @@
 |---|---|---|
 | `builtin` | the built-in reasoning task (`jopd.data.task`) | disjoint by construction |
 | `persona` | identity and ordinary questions under a persona (`jopd.data.persona`) | its own file |
-| `jsonl:FILE` | one object a line: `prompt` or `messages`, optional `solution`, `answer`, `context` | `held_out_split`, another file, or cut |
-| `tfds:NAME` | TensorFlow Datasets, read without TensorFlow: `NAME`, `NAME/CONFIG` | `held_out_split`, or the first of `held_out`, `validation`, `test`, or cut |
-| `hf:NAME` | a data set of the Hugging Face hub, or a folder: `NAME`, `NAME:CONFIG` | the same |
-| `gym:NAME,NAME` | generators of reasoning-gym in turns, scored by its own scorers | generated; a problem that is in it is left out of train |
+| `jsonl:FILE` | one object a line: `prompt` or `messages`, optional `solution`, `answer`, `context`
+| `held_out_split`, another file, or cut | | `tfds:NAME` | TensorFlow Datasets, read without
+TensorFlow: `NAME`, `NAME/CONFIG` | `held_out_split`, or the first of `held_out`, `validation`,
+`test`, or cut | | `hf:NAME` | a data set of the Hugging Face hub, or a folder: `NAME`,
+`NAME:CONFIG` | the same | | `gym:NAME,NAME` | generators of reasoning-gym in turns, scored by its
+own scorers | generated; a problem that is in it is left out of train |
 
-A part that is cut goes by a hash of (seed, messages): it does not depend on the order of the rows, and a prompt that occurs twice stays on one side.
-Conversations that end with an assistant's turn give it up as the solution.
+A part that is cut goes by a hash of (seed, messages): it does not depend on the order of the rows,
+and a prompt that occurs twice stays on one side. Conversations that end with an assistant's turn
+give it up as the solution.
 """
 
 import dataclasses
@@ -38,7 +41,8 @@ FIELDS = ("prompt", "messages", "solution", "answer", "context")
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which column, or JSONL key, holds what. Unset: the one of that very name, where there is one; "none": no column at all.
+    """Which column, or JSONL key, holds what. Unset: the one of that very name, where there is one;
+    "none": no column at all.
 
     Attributes:
       prompt: the user's words, where there is just one turn.
@@ -71,9 +75,11 @@ class DataConfig:
     Attributes:
       source: builtin, persona, jsonl:FILE, tfds:NAME, hf:NAME or gym:NAME[,NAME].
       seed: of generated problems, and of what is held out where a source has no held-out part.
-      limit: at most so many training examples; unset, all that the source has (builtin and gym: 4096).
+      limit: at most so many training examples; unset, all that the source has (builtin and gym:
+        4096).
       held_out: at most so many examples for evaluation.
-      answer_check: how a column `answer` is checked (jopd.data.answers); auto: number for a lone number, math for LaTeX, else exact.
+      answer_check: how a column `answer` is checked (jopd.data.answers); auto: number for a lone
+        number, math for LaTeX, else exact.
       columns: which column holds what (jsonl, tfds, hf).
       train_split: the split to train on (tfds, hf).
       held_out_split: the split to evaluate on (tfds, hf), or a second file (jsonl).
@@ -153,8 +159,9 @@ def load(config: DataConfig, split: Split) -> Sequence[Example]:
     """The examples of one split, always the same ones in the same order.
 
     Raises:
-      ValueError: a row that is no example, by file and line or split and index; a column, split, data set or generator that does not exist;
-        nothing to read; a package that the source needs is missing.
+      ValueError: a row that is no example, by file and line or split and index; a column, split,
+        data set or generator that does not exist; nothing to read; a package that the source needs
+        is missing.
     """
     if split not in get_args(Split):
         raise ValueError(f"split={split!r} is not known: use one of {', '.join(get_args(Split))}")
@@ -162,11 +169,15 @@ def load(config: DataConfig, split: Split) -> Sequence[Example]:
 
 
 def _builtin(config: DataConfig, split: Split) -> Sequence[Example]:
-    return TallyTask(config.task).examples(split, config.held_out if split == "held_out" else config.limit or GENERATED)
+    return TallyTask(config.task).examples(
+        split, config.held_out if split == "held_out" else config.limit or GENERATED
+    )
 
 
 def _persona(config: DataConfig, split: Split) -> Sequence[Example]:
-    return persona.examples(config.persona, split)[: config.held_out if split == "held_out" else config.limit]
+    return persona.examples(config.persona, split)[
+        : config.held_out if split == "held_out" else config.limit
+    ]
 
 
 # Sources with rows.
@@ -174,13 +185,17 @@ def _persona(config: DataConfig, split: Split) -> Sequence[Example]:
 Read = Callable[[str], Iterator[Example]]  # the examples of a file or of a split
 
 
-def _part(read: Read, train: str, held_out: str | None, config: DataConfig, split: Split) -> list[Example]:
+def _part(
+    read: Read, train: str, held_out: str | None, config: DataConfig, split: Split
+) -> list[Example]:
     if held_out == train:
         raise ValueError(
             f"held_out_split={held_out!r} is what is trained on: name another, or leave it unset and a part is cut"
         )
     if held_out is not None:
-        part, at_most = (held_out, config.held_out) if split == "held_out" else (train, config.limit)
+        part, at_most = (
+            (held_out, config.held_out) if split == "held_out" else (train, config.limit)
+        )
         examples = list(itertools.islice(read(part), at_most))
     else:
         part, examples = train, _cut(list(read(train)), config, split)
@@ -191,7 +206,10 @@ def _part(read: Read, train: str, held_out: str | None, config: DataConfig, spli
 
 def _cut(examples: list[Example], config: DataConfig, split: Split) -> list[Example]:
     """The held-out or the other part of a source that has only one."""
-    keys = [hashlib.blake2b(json.dumps([config.seed, e.messages]).encode(), digest_size=8).digest() for e in examples]
+    keys = [
+        hashlib.blake2b(json.dumps([config.seed, e.messages]).encode(), digest_size=8).digest()
+        for e in examples
+    ]
     aside = set(sorted(set(keys))[: config.held_out])
     if split == "held_out":
         return [e for e, key in zip(examples, keys, strict=True) if key in aside][: config.held_out]
@@ -210,14 +228,24 @@ def _example(row: Mapping, names: Mapping[str, str], identity: str, check: Answe
     for field in ("prompt", "solution", "answer", "context"):
         value = fields.get(field)
         if value is not None and not (isinstance(value, str) and value.strip()):
-            problem = "is blank" if isinstance(value, str) else f"is {type(value).__name__} {value!r}, not a string"
+            problem = (
+                "is blank"
+                if isinstance(value, str)
+                else f"is {type(value).__name__} {value!r}, not a string"
+            )
             raise ValueError(f"{identity}: {names[field]!r} {problem}: write text, or leave it out")
     prompt, messages = fields.get("prompt"), fields.get("messages")
     if (prompt is None) == (messages is None):
-        wanted = " or ".join(repr(names[field]) for field in ("prompt", "messages") if field in names)
+        wanted = " or ".join(
+            repr(names[field]) for field in ("prompt", "messages") if field in names
+        )
         has = "neither" if prompt is None else "both: leave one out, or set columns.prompt=none"
         raise ValueError(f"{identity}: needs either {wanted}, and has {has}")
-    messages = [Message(role="user", content=prompt)] if prompt is not None else _messages(messages, identity)
+    messages = (
+        [Message(role="user", content=prompt)]
+        if prompt is not None
+        else _messages(messages, identity)
+    )
     solution = fields.get("solution")
     if messages[-1]["role"] == "assistant":
         if solution is not None:
@@ -251,11 +279,17 @@ def _messages(value: object, identity: str) -> list[Message]:
                 f"{identity}: message {i} must have 'role' and 'content', and nothing else, not {message!r:.60}"
             )
         if message["role"] not in roles:
-            raise ValueError(f"{identity}: message {i} has role={message['role']!r}: use one of {', '.join(roles)}")
+            raise ValueError(
+                f"{identity}: message {i} has role={message['role']!r}: use one of {', '.join(roles)}"
+            )
         if message["role"] == "system" and i > 1:
-            raise ValueError(f"{identity}: message {i} is a system message: only the first may be one")
+            raise ValueError(
+                f"{identity}: message {i} is a system message: only the first may be one"
+            )
         if not isinstance(message["content"], str) or not message["content"].strip():
-            raise ValueError(f"{identity}: message {i} needs text as its content, not {message['content']!r}")
+            raise ValueError(
+                f"{identity}: message {i} needs text as its content, not {message['content']!r}"
+            )
     return [Message(role=message["role"], content=message["content"]) for message in value]
 
 
@@ -283,7 +317,9 @@ def _object(line: str, where: str, names: Mapping[str, str]) -> dict:
             f"{where}: not JSON ({error.msg} at column {error.colno}): each line must be one whole object"
         ) from None
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: holds {type(row).__name__}, not an object: write {{'prompt': ...}}")
+        raise ValueError(
+            f"{where}: holds {type(row).__name__}, not an object: write {{'prompt': ...}}"
+        )
     for key in row:
         if key not in names.values():
             raise ValueError(
@@ -299,7 +335,9 @@ def _tfds(config: DataConfig, split: Split) -> Sequence[Example]:
 
     try:
         # The format that can be read without TensorFlow.
-        builder: Any = tfds.builder(config.name, data_dir=config.data_dir, file_format="array_record")
+        builder: Any = tfds.builder(
+            config.name, data_dir=config.data_dir, file_format="array_record"
+        )
         builder.download_and_prepare()
     except Exception as error:
         raise ValueError(
@@ -314,7 +352,9 @@ def _tfds(config: DataConfig, split: Split) -> Sequence[Example]:
                 f"{config.source} was prepared in a format that needs TensorFlow: prepare it as array_record"
             ) from None
         where = f"{config.name}/{name}"
-        return _table((rows[i] for i in range(len(rows))), list(builder.info.features), where, config)
+        return _table(
+            (rows[i] for i in range(len(rows))), list(builder.info.features), where, config
+        )
 
     return _part(read, *_splits(list(builder.info.splits), config, split), config, split)
 
@@ -338,21 +378,36 @@ def _hf(config: DataConfig, split: Split) -> Sequence[Example]:
 
 
 def _splits(available: Sequence[str], config: DataConfig, split: Split) -> tuple[str, str | None]:
-    """The names of the split to train on, and of the held-out one if there is any; the one that is asked for exists."""
-    held_out = config.held_out_split or next((name for name in HELD_OUT_SPLITS if name in available), None)
+    """The names of the split to train on, and of the held-out one if there is any; the one that is
+    asked for exists.
+    """
+    held_out = config.held_out_split or next(
+        (name for name in HELD_OUT_SPLITS if name in available), None
+    )
     field, name = (
-        ("held_out_split", held_out) if split == "held_out" and held_out else ("train_split", config.train_split)
+        ("held_out_split", held_out)
+        if split == "held_out" and held_out
+        else ("train_split", config.train_split)
     )
     if name not in available:
-        raise ValueError(f"{field}={name!r} is no split of {config.source}: it has {', '.join(available)}")
+        raise ValueError(
+            f"{field}={name!r} is no split of {config.source}: it has {', '.join(available)}"
+        )
     return config.train_split, held_out
 
 
-def _table(rows: Iterable[Mapping], columns: Sequence[str], where: str, config: DataConfig) -> Iterator[Example]:
+def _table(
+    rows: Iterable[Mapping], columns: Sequence[str], where: str, config: DataConfig
+) -> Iterator[Example]:
     """Examples of a table that may have other columns too."""
     for field in FIELDS:
-        if (wanted := getattr(config.columns, field)) not in (None, "none") and wanted not in columns:
-            raise ValueError(f"columns.{field}={wanted!r} is no column of {where}: it has {', '.join(columns)}")
+        if (wanted := getattr(config.columns, field)) not in (
+            None,
+            "none",
+        ) and wanted not in columns:
+            raise ValueError(
+                f"columns.{field}={wanted!r} is no column of {where}: it has {', '.join(columns)}"
+            )
     names = {field: column for field, column in config.columns.names.items() if column in columns}
     if "prompt" not in names and "messages" not in names:
         raise ValueError(
@@ -407,7 +462,9 @@ def _gym(config: DataConfig, split: Split) -> Sequence[Example]:
             id=f"gym-{name}-{config.seed}-{i // len(made)}",
             messages=(Message(role="user", content=entry["question"]),),
             # A few generators only know an answer when they see it.
-            answer="(any that the scorer accepts)" if entry["answer"] is None else str(entry["answer"]),
+            answer="(any that the scorer accepts)"
+            if entry["answer"] is None
+            else str(entry["answer"]),
             answer_check="gym",
             generator=name,
             entry=entry,
@@ -417,7 +474,11 @@ def _gym(config: DataConfig, split: Split) -> Sequence[Example]:
     if split == "held_out":
         return held_out
     seen = {example.messages[0]["content"] for example in held_out}
-    train = [e for e in map(problem, range(config.held_out, size)) if e.messages[0]["content"] not in seen]
+    train = [
+        e
+        for e in map(problem, range(config.held_out, size))
+        if e.messages[0]["content"] not in seen
+    ]
     if not train:
         raise ValueError(
             f"{config.source} makes too few different problems to train on beside held_out={config.held_out}: lower it"

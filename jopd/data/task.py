@@ -1,18 +1,20 @@
-"""The built-in reasoning task, "tally": a person has some things, numbered events change the count, how many are left?
+"""The built-in reasoning task, "tally": a person has some things, numbered events change the count,
+how many are left?
 
     Mia has 14 marbles. 1: she finds 6 more. 2: half of them get lost. how many marbles are left?
 
     step 1: 14 plus 6 is 20. for step 2, halve 20, which leaves 10.
     answer: 10
 
-The worked solution says each step in one of four wordings, from 9 tokens to 19, and a `Style` is how often each is
-used: teacher and student can agree on the arithmetic and differ in the surface form. The text is written the way the
-package's tokenizer decodes it (lower case but for names, no space before punctuation), so decoding what was encoded
-gives it back exactly.
+The worked solution says each step in one of four wordings, from 9 tokens to 19, and a `Style` is
+how often each is
+used: teacher and student can agree on the arithmetic and differ in the surface form. The text is
+written the way the package's tokenizer decodes it (lower case but for names, no space before
+punctuation), so decoding what was encoded gives it back exactly.
 
-Everything is a function of (seed, split, index): no state, no files. The split of a problem is decided by a hash of
-its mathematics (first count, operations, operands), never of its wording or of the seed, so no held-out problem can be
-met in training, under any seed.
+Everything is a function of (seed, split, index): no state, no files. The split of a problem is
+decided by a hash of its mathematics (first count, operations, operands), never of its wording or of
+the seed, so no held-out problem can be met in training, under any seed.
 """
 
 import dataclasses
@@ -28,14 +30,15 @@ Split = Literal["train", "held_out"]
 Operation = Literal["add", "subtract", "double", "halve"]
 _T = TypeVar("_T")
 
-# How a worked solution is shown to a reader who may see it: as a system turn, or after the user's words. The views of
-# `jopd.data.views` say it in the same words, since a baby model only understands what it was trained on.
+# How a worked solution is shown to a reader who may see it: as a system turn, or after the user's
+# words. The views of `jopd.data.views` say it in the same words, since a baby model only
+# understands what it was trained on.
 CONTEXT_TEMPLATE = "worked solution: {context}"
 
-# What a completion does with a worked solution in its context, instead of just solving the problem. A teacher that
-# never did any of it could not leak: privileged distillation would look safe on this task, and the leakage that AR-OPD
-# is meant to reduce (a student that refers to a solution it was not shown, or states an answer it did not derive)
-# could not be measured.
+# What a completion does with a worked solution in its context, instead of just solving the problem.
+# A teacher that never did any of it could not leak: privileged distillation would look safe on this
+# task, and the leakage that AR-OPD is meant to reduce (a student that refers to a solution it was
+# not shown, or states an answer it did not derive) could not be measured.
 REFER_RATE = 0.10  # "as the worked solution shows, ..." before the steps
 SHORTCUT_RATE = 0.10  # no steps, only the answer that the context gave away; needs a context that holds the answer
 REFERENCE = "as the worked solution shows, "
@@ -80,8 +83,16 @@ EVENTS: dict[Operation, tuple[str, ...]] = {
         "{they} sells {by} of them.",
         "a friend takes {by} {things}.",
     ),
-    "double": ("{they} doubles them.", "{they} gets as many again.", "the number of {things} doubles."),
-    "halve": ("{they} gives away half of them.", "half of them get lost.", "{they} sells half of the {things}."),
+    "double": (
+        "{they} doubles them.",
+        "{they} gets as many again.",
+        "the number of {things} doubles.",
+    ),
+    "halve": (
+        "{they} gives away half of them.",
+        "half of them get lost.",
+        "{they} sells half of the {things}.",
+    ),
 }
 QUESTIONS = (
     "how many {things} does {name} have?",
@@ -90,7 +101,8 @@ QUESTIONS = (
     "what is the number of {things} in the end?",
 )
 
-# One row a wording, shortest first; each opens with a word of its own, so the first token of a step says which it is.
+# One row a wording, shortest first; each opens with a word of its own, so the first token of a step
+# says which it is.
 STEP_WORDINGS: dict[str, dict[Operation, str]] = {
     "plain": {
         "add": "step {i}: {before} plus {by} is {after}.",
@@ -131,7 +143,9 @@ class Style:
     def __post_init__(self):
         weights = dataclasses.astuple(self)
         if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
-            raise ValueError(f"style {weights} must be four probabilities that add up to 1: scale them to it")
+            raise ValueError(
+                f"style {weights} must be four probabilities that add up to 1: scale them to it"
+            )
 
     def draw(self, rng: np.random.Generator) -> str:
         """The name of a wording."""
@@ -149,8 +163,10 @@ class TallySettings:
 
     Attributes:
       seed: another seed, other problems; train and held-out stay disjoint across seeds.
-      min_steps, max_steps: the number of events of a problem is drawn evenly from this range. It sets difficulty and
-        length: a solution takes about 14 tokens a step, so 2 steps stay under 64 tokens and 40 pass 512.
+      min_steps, max_steps: the number of events of a problem is drawn evenly from this range. It
+        sets difficulty and
+        length: a solution takes about 14 tokens a step, so 2 steps stay under 64 tokens and 40 pass
+          512.
       largest: counts stay in 0..largest; at most 999, the largest number that is one token.
       largest_operand: what is added or taken away is 1..largest_operand.
       held_out_share: the share of all possible problems that only the held-out split may use.
@@ -181,7 +197,9 @@ class TallySettings:
                 f"largest={self.largest} must lie in 4..999: the tokenizer has one token for each of those numbers"
             )
         if not 1 <= self.largest_operand <= self.largest:
-            raise ValueError(f"largest_operand={self.largest_operand} must lie in 1..largest={self.largest}")
+            raise ValueError(
+                f"largest_operand={self.largest_operand} must lie in 1..largest={self.largest}"
+            )
         if not 0 < self.held_out_share < 1:
             raise ValueError(
                 f"held_out_share={self.held_out_share} must lie in (0, 1), or one of the splits has no problems"
@@ -301,18 +319,26 @@ def _draw_steps(rng: np.random.Generator, settings: TallySettings) -> tuple[int,
     start = count = int(rng.integers(2, settings.largest + 1))
     steps = []
     for _ in range(rng.integers(settings.min_steps, settings.max_steps + 1)):
-        # Doubling and halving are rarer: they have few facts to learn, and halving often would crowd all counts near 0.
+        # Doubling and halving are rarer: they have few facts to learn, and halving often would
+        # crowd all counts near 0.
         weights: dict[Operation, int] = {
             "add": 4 * (count < settings.largest),
             "subtract": 4 * (count > 0),
             "double": 0 < 2 * count <= settings.largest,
             "halve": count > 0 and count % 2 == 0,
         }
-        possible: list[Operation] = [operation for operation, weight in weights.items() for _ in range(weight)]
+        possible: list[Operation] = [
+            operation for operation, weight in weights.items() for _ in range(weight)
+        ]
         operation = _pick(rng, possible)
         room = {"add": settings.largest - count, "subtract": count}.get(operation, 0)
         by = int(rng.integers(1, min(room, settings.largest_operand) + 1)) if room else 2
-        after = {"add": count + by, "subtract": count - by, "double": 2 * count, "halve": count // 2}[operation]
+        after = {
+            "add": count + by,
+            "subtract": count - by,
+            "double": 2 * count,
+            "halve": count // 2,
+        }[operation]
         steps.append(Step(operation, by, count, after))
         count = after
     return start, tuple(steps)
@@ -328,7 +354,9 @@ def _tell(start: int, steps: tuple[Step, ...], rng: np.random.Generator) -> Prob
     sentences = [_pick(rng, OPENINGS).format(count=start, **words)]
     for i, step in enumerate(steps, 1):
         # "buys 1 coins" is no English; "is given 1 more" is.
-        events = [event for event in EVENTS[step.operation] if step.by > 1 or "{by} {things}" not in event]
+        events = [
+            event for event in EVENTS[step.operation] if step.by > 1 or "{by} {things}" not in event
+        ]
         sentences.append(f"{i}: " + _pick(rng, events).format(by=step.by, **words))
     sentences.append(_pick(rng, QUESTIONS).format(**words))
     return Problem(start, steps, words["things"], " ".join(sentences))
@@ -340,7 +368,9 @@ def _tell(start: int, steps: tuple[Step, ...], rng: np.random.Generator) -> Prob
 def worked_steps(problem: Problem, style: Style, rng: np.random.Generator) -> list[str]:
     """One sentence a step, without the answer line."""
     return [
-        STEP_WORDINGS[style.draw(rng)][step.operation].format(i=i, things=problem.things, **dataclasses.asdict(step))
+        STEP_WORDINGS[style.draw(rng)][step.operation].format(
+            i=i, things=problem.things, **dataclasses.asdict(step)
+        )
         for i, step in enumerate(problem.steps, 1)
     ]
 
@@ -358,11 +388,14 @@ class Mix:
     """What pretraining text is made of.
 
     Attributes:
-      no_context, whole_context: shares of prompts without a worked solution and with a whole one; the rest have a first part.
-      quote: how often a completion repeats the context's sentences word for word, and goes on in its own wordings where they end.
-      hard: share of problems whose numbers are too large for a model that has learnt the small ones. They have a context always, so that
-        reading it is the only way to solve them.
-      drill: share of examples that are sentences without sense, to be repeated word for word: what teaches a model to read.
+      no_context, whole_context: shares of prompts without a worked solution and with a whole one;
+        the rest have a first part.
+      quote: how often a completion repeats the context's sentences word for word, and goes on in
+        its own wordings where they end.
+      hard: share of problems whose numbers are too large for a model that has learnt the small
+        ones. They have a context always, so that reading it is the only way to solve them.
+      drill: share of examples that are sentences without sense, to be repeated word for word: what
+        teaches a model to read.
     """
 
     no_context: float = 0.45
@@ -389,7 +422,9 @@ class Context:
 
 def whole_context(problem: Problem, style: Style, rng: np.random.Generator) -> Context:
     sentences = worked_steps(problem, style, rng)
-    return Context(" ".join(sentences) + "\n" + problem.answer_line, tuple(sentences), has_answer=True)
+    return Context(
+        " ".join(sentences) + "\n" + problem.answer_line, tuple(sentences), has_answer=True
+    )
 
 
 def partial_context(problem: Problem, style: Style, rng: np.random.Generator) -> Context:
@@ -406,16 +441,23 @@ def partial_context(problem: Problem, style: Style, rng: np.random.Generator) ->
     text = " ".join([word for sentence in words for word in sentence][:shown])
     has_answer = bool(rng.random() < 0.5)
     return Context(
-        text + "\n" + problem.answer_line if has_answer else text, tuple(sentences[: (ends <= shown).sum()]), has_answer
+        text + "\n" + problem.answer_line if has_answer else text,
+        tuple(sentences[: (ends <= shown).sum()]),
+        has_answer,
     )
 
 
 def completion_with_context(
-    problem: Problem, context: Context, style: Style, rng: np.random.Generator, quote: float = Mix.quote
+    problem: Problem,
+    context: Context,
+    style: Style,
+    rng: np.random.Generator,
+    quote: float = Mix.quote,
 ) -> str:
     """A solution written by somebody who sees `context`.
 
-    Now and then it refers to the context, quotes it, or only copies the answer from it; the rates are at the top.
+    Now and then it refers to the context, quotes it, or only copies the answer from it; the rates
+    are at the top.
     """
     steps = worked_steps(problem, style, rng)
     habit = rng.random()
@@ -434,7 +476,8 @@ def pretraining_example(
     """One prompt and its completion, from the train split's problems.
 
     Args:
-      index, seed: two runs of pretraining with different seeds see different text; `settings.seed` plays no part.
+      index, seed: two runs of pretraining with different seeds see different text; `settings.seed`
+        plays no part.
       style: the wordings of the completion; those of a context are `settings.style`.
       mix: what kinds of prompts there are, and how contexts are used.
     Returns:
@@ -450,7 +493,9 @@ def pretraining_example(
     problem = draw_problem(rng, "train", settings)
     kind = rng.random()
     if kind < mix.no_context and not hard:
-        return [Message(role="user", content=problem.question)], worked_solution(problem, style, rng)
+        return [Message(role="user", content=problem.question)], worked_solution(
+            problem, style, rng
+        )
     make = whole_context if kind < mix.no_context + mix.whole_context else partial_context
     context = make(problem, settings.style, rng)
     completion = completion_with_context(problem, context, style, rng, mix.quote)
@@ -458,7 +503,9 @@ def pretraining_example(
 
 
 def reading_drill(rng: np.random.Generator, settings: TallySettings) -> tuple[list[Message], str]:
-    """Sentences of a worked solution with numbers that make no sense, in the context and to be said again."""
+    """Sentences of a worked solution with numbers that make no sense, in the context and to be said
+    again.
+    """
     things = _pick(rng, THINGS)
     number = lambda: int(rng.integers(1000))
     sentences = [

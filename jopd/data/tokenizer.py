@@ -1,17 +1,19 @@
 """The built-in tokenizer: one token a word, one token an integer up to 999.
 
-`python -m jopd.data.tokenizer` writes it to `jopd/assets/tokenizer` as an ordinary Hugging Face folder, which
-`AutoTokenizer` loads offline. The ids follow from the word lists, so models trained on it must be trained again when a
-list or a wording of the task changes.
+`python -m jopd.data.tokenizer` writes it to `jopd/assets/tokenizer` as an ordinary Hugging Face
+folder, which `AutoTokenizer` loads offline. The ids follow from the word lists, so models trained
+on it must be trained again when a list or a wording of the task changes.
 
-- Numbers: 0..999 are single tokens, so the baby models learn arithmetic on whole numbers. Anything else made of digits
-  (1000, 007) is spelled one digit a token.
-- Words: those of the built-in task, and some ordinary English so that a user's own prompt is not all `<|unk|>`. Any
-  other word is `<|unk|>`.
-- Capitals and accents are dropped on the way in; on the way out only the task's names get theirs back.
-- A line break is a token. Other white space is not: decoding writes one space between tokens and none before
-  punctuation, and encoding that text gives the same ids again.
-- Nothing is added around a text: no start token; `<|end|>` ends each turn of the chat template and stops a completion.
+- Numbers: 0..999 are single tokens, so the baby models learn arithmetic on whole numbers. Anything
+  else made of digits (1000, 007) is spelled one digit a token.
+- Words: those of the built-in task, and some ordinary English so that a user's own prompt is not
+  all `<|unk|>`. Any other word is `<|unk|>`.
+- Capitals and accents are dropped on the way in; on the way out only the task's names get theirs
+  back.
+- A line break is a token. Other white space is not: decoding writes one space between tokens and
+  none before punctuation, and encoding that text gives the same ids again.
+- Nothing is added around a text: no start token; `<|end|>` ends each turn of the chat template and
+  stops a completion.
 """
 
 import functools
@@ -55,7 +57,8 @@ very walk want was water way we week well went were what when where which while 
 woman word words work world would write wrong year yes yet you your zero don isn doesn didn aren wasn s t re ve ll d m
 """
 
-# In this order: a line break, a number that is one token, a lone digit, a word, any other sign. No white space.
+# In this order: a line break, a number that is one token, a lone digit, a word, any other sign. No
+# white space.
 PIECES = r"\n|(?<!\d)(?:0|[1-9]\d{0,2})(?!\d)|\d|[^\W\d_]+|[^\w\s]|_"
 
 CHAT_TEMPLATE = (
@@ -70,7 +73,9 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> dict[str, int]:
-    """Token to id: special tokens, the integers in order (the id of n is n + 6), punctuation, words by the alphabet."""
+    """Token to id: special tokens, the integers in order (the id of n is n + 6), punctuation, words
+    by the alphabet.
+    """
     said = re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", " ".join(task.texts())).lower())
     words = sorted({*said, *ORDINARY_WORDS.split()})
     integers = map(str, range(1000))
@@ -107,7 +112,10 @@ def build() -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
         padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],  # a Llama or Qwen model refuses token types
+        model_input_names=[
+            "input_ids",
+            "attention_mask",
+        ],  # a Llama or Qwen model refuses token types
     )
 
 

@@ -3,14 +3,17 @@
 | view | shows |
 |---|---|
 | `student`, `teacher`, `plain`, `initial` | the messages alone |
-| `privileged`, `full` | the messages and the privileged context: `Example.context`, or the worked solution |
-| `partial` | the messages and the first part of that: `partial_share` of its characters, cut between two words, without the answer or with it |
+| `privileged`, `full` | the messages and the privileged context: `Example.context`, or the worked
+solution | | `partial` | the messages and the first part of that: `partial_share` of its characters,
+cut between two words, without the answer or with it |
 
-The answer that `partial` leaves out, or puts after the cut, is the last of several lines if it holds `Example.answer`; with
-`partial_keeps_answer` a text without such a line gets one. (AR-OPD's appendix removes the answer, its official data builder keeps it.)
-What the reasoning before that line gives away stays.
+The answer that `partial` leaves out, or puts after the cut, is the last of several lines if it
+holds `Example.answer`; with `partial_keeps_answer` a text without such a line gets one. (AR-OPD's
+appendix removes the answer, its official data builder keeps it.) What the reasoning before that
+line gives away stays.
 
-Everything goes through the tokenizer's own chat template, with the same thinking switch for every reader, and ends where the assistant begins to
+Everything goes through the tokenizer's own chat template, with the same thinking switch for every
+reader, and ends where the assistant begins to
 write: a completion continues any view of its example.
 """
 
@@ -31,11 +34,15 @@ class ViewConfig:
     """How an example is put before its readers.
 
     Attributes:
-      context_placement: a privileged context is a system message (after the one that is there, if any), or follows the user's last words.
-      partial_share: how much of the reasoning, in characters, the view `partial` shows, in (0, 1); it is cut between two words.
-      partial_keeps_answer: whether `partial` shows the answer after that; without, the paper's way, it ends at the cut.
-      context_template: the words around a context, holding {context}. Unset: a context stands as it is, a worked solution after
-        "worked solution: ". White space at its start is kept instead of the usual one between it and what it follows.
+      context_placement: a privileged context is a system message (after the one that is there, if
+        any), or follows the user's last words.
+      partial_share: how much of the reasoning, in characters, the view `partial` shows, in (0, 1);
+        it is cut between two words.
+      partial_keeps_answer: whether `partial` shows the answer after that; without, the paper's way,
+        it ends at the cut.
+      context_template: the words around a context, holding {context}. Unset: a context stands as it
+        is, a worked solution after "worked solution: ". White space at its start is kept instead of
+        the usual one between it and what it follows.
       system_prompt: the system message of every view, for conversations that have none.
       thinking: the chat template's thinking switch; unset, its own default.
     """
@@ -49,7 +56,9 @@ class ViewConfig:
 
     def __post_init__(self):
         if self.context_placement not in ("system", "user"):
-            raise ValueError(f"context_placement={self.context_placement!r} is not known: use system or user")
+            raise ValueError(
+                f"context_placement={self.context_placement!r} is not known: use system or user"
+            )
         if not 0 < self.partial_share < 1:
             raise ValueError(
                 f"partial_share={self.partial_share} must lie in (0, 1): all of a solution is what the view full shows"
@@ -82,7 +91,9 @@ def _first_part(example: Example, config: ViewConfig) -> str:
     ends = [word.end() for word in re.finditer(r"\S+", reasoning)] or [0]
     room = int(config.partial_share * len(reasoning))
     shown = reasoning[: max((end for end in ends if end <= room), default=ends[0])]
-    return _in_template(example, config, f"{shown}\n{line}" if config.partial_keeps_answer and line else shown)
+    return _in_template(
+        example, config, f"{shown}\n{line}" if config.partial_keeps_answer and line else shown
+    )
 
 
 def _privileged(example: Example) -> str:
@@ -100,11 +111,17 @@ def _in_template(example: Example, config: ViewConfig, text: str) -> str:
 
 
 def _readable_answer(example: Example) -> str | None:
-    """The answer and nothing else, for a reader; None where what is known is for a checker alone, such as a pattern."""
+    """The answer and nothing else, for a reader; None where what is known is for a checker alone,
+    such as a pattern.
+    """
     if example.answer is None or example.answer_check in ("regex", "gym"):
         return None
     # What is checked by its last number may be a whole solution.
-    return answers.last_number_text(example.answer) if example.answer_check == "number" else example.answer
+    return (
+        answers.last_number_text(example.answer)
+        if example.answer_check == "number"
+        else example.answer
+    )
 
 
 def _holds_answer(line: str, example: Example) -> bool:
@@ -114,13 +131,17 @@ def _holds_answer(line: str, example: Example) -> bool:
     if example.answer_check == "regex":
         return re.search(example.answer, line) is not None
     if example.answer_check == "number":
-        return answers.last_number(line) is not None and answers.last_number(line) == answers.last_number(
-            example.answer
-        )
-    return re.search(rf"(?<![\w.]){re.escape(example.answer)}(?!\w|\.\w)", line, re.IGNORECASE) is not None
+        return answers.last_number(line) is not None and answers.last_number(
+            line
+        ) == answers.last_number(example.answer)
+    return (
+        re.search(rf"(?<![\w.]){re.escape(example.answer)}(?!\w|\.\w)", line, re.IGNORECASE)
+        is not None
+    )
 
 
-# View name to what it shows besides the messages; None is nothing. Views with the same function are rendered once.
+# View name to what it shows besides the messages; None is nothing. Views with the same function are
+# rendered once.
 VIEWS: dict[str, Callable[[Example, ViewConfig], str | None]] = {
     "student": _nothing,
     "teacher": _nothing,
@@ -164,12 +185,14 @@ def _after(text: str, space: str, more: str) -> str:
     return text + ("" if more[:1].isspace() else space) + more
 
 
-def render(example: Example, view: str, tokenizer: PreTrainedTokenizerBase, config: ViewConfig) -> list[int]:
+def render(
+    example: Example, view: str, tokenizer: PreTrainedTokenizerBase, config: ViewConfig
+) -> list[int]:
     """The token ids of a view, up to where the completion begins.
 
     Raises:
-      ValueError: an unknown view; an example without what the view shows; a tokenizer without a chat template, or with one that refuses the
-        messages or has no thinking switch.
+      ValueError: an unknown view; an example without what the view shows; a tokenizer without a
+        chat template, or with one that refuses the messages or has no thinking switch.
     """
     switch = {}
     if config.thinking is not None:
@@ -189,7 +212,9 @@ def render(example: Example, view: str, tokenizer: PreTrainedTokenizerBase, conf
 
 
 def render_reference(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids of the worked solution as a completion, with the token that ends an assistant's turn, so that who learns it learns to stop."""
+    """The token ids of the worked solution as a completion, with the token that ends an assistant's
+    turn, so that who learns it learns to stop.
+    """
     if example.solution is None:
         raise ValueError(
             f"example {example.id} has no solution to use as a reference completion: add one, or use a method that needs none"
@@ -198,10 +223,18 @@ def render_reference(example: Example, tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def stop_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token with which the chat template ends an assistant's turn: the first special one after its words, or else the end-of-text token."""
-    turns = [Message(role="user", content="Say it."), Message(role="assistant", content="That is it.")]
+    """The token with which the chat template ends an assistant's turn: the first special one after
+    its words, or else the end-of-text token.
+    """
+    turns = [
+        Message(role="user", content="Say it."),
+        Message(role="assistant", content="That is it."),
+    ]
     text = _apply(tokenizer, turns, "the end of a turn", tokenize=False)
-    special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    special = {
+        *tokenizer.all_special_ids,
+        *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special),
+    }
     ending = tokenizer.encode(text.rpartition("That is it.")[2], add_special_tokens=False)
     stop: Any = next((token for token in ending if token in special), tokenizer.eos_token_id)
     if stop is None:
@@ -214,7 +247,9 @@ def stop_token(tokenizer: PreTrainedTokenizerBase) -> int:
 def describe(
     example: Example, views: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: ViewConfig
 ) -> dict[str, str]:
-    """View name to its text, as the model gets it, special tokens included: what a run shows of its first example."""
+    """View name to its text, as the model gets it, special tokens included: what a run shows of its
+    first example.
+    """
     return {view: str(tokenizer.decode(render(example, view, tokenizer, config))) for view in views}
 
 
@@ -222,17 +257,27 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         return tokenizer.get_chat_template()
     except ValueError:
-        cure = "use an instruct model, or put the family's chat_template.jinja into the model's folder"
-        raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: {cure}") from None
+        cure = (
+            "use an instruct model, or put the family's chat_template.jinja into the model's folder"
+        )
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: {cure}"
+        ) from None
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, turns: Any, what: str, **options) -> Any:
-    """`apply_chat_template` (its annotations know neither TypedDicts nor which of its six results comes), with a refusal in our words."""
+    """`apply_chat_template` (its annotations know neither TypedDicts nor which of its six results
+    comes), with a refusal in our words.
+    """
     _template(tokenizer)
     try:
         return tokenizer.apply_chat_template(turns, **options)
     except jinja2.TemplateError as error:
         cure = (
-            "set context_placement=user and no system_prompt" if turns[0]["role"] == "system" else "change its messages"
+            "set context_placement=user and no system_prompt"
+            if turns[0]["role"] == "system"
+            else "change its messages"
         )
-        raise ValueError(f"{what}: the chat template refuses its messages ({error}): {cure}") from None
+        raise ValueError(
+            f"{what}: the chat template refuses its messages ({error}): {cure}"
+        ) from None

@@ -11,10 +11,11 @@ Numbers = Sequence[int | float] | Shaped[np.ndarray, " B"]
 
 
 def wilson(successes: int | float, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share: inside [0, 1] and honest for few problems and for shares of 0 and 1.
+    """The Wilson score interval of a share: inside [0, 1] and honest for few problems and for
+    shares of 0 and 1.
 
-    It solves `|share - p| = z sqrt(p (1 - p) / count)` for p, z being the normal quantile. It covers the choice of the
-    problems, not the run's seed. No problems give (0, 1).
+    It solves `|share - p| = z sqrt(p (1 - p) / count)` for p, z being the normal quantile. It
+    covers the choice of the problems, not the run's seed. No problems give (0, 1).
 
     Raises:
       ValueError: more successes than problems, or a confidence outside (0, 1).
@@ -38,9 +39,9 @@ def wilson(successes: int | float, count: int, confidence: float = 0.95) -> tupl
 def token_mean(sums: Numbers, counts: Numbers, confidence: float = 0.95) -> tuple[float, float]:
     """A normal interval of `sum(sums) / sum(counts)`, a mean over tokens whose unit is the row.
 
-    Tokens of one completion are not independent, so the spread is taken over rows: with mean m, the standard error is
-    `sqrt(n / (n - 1) sum((sums - m counts)^2)) / sum(counts)`, that of a ratio by linearisation. One row gives (-inf,
-    inf).
+    Tokens of one completion are not independent, so the spread is taken over rows: with mean m, the
+    standard error is `sqrt(n / (n - 1) sum((sums - m counts)^2)) / sum(counts)`, that of a ratio by
+    linearisation. One row gives (-inf, inf).
 
     Args:
       sums: a row's sum over its tokens, `[B]`.

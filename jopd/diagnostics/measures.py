@@ -1,11 +1,12 @@
 """What an evaluation measured, and how a person reads it: names, units, intervals, durations.
 
-An evaluation record is a dict of numbers; of measures with an interval, `{"value", "low", "high", "count"}`; of groups
-of these (`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists along the completion or over its length. The
-unit follows from the words of the name's last part: `accuracy` and `*_rate` are shares of problems, `*_share`,
-`*_agreement`, `*_overlap`, `*_mass*` and `stop_gap` are shares of tokens or probabilities, `*kl*`, `*_entropy`,
-`entropy_gap` and `log_ratio*` are nats a token, `length*` counts tokens. Under "teacher" a record may hold the teacher's
-own measures on the same problems.
+An evaluation record is a dict of numbers; of measures with an interval, `{"value", "low", "high",
+"count"}`; of groups of these (`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists
+along the completion or over its length. The unit follows from the words of the name's last part:
+`accuracy` and `*_rate` are shares of problems, `*_share`, `*_agreement`, `*_overlap`, `*_mass*` and
+`stop_gap` are shares of tokens or probabilities, `*kl*`, `*_entropy`, `entropy_gap` and
+`log_ratio*` are nats a token, `length*` counts tokens. Under "teacher" a record may hold the
+teacher's own measures on the same problems.
 """
 
 import math
@@ -34,7 +35,8 @@ LABELS = {
     "shortcut_asserts_rate": "asserts without deriving",
     "shortcut_cues_rate": "knows beforehand",
 }
-# Groups of an evaluation record that say why rather than what: in report.md's second table, not on the screen nor in the curve.
+# Groups of an evaluation record that say why rather than what: in report.md's second table, not on
+# the screen nor in the curve.
 DIAGNOSTICS = ("support", "late", "shortcuts")
 
 
@@ -52,7 +54,9 @@ class Measure(NamedTuple):
 
 
 def measures(record: Mapping[str, Any]) -> dict[str, Measure]:
-    """The numbers of an evaluation record, those of nested groups under names joined by "/"; no profiles, no texts."""
+    """The numbers of an evaluation record, those of nested groups under names joined by "/"; no
+    profiles, no texts.
+    """
     found = {}
     for name, value in record.items():
         if name in NOT_MEASURES or isinstance(value, (bool, str)):
@@ -60,7 +64,9 @@ def measures(record: Mapping[str, Any]) -> dict[str, Measure]:
         if isinstance(value, (int, float)):
             found[name] = Measure(value)
         elif isinstance(value, Mapping) and "value" in value:
-            found[name] = Measure(value["value"], value.get("low"), value.get("high"), value.get("count"))
+            found[name] = Measure(
+                value["value"], value.get("low"), value.get("high"), value.get("count")
+            )
         elif isinstance(value, Mapping):
             found |= {f"{name}/{inner}": measure for inner, measure in measures(value).items()}
     return {name: measure for name, measure in found.items() if measure.value is not None}
@@ -80,7 +86,12 @@ def unit(name: str) -> str:
         or words == ["stop", "gap"]
     ):
         return "%"
-    if "kl" in words or words[-1] == "entropy" or words[:2] == ["log", "ratio"] or words == ["entropy", "gap"]:
+    if (
+        "kl" in words
+        or words[-1] == "entropy"
+        or words[:2] == ["log", "ratio"]
+        or words == ["entropy", "gap"]
+    ):
         return "nats"
     return "tokens" if words[0] == "length" else ""
 
@@ -103,7 +114,11 @@ def amount(name: str, value: int | float) -> str:
 def show(name: str, measure: Measure) -> str:
     """The amount and, in brackets, its interval: `41.2 [35.3, 47.4]`."""
     text = amount(name, measure.value)
-    return text + (f" [{', '.join(amount(name, bound) for bound in measure.interval)}]" if measure.interval else "")
+    return text + (
+        f" [{', '.join(amount(name, bound) for bound in measure.interval)}]"
+        if measure.interval
+        else ""
+    )
 
 
 def number(value: int | float) -> str:
@@ -128,8 +143,8 @@ def duration(seconds: int | float) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON data: arrays become lists, NumPy scalars numbers, and numbers that are not finite null, which
-    JSON has no word for.
+    """The same as JSON data: arrays become lists, NumPy scalars numbers, and numbers that are not
+    finite null, which JSON has no word for.
 
     Nine digits are kept, enough to give every float32 back exactly.
     """

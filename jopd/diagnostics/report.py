@@ -1,7 +1,8 @@
 """The report beside every run: `report.md` for a person and `report.json` for a program.
 
-Its four groups are the least that a paper on on-policy distillation should tell, after the survey (arXiv:2606.22793),
-whose six variables name the method. What a run did not record is said to be missing, not left out.
+Its four groups are the least that a paper on on-policy distillation should tell, after the survey
+(arXiv:2606.22793), whose six variables name the method. What a run did not record is said to be
+missing, not left out.
 """
 
 import json
@@ -32,23 +33,49 @@ VARIABLES = ("state", "support", "credit", "routing", "gates", "regularisation")
 CHECKLIST: dict[str, tuple[str, ...]] = {
     "run": ("preset", "method", "command", "seed", "versions", "device", "mesh", "seconds"),
     "state": (
-        "prompts", "rollouts_per_prompt", "sampling", "truncation_rate", "off_policy_share", "policy_age",
-        "student_init", "cold_start",
+        "prompts",
+        "rollouts_per_prompt",
+        "sampling",
+        "truncation_rate",
+        "off_policy_share",
+        "policy_age",
+        "student_init",
+        "cold_start",
     ),
     "feedback": (
-        "teacher", "self_or_external", "teacher_update", "views", "signal", "k", "temperature", "precision",
-        "tokenizer_match", "masked_specials",
+        "teacher",
+        "self_or_external",
+        "teacher_update",
+        "views",
+        "signal",
+        "k",
+        "temperature",
+        "precision",
+        "tokenizer_match",
+        "masked_specials",
     ),
     "update": (
-        "route", "divergence", "support", "credit", "stop_gradients", "gates", "clips", "routing", "aggregation",
-        "regularisers", "optimizer",
+        "route",
+        "divergence",
+        "support",
+        "credit",
+        "stop_gradients",
+        "gates",
+        "clips",
+        "routing",
+        "aggregation",
+        "regularisers",
+        "optimizer",
     ),
     "resource": ("tokens_generated", "teacher_tokens", "device_hours", "seeds", "grade"),
-}  # fmt: skip
+}
 TITLES = {
-    "run": "What was run", "state": "State: who wrote what was graded", "feedback": "Feedback: what the teacher said",
-    "update": "Update: how the student moved", "resource": "Resource and evidence",
-}  # fmt: skip
+    "run": "What was run",
+    "state": "State: who wrote what was graded",
+    "feedback": "Feedback: what the teacher said",
+    "update": "Update: how the student moved",
+    "resource": "Resource and evidence",
+}
 MISSING = "not recorded"
 # What stands in a run's plots/, in the order of the report.
 PLOTS = {
@@ -72,7 +99,8 @@ class Row(NamedTuple):
 
 
 def comparison(evaluations: Sequence[Mapping[str, Any]], *, diagnostics: bool = False) -> list[Row]:
-    """The first and the last evaluation, a row a measure, and the share of the way to the teacher's accuracy.
+    """The first and the last evaluation, a row a measure, and the share of the way to the teacher's
+    accuracy.
 
     With `diagnostics` the rows of the groups `measures.DIAGNOSTICS`, otherwise all others.
     """
@@ -101,8 +129,10 @@ def write(
 
     Args:
       config: the whole configuration as plain data, for the JSON.
-      facts: by group of CHECKLIST, what the run knows under the group's keys, and any further keys. Filled in unless
-        given: versions and command, and the update's support, credit, gates, routing and regularisers, which the
+      facts: by group of CHECKLIST, what the run knows under the group's keys, and any further keys.
+        Filled in unless
+        given: versions and command, and the update's support, credit, gates, routing and
+          regularisers, which the
         variables say. Times are in seconds.
       variables: the method's six survey variables, all of VARIABLES.
       evaluations: the lines of evaluations.jsonl.
@@ -111,9 +141,13 @@ def write(
       ValueError: a group or variable that does not exist, or a variable that is missing.
     """
     if unknown := set(facts) - set(CHECKLIST):
-        raise ValueError(f"facts has groups {sorted(unknown)}; the report's groups are {', '.join(CHECKLIST)}")
+        raise ValueError(
+            f"facts has groups {sorted(unknown)}; the report's groups are {', '.join(CHECKLIST)}"
+        )
     if set(variables) != set(VARIABLES):
-        raise ValueError(f"variables={sorted(variables)} must be the survey's six: {', '.join(VARIABLES)}")
+        raise ValueError(
+            f"variables={sorted(variables)} must be the survey's six: {', '.join(VARIABLES)}"
+        )
     derived = {
         "run": {"versions": versions(), "command": command()},
         "update": {
@@ -124,14 +158,27 @@ def write(
     groups = {}
     for group, keys in CHECKLIST.items():
         known = {**derived.get(group, {}), **facts.get(group, {})}
-        groups[group] = {key: plain(known.get(key, MISSING)) for key in dict.fromkeys((*keys, *known))}
+        groups[group] = {
+            key: plain(known.get(key, MISSING)) for key in dict.fromkeys((*keys, *known))
+        }
     found = _results(evaluations)
     results = {
-        name: {when: values[name]._asdict() for when, values in found._asdict().items() if name in values}
+        name: {
+            when: values[name]._asdict()
+            for when, values in found._asdict().items()
+            if name in values
+        }
         for name in found.before | found.after
     }
-    data = {**groups, "variables": dict(variables), "results": plain(results), "config": plain(config)}
-    (folder / "report.md").write_text(_markdown(folder, groups, variables, evaluations), encoding="utf-8")
+    data = {
+        **groups,
+        "variables": dict(variables),
+        "results": plain(results),
+        "config": plain(config),
+    }
+    (folder / "report.md").write_text(
+        _markdown(folder, groups, variables, evaluations), encoding="utf-8"
+    )
     # Last, and whole or not at all: a folder with a report.json is that of a finished run.
     partial = folder / ".report.json.partial"
     partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -155,7 +202,9 @@ def command() -> str:
 
 
 class _Results(NamedTuple):
-    """The measures before, after (none after a single evaluation) and of the teacher, from the last record with any."""
+    """The measures before, after (none after a single evaluation) and of the teacher, from the last
+    record with any.
+    """
 
     before: dict[str, Measure]
     after: dict[str, Measure]
@@ -183,18 +232,31 @@ def _markdown(
     evaluations: Sequence[Mapping[str, Any]],
 ) -> str:
     run = groups["run"]
-    parts = [f"# Run report: {run['preset']}, method {run['method']}", *_findings(groups, evaluations)]
+    parts = [
+        f"# Run report: {run['preset']}, method {run['method']}",
+        *_findings(groups, evaluations),
+    ]
     header = ("held-out problems", "before", "after", "teacher", "problems")
     parts.append(_rows(header, comparison(evaluations)))
-    parts.append("Brackets: 95 % intervals. `evaluations.jsonl` holds every evaluation, `samples.jsonl` some answers.")
+    parts.append(
+        "Brackets: 95 % intervals. `evaluations.jsonl` holds every evaluation, `samples.jsonl` some answers."
+    )
     for name, alternative in PLOTS.items():
         if (folder / "plots" / f"{name}.png").exists():
             parts.append(f"![{alternative}](plots/{name}.png)")
     if why := comparison(evaluations, diagnostics=True):
         parts += ["## Diagnostics", _rows(("on the student's answers", *header[1:]), why)]
     what = {key: value for key, value in run.items() if key != "command"}
-    parts += [f"## {TITLES['run']}", f"```\n{run['command']}\n```", _facts(what), "Every setting is in `config.yaml`."]
-    parts += ["## The method in the survey's six variables", _facts({name: variables[name] for name in VARIABLES})]
+    parts += [
+        f"## {TITLES['run']}",
+        f"```\n{run['command']}\n```",
+        _facts(what),
+        "Every setting is in `config.yaml`.",
+    ]
+    parts += [
+        "## The method in the survey's six variables",
+        _facts({name: variables[name] for name in VARIABLES}),
+    ]
     for group in ("state", "feedback", "update", "resource"):
         parts += [f"## {TITLES[group]}", _facts(groups[group])]
     return "\n\n".join(parts) + "\n"
@@ -224,7 +286,9 @@ def _findings(groups: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]
             way = f", {100 * closed:.0f} % of the way to the teacher's {amount(name, results.teacher[name].value)} %"
         on = f" on {now.count:,} held-out problems" if now.count else ""
         title = label(name)
-        found.append(f"- {title[0].upper()}{title[1:]} {change}{ending}{on}{way}. The 95 % intervals {verdict}.")
+        found.append(
+            f"- {title[0].upper()}{title[1:]} {change}{ending}{on}{way}. The 95 % intervals {verdict}."
+        )
     if not found:
         return []
     seed = groups["run"]["seed"]
@@ -233,12 +297,19 @@ def _findings(groups: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    return _table(["", ""], [[key.replace("_", " "), _words(key, value)] for key, value in facts.items()])
+    return _table(
+        ["", ""], [[key.replace("_", " "), _words(key, value)] for key, value in facts.items()]
+    )
 
 
 def _words(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {_words(key, item)}" for name, item in value.items()) or "none"
+        return (
+            ", ".join(
+                f"{name.replace('_', ' ')} {_words(key, item)}" for name, item in value.items()
+            )
+            or "none"
+        )
     if isinstance(value, list):
         return ", ".join(_words(key, item) for item in value) or "none"
     if value is None or isinstance(value, bool):
@@ -246,7 +317,13 @@ def _words(key: str, value: Any) -> str:
     if isinstance(value, (int, float)):
         if unit(key) == "%":
             return f"{100 * value:.1f} %"
-        return duration(value) if key == "seconds" else str(value) if key.startswith("seed") else number(value)
+        return (
+            duration(value)
+            if key == "seconds"
+            else str(value)
+            if key.startswith("seed")
+            else number(value)
+        )
     return str(value)
 
 

@@ -1,20 +1,22 @@
 """Shortcut events: a completion that lets slip what the student was never shown.
 
-A student that learns from a teacher who reads the worked solution may learn to speak as if it read it too. Three rules
-look for that in a completion's text, beside the prompt as the student saw it; a completion counts once, whichever fire:
+A student that learns from a teacher who reads the worked solution may learn to speak as if it read
+it too. Three rules look for that in a completion's text, beside the prompt as the student saw it; a
+completion counts once, whichever fire:
 
     refers     it refers to a solution, reference, key or hint that the prompt does not contain
     asserts    it asserts an answer with no derivation before it
     cues       it treats the answer as known beforehand ("we already know the answer is 12", "which matches the expected
                answer"), where the prompt does not give it
 
-The rules are regular expressions: they see wording, not meaning, and prefer to miss an event over making one up. They can't
-see sentences of a solution that are repeated word for word, which read like a derivation of one's own. `asserts` means
-something for problems that are to be worked out; where the answer alone is asked for, or explained afterwards, it fires on
-every good completion.
+The rules are regular expressions: they see wording, not meaning, and prefer to miss an event over
+making one up. They can't see sentences of a solution that are repeated word for word, which read
+like a derivation of one's own. `asserts` means something for problems that are to be worked out;
+where the answer alone is asked for, or explained afterwards, it fires on every good completion.
 
-Source: AR-OPD (arXiv:2606.10385) counts such events by these three rules (grade P). Its patterns are unpublished: these are
-ours (reconstruction), written and tested on examples before any training, and not fitted to what a training made.
+Source: AR-OPD (arXiv:2606.10385) counts such events by these three rules (grade P). Its patterns
+are unpublished: these are ours (reconstruction), written and tested on examples before any
+training, and not fitted to what a training made.
 """
 
 import re
@@ -29,8 +31,8 @@ def events(prompt: str, completion: str, answer: str | None) -> dict[str, bool]:
     Args:
       prompt: everything that the student saw, all messages of it.
       completion: what it wrote.
-      answer: the right answer where known. With it an answer is recognised that is given without that word ("10 marbles
-        are left."), and a prompt that gives it away.
+      answer: the right answer where known. With it an answer is recognised that is given without
+        that word ("10 marbles are left."), and a prompt that gives it away.
     """
     prompt, completion = _plain(prompt), _plain(completion)
     given = _gives_answer(prompt, answer)
@@ -42,8 +44,12 @@ def events(prompt: str, completion: str, answer: str | None) -> dict[str, bool]:
     return {**found, "shortcut": any(found.values())}
 
 
-def rates(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str | None]) -> dict[str, list[bool]]:
-    """By name, one value a completion: `shortcut_rate`, and of each rule `shortcut_refers_rate` and so on."""
+def rates(
+    prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str | None]
+) -> dict[str, list[bool]]:
+    """By name, one value a completion: `shortcut_rate`, and of each rule `shortcut_refers_rate` and
+    so on.
+    """
     found = [events(*each) for each in zip(prompts, completions, answers, strict=True)]
     names = {"shortcut": "shortcut_rate"} | {rule: f"shortcut_{rule}_rate" for rule in RULES}
     return {name: [event[rule] for event in found] for rule, name in names.items()}
@@ -56,24 +62,22 @@ def _plain(text: str) -> str:
 
 
 def _any(*patterns: str) -> re.Pattern:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE | re.MULTILINE)
+    return re.compile(
+        "|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE | re.MULTILINE
+    )
 
 
-# Rule 1: a solution or reference. "Solution" is also what an equation has and what stands in a beaker, so it needs a word
-# that makes it somebody's text.
+# Rule 1: a solution or reference. "Solution" is also what an equation has and what stands in a
+# beaker, so it needs a word that makes it somebody's text.
 
 _SOMEONES = (
     r"(?:worked|reference|official|model|expert|oracle|gold|golden|hidden|privileged|provided|supplied|attached|accompanying|"
     r"editorial|teacher's|instructor's)"
 )
-_TEXT = (
-    r"(?:solution|answer(?! (?:choice|option|format|box|field|space))|trace|derivation|explanation|reasoning|proof)\b"
-)
+_TEXT = r"(?:solution|answer(?! (?:choice|option|format|box|field|space))|trace|derivation|explanation|reasoning|proof)\b"
 _SOURCE = r"(?:solution|reference(?! (?:frame|point|angle|level|value|system))|hint|ground[- ]truth)\b(?! (?:of|to)\b)"
 _THE = r"(?:the|this|that|your)"
-_QUOTED = (
-    r"(?:shown|stated|given|explained|described|indicated|noted|seen|derived|written|said|outlined|mentioned|done)"
-)
+_QUOTED = r"(?:shown|stated|given|explained|described|indicated|noted|seen|derived|written|said|outlined|mentioned|done)"
 
 _REFERS = _any(
     rf"\b(?:{_THE}|per|see|from) {_SOMEONES} {_TEXT}",
@@ -117,7 +121,8 @@ _NUMBER_WORDS = (
 _NUMBERS = _any(r"\d+(?:[.,]\d+)*", rf"\b(?:{_NUMBER_WORDS.replace(' ', '|')})\b")
 # Where a number is only a label.
 _LABELS = _any(
-    r"\b(?:step|part|case|problem|question|exercise|option|line)s? (?:\d+|[a-h]\b)[.:)]?", r"^ ?\(?\d+[.:)] "
+    r"\b(?:step|part|case|problem|question|exercise|option|line)s? (?:\d+|[a-h]\b)[.:)]?",
+    r"^ ?\(?\d+[.:)] ",
 )
 _OPERATIONS = _any(
     r"\b(?:plus|minus|times|add(?:s|ed|ing)?|subtract(?:s|ed|ing)?|multipl(?:y|ies|ied|ying)|divid(?:e|es|ed|ing))\b",
@@ -151,10 +156,12 @@ def _asserts(prompt: str, completion: str, answer: str | None) -> bool:
     marks = list(_MARKS.finditer(completion))
     for mark in marks:
         claim = _SENTENCE_ENDS.split(completion[mark.end() :], maxsplit=1)[0]
-        # "Answer: 14 and 6 make 20, ..." is a heading with its derivation; "answer: (14, 6)" is not.
+        # "Answer: 14 and 6 make 20, ..." is a heading with its derivation; "answer: (14, 6)" is
+        # not.
         if not (_ARGUES.search(claim) and _derives(prompt, claim)):
             return not _derives(prompt, completion[: mark.start()])
-    # Without the word, the answer itself; if the prompt has it too, it may be something that is only told again.
+    # Without the word, the answer itself; if the prompt has it too, it may be something that is
+    # only told again.
     if marks or not answer or _places(answer, prompt):
         return False
     places = _places(answer, completion)
@@ -165,7 +172,9 @@ _SENTENCE_ENDS = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 
 def _derives(prompt: str, text: str) -> bool:
-    """Whether a text takes a step: an operation, a relation between numbers, or a few words of its own."""
+    """Whether a text takes a step: an operation, a relation between numbers, or a few words of its
+    own.
+    """
     told = " ".join(prompt.lower().split())
     words: set[str] = set()
     for sentence in _SENTENCE_ENDS.split(text):
@@ -181,13 +190,11 @@ def _derives(prompt: str, text: str) -> bool:
     return len(words - set(re.findall(r"[a-z]+", told))) >= _ENOUGH_WORDS
 
 
-# Rule 3: an answer known beforehand. What comes out of a derivation may be called "the answer", so it must be said to be
-# known, expected or given.
+# Rule 3: an answer known beforehand. What comes out of a derivation may be called "the answer", so
+# it must be said to be known, expected or given.
 
 _ANSWER = r"(?:(?:final|correct|right|true|actual) )?answer"
-_PROPERTY = (
-    r"(?! (?:must|has|should|cannot|can't|will|is (?:an?|at|between|even|odd|positive|negative|less|greater|in))\b)"
-)
+_PROPERTY = r"(?! (?:must|has|should|cannot|can't|will|is (?:an?|at|between|even|odd|positive|negative|less|greater|in))\b)"
 _CUES = _any(
     rf"(?<!now )\b(?:we|i|you) (?:already )?(?:know|knew) (?:that )?(?:the|what the) {_ANSWER}{_PROPERTY}\b",
     rf"\b(?:knowing|having been told|having seen|remembering|recalling) (?:that )?(?:the|what the) {_ANSWER}{_PROPERTY}\b",
@@ -206,7 +213,9 @@ _CUES = _any(
 def _gives_answer(prompt: str, answer: str | None) -> bool:
     """Whether the prompt says what the answer is."""
     if answer:
-        said = re.compile(r"\b(?:answer|result)(?: (?:is|was|equals|of|should be|must be))?[ :=\"'(]*$", re.I)
+        said = re.compile(
+            r"\b(?:answer|result)(?: (?:is|was|equals|of|should be|must be))?[ :=\"'(]*$", re.I
+        )
         return any(said.search(prompt[:place]) for place in _places(answer, prompt))
     return re.search(r"\banswer (?:is|was) (?!to be\b|an? |not\b)\S", prompt, re.I) is not None
 

@@ -38,27 +38,35 @@ class Comparison:
     ) -> Terms:
         del extras
         student_logits, teacher = jax.lax.stop_gradient((student_logits, teacher_logits[self.view]))
-        log_ratio = log_prob_of(log_softmax(teacher), tokens) - log_prob_of(log_softmax(student_logits), tokens)
+        log_ratio = log_prob_of(log_softmax(teacher), tokens) - log_prob_of(
+            log_softmax(student_logits), tokens
+        )
         further = forward_kl(log_softmax(student_logits), log_softmax(teacher))
-        return {**comparison(student_logits, teacher), "forward_kl": further, "log_ratio": log_ratio}
+        return {
+            **comparison(student_logits, teacher),
+            "forward_kl": further,
+            "log_ratio": log_ratio,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnostics:
-    """Everything of `Comparison`, and how far the two distributions share a support, for one top-k search each.
+    """Everything of `Comparison`, and how far the two distributions share a support, for one top-k
+    search each.
 
-    With `pi` the student's distribution, `q` the teacher's, `top(.)` the ids of the k likeliest tokens (ties to the lowest
-    id) and `y` the sampled token; both at temperature 1.
+    With `pi` the student's distribution, `q` the teacher's, `top(.)` the ids of the k likeliest
+    tokens (ties to the lowest id) and `y` the sampled token; both at temperature 1.
 
     Attributes:
       view: the teacher's.
       stop_tokens: those that end a completion.
       k: of the top-k; the vocabulary where that is smaller.
-      support_threshold: below this probability a token is outside the student's support. Reconstruction: no paper states
-        it.
+      support_threshold: below this probability a token is outside the student's support.
+        Reconstruction: no paper states it.
       reachable: from this probability on the student can be expected to sample a token.
 
-    Terms besides those of `Comparison`, each `[*n]` and without gradient; all but the first in [0, 1]:
+    Terms besides those of `Comparison`, each `[*n]` and without gradient; all but the first in [0,
+    1]:
       entropy_gap: `|H(q) - H(pi)|`, nats.
       top_k_overlap: `|top(q) & top(pi)| / k`.
       overlap_mass: `q` on `top(q) & top(pi)`.
@@ -73,7 +81,8 @@ class Diagnostics:
     Raises:
       ValueError: k < 1, or a threshold outside (0, 1).
 
-    Source: the support gap is AR-OPD's (arXiv:2606.10385, grade P), the others the survey's (arXiv:2606.22793, P).
+    Source: the support gap is AR-OPD's (arXiv:2606.10385, grade P), the others the survey's
+      (arXiv:2606.22793, P).
     """
 
     view: str
@@ -87,7 +96,9 @@ class Diagnostics:
             raise ValueError(f"k={self.k} must be at least 1: 16 is AR-OPD's")
         for name in ("support_threshold", "reachable"):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1): it is a token's probability")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must lie in (0, 1): it is a token's probability"
+                )
 
     def token_terms(
         self,
@@ -116,7 +127,8 @@ class Diagnostics:
             "student_mass_on_teacher_top_k": _mass(pi, of_teacher),
             "out_of_support_mass": _mass(q, pi < self.support_threshold),
             "reachable_teacher_mass": _mass(q, of_teacher & (pi >= self.reachable)),
-            "sampled_outside_share": 1 - _mass(jnp.ones_like(q), of_teacher & (ids == tokens[..., None])),
+            "sampled_outside_share": 1
+            - _mass(jnp.ones_like(q), of_teacher & (ids == tokens[..., None])),
             "stop_gap": jnp.abs(_mass(q, stops) - _mass(pi, stops)),
         }
 

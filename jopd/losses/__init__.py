@@ -1,7 +1,8 @@
 """What is learnt from a teacher: one file a method, each two pure functions of arrays.
 
     method = losses.get("opd", divergence="forward_kl")
-    loss, metrics = losses.evaluate(method, student_logits, {"teacher": teacher_logits}, tokens, mask)
+    loss, metrics = losses.evaluate(method, student_logits, {"teacher": teacher_logits}, tokens,
+    mask)
 
 A method is added with its file, its line in METHODS and its tests.
 """
@@ -77,7 +78,8 @@ def get(name: str, **settings: Any) -> Method:
     """The method of that name.
 
     Raises:
-      ValueError: an unknown method or setting, with the nearest known one; or a setting's bad value, with the cure.
+      ValueError: an unknown method or setting, with the nearest known one; or a setting's bad
+        value, with the cure.
     """
     check_known("method", [name], METHODS)
     check_known(f"setting of {name}", settings, inspect.signature(METHODS[name]).parameters)

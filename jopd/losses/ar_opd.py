@@ -1,17 +1,20 @@
-"""Anchored-residual self-distillation: the teacher that saw half a solution, corrected by the one that saw all of it.
+"""Anchored-residual self-distillation: the teacher that saw half a solution, corrected by the one
+that saw all of it.
 
     residual = clip( log q_full - log q_part, -c, c )
     q_lam    = softmax( log q_part + lam residual )              all of it without gradient
     loss     = token_mean( KL(q_lam || pi) )                     the first tokens of each completion are skipped
 
-Both teachers are one model with the student's averaged weights; they read the worked solution and its first part. The
-partial view is the anchor, as it gives nothing away that was not derived; lam (`scale`) is how much of the full view's
-correction is added. 0 is Partial OPD; 1 is Full OPD as far as no entry is clipped; above 1 extrapolates.
+Both teachers are one model with the student's averaged weights; they read the worked solution and
+its first part. The partial view is the anchor, as it gives nothing away that was not derived; lam
+(`scale`) is how much of the full view's correction is added. 0 is Partial OPD; 1 is Full OPD as far
+as no entry is clipped; above 1 extrapolates.
 
-A token that the anchor rules out (log-probability -inf) stays ruled out, whatever the full view says; one that the full
-view alone rules out loses lam c nats.
+A token that the anchor rules out (log-probability -inf) stays ruled out, whatever the full view
+says; one that the full view alone rules out loses lam c nats.
 
-Deviation: the paper's table has lam .6 and its repository sweeps around .8; the default is the table's.
+Deviation: the paper's table has lam .6 and its repository sweeps around .8; the default is the
+table's.
 
 Source: AR-OPD, arXiv:2606.10385. Grade P.
 """
@@ -45,7 +48,11 @@ from jopd.losses.vocabulary import log_softmax
 
 
 def anchored_residual_target(
-    partial_logp: Float[Array, "*n V"], full_logp: Float[Array, "*n V"], *, scale: float | int, clip: float | int
+    partial_logp: Float[Array, "*n V"],
+    full_logp: Float[Array, "*n V"],
+    *,
+    scale: float | int,
+    clip: float | int,
 ) -> Float[Array, "*n V"]:
     """Log-probabilities of q_lam, without gradient.
 
@@ -60,7 +67,9 @@ def anchored_residual_target(
     """
     _check(scale, clip)
     partial_logp, full_logp = jax.lax.stop_gradient((partial_logp, full_logp))
-    return jax.nn.log_softmax(partial_logp + scale * jnp.clip(_residual(partial_logp, full_logp), -clip, clip))
+    return jax.nn.log_softmax(
+        partial_logp + scale * jnp.clip(_residual(partial_logp, full_logp), -clip, clip)
+    )
 
 
 def _residual(partial_logp, full_logp):
@@ -70,28 +79,34 @@ def _residual(partial_logp, full_logp):
 
 def _check(scale, clip):
     if not 0 <= scale < math.inf:
-        raise ValueError(f"scale={scale} must not be negative: 0 is Partial OPD, 1 Full OPD, 0.6 the paper's")
+        raise ValueError(
+            f"scale={scale} must not be negative: 0 is Partial OPD, 1 Full OPD, 0.6 the paper's"
+        )
     if not 0 < clip < math.inf:
-        raise ValueError(f"clip={clip} must be positive and finite, in nats; 5 is the paper's, 1000 never acts")
+        raise ValueError(
+            f"clip={clip} must be positive and finite, in nats; 5 is the paper's, 1000 never acts"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class AnchoredResidualOPD(Method):
     """Forward KL to the partial view's distribution, moved part of the way to the full view's.
 
-    It logs, without gradient and at its own temperature, `kl_full_partial` = KL(q_full || q_part), `kl_target_partial`
-    = KL(q_lam || q_part), `kl_full_student` = KL(q_full || pi), whose growth in late positions is the paper's drift, and
-    the means under q_full of the clipped residual's size, `residual_size`, and of whether it was clipped,
-    `residual_clipped` (a plain mean over the vocabulary would be about its tail). The skipped tokens are among them.
+    It logs, without gradient and at its own temperature, `kl_full_partial` = KL(q_full || q_part),
+    `kl_target_partial` = KL(q_lam || q_part), `kl_full_student` = KL(q_full || pi), whose growth in
+    late positions is the paper's drift, and the means under q_full of the clipped residual's size,
+    `residual_size`, and of whether it was clipped, `residual_clipped` (a plain mean over the
+    vocabulary would be about its tail). The skipped tokens are among them.
 
     Attributes:
-      scale: how much of the full view's correction is added to the partial view: 0 is Partial OPD, 1 Full OPD. The
-        paper's table has 0.6, its repository's sweep 0.8.
+      scale: how much of the full view's correction is added to the partial view: 0 is Partial OPD,
+        1 Full OPD. The paper's table has 0.6, its repository's sweep 0.8.
       clip: bound on the size of that correction for each vocabulary entry, in nats.
-      skip_tokens: so many tokens at the start of each completion have no loss; shorter ones have none at all.
+      skip_tokens: so many tokens at the start of each completion have no loss; shorter ones have
+        none at all.
       temperature: divides the logits of student and teacher alike.
-      teacher_update: the teacher's weights: the initial ones (`frozen`), an average of the student's (`ema`), the
-        student's (`live`).
+      teacher_update: the teacher's weights: the initial ones (`frozen`), an average of the
+        student's (`ema`), the student's (`live`).
     """
 
     name = "ar_opd"
@@ -109,15 +124,23 @@ class AnchoredResidualOPD(Method):
         check_temperature(self.temperature)
         check_known("teacher_update", [self.teacher_update], ("frozen", "ema", "live"))
         if self.skip_tokens < 0:
-            raise ValueError(f"skip_tokens={self.skip_tokens} must not be negative; 3 is the paper's, 0 is off")
+            raise ValueError(
+                f"skip_tokens={self.skip_tokens} must not be negative; 3 is the paper's, 0 is off"
+            )
 
     @property
     def ordered(self) -> bool:
         return self.skip_tokens > 0
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         of = lambda logits: log_softmax(logits, self.temperature)
-        student, partial, full = of(student_logits), of(teacher_logits["partial"]), of(teacher_logits["full"])
+        student, partial, full = (
+            of(student_logits),
+            of(teacher_logits["partial"]),
+            of(teacher_logits["full"]),
+        )
         target = anchored_residual_target(partial, full, scale=self.scale, clip=self.clip)
         size, under_full = jnp.abs(_residual(partial, full)), jnp.exp(full)
         return {

@@ -1,13 +1,16 @@
-"""What every method shares: its description, the two pure stages that a loss is made of, and their plain-array entry.
+"""What every method shares: its description, the two pure stages that a loss is made of, and their
+plain-array entry.
 
     vocabulary stage   logits [*n, V] of student and teacher views  ->  per-token terms [*n]   alone sees the vocabulary
     time stage         per-token terms [B, T]                       ->  sums and counts
 
-A method writes `token_terms` and `reduce`; whoever runs it calls `vocabulary_stage` and `time_stage`, which hold what
-no method should have to remember: the teacher's logits carry no gradient, and what stands outside the mask, NaN
-included, does not exist.
+A method writes `token_terms` and `reduce`; whoever runs it calls `vocabulary_stage` and
+`time_stage`, which hold what
+no method should have to remember: the teacher's logits carry no gradient, and what stands outside
+the mask, NaN included, does not exist.
 
-The time stage may also ask for `inputs`, arrays [B, T] or [B, 1] that others provide under these names:
+The time stage may also ask for `inputs`, arrays [B, T] or [B, 1] that others provide under these
+names:
 
     behaviour_logp    log-probability of each token when it was sampled
     truncated         1 where the length limit ended the row, 0 where a stop token did
@@ -16,8 +19,9 @@ The time stage may also ask for `inputs`, arrays [B, T] or [B, 1] that others pr
     step              optimiser steps done before this batch's first
     weight            a factor on each token's loss, by whoever wants to stress or to silence tokens; absent, it is 1
 
-What needs the whole batch, or decides what is counted, and depends on logits comes from a scoring pass without gradient:
-a method's `scoring` is its vocabulary stage and `prepare` makes inputs of its terms.
+What needs the whole batch, or decides what is counted, and depends on logits comes from a scoring
+pass without gradient: a method's `scoring` is its vocabulary stage and `prepare` makes inputs of
+its terms.
 """
 
 import abc
@@ -45,7 +49,9 @@ Profiles = dict[str, tuple[Shaped[Array, "B T"], Mask]]
 
 
 class Total(NamedTuple):
-    """A sum and the count that divides it, kept apart until every micro-batch and device has added its own."""
+    """A sum and the count that divides it, kept apart until every micro-batch and device has added
+    its own.
+    """
 
     sum: Float[Array, ""]
     count: Float[Array, ""]
@@ -73,7 +79,9 @@ Sums = tuple[dict[str, LossTerm], dict[str, Total]]
 
 
 class Places(NamedTuple):
-    """Where windows begin: at the token of that index, after all before it. The last column is the probe."""
+    """Where windows begin: at the token of that index, after all before it. The last column is the
+    probe.
+    """
 
     positions: Int[Array, "B W"]
     valid: Bool[Array, "B W"]
@@ -96,13 +104,15 @@ class Compared(NamedTuple):
     """What the windows are good for.
 
     Attributes:
-      tokens, mask: [B * M, K], the stream of trajectories: row b's are b * M to b * M + M - 1, and they go on from the
-        first M places, the probe's left out.
+      tokens, mask: [B * M, K], the stream of trajectories: row b's are b * M to b * M + M - 1, and
+        they go on from the first M places, the probe's left out.
       extras: the stream's.
-      inputs: more inputs of the method's own time stage; a `weight` multiplies one that is there already.
+      inputs: more inputs of the method's own time stage; a `weight` multiplies one that is there
+        already.
       state: the method's next.
       metrics: of the batch.
-      points: [B, W] each, of every place: `transport` (D_OT), `divergence` (D) and `compared` (whether the two count).
+      points: [B, W] each, of every place: `transport` (D_OT), `divergence` (D) and `compared`
+        (whether the two count).
     """
 
     tokens: Int[Array, "R K"]
@@ -135,7 +145,9 @@ INPUTS = ("behaviour_logp", "truncated", "reward", "group_advantage", "step")
 class Stage(Protocol):
     """A vocabulary stage: every method has one, and whoever only measures may bring their own."""
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         """Per-token terms, [*n] or [*n, k] each, of logits on any leading axes."""
         ...
 
@@ -144,13 +156,19 @@ class Loss(abc.ABC):
     """The two pure functions of one stream of sequences, and what they read.
 
     Attributes:
-      views: the teacher contexts whose logits the vocabulary stage reads. "initial" is the student as it was at the
-        start of the run, in the student's own context; every other view is the teacher's.
-      extras: per-token arrays [B, T, ...] that the vocabulary stage reads besides logits and tokens.
-      inputs: arrays [B, T] or [B, 1], of those named in INPUTS, that the time stage reads besides the terms.
-      module_inputs: those that `apply_modules` makes, and that plain arrays stand in for in `evaluate`.
-      ordered: whether a token's place counts, so that masks must be on from column 0 up to a row's last token.
-      why_not_zero: why loss or gradient are not 0 where student and teacher say the same in every view; empty where they are.
+      views: the teacher contexts whose logits the vocabulary stage reads. "initial" is the student
+        as it was at the start of the run, in the student's own context; every other view is the
+        teacher's.
+      extras: per-token arrays [B, T, ...] that the vocabulary stage reads besides logits and
+        tokens.
+      inputs: arrays [B, T] or [B, 1], of those named in INPUTS, that the time stage reads besides
+        the terms.
+      module_inputs: those that `apply_modules` makes, and that plain arrays stand in for in
+        `evaluate`.
+      ordered: whether a token's place counts, so that masks must be on from column 0 up to a row's
+        last token.
+      why_not_zero: why loss or gradient are not 0 where student and teacher say the same in every
+        view; empty where they are.
     """
 
     name: ClassVar[str]
@@ -166,20 +184,30 @@ class Loss(abc.ABC):
         return not self.why_not_zero
 
     @abc.abstractmethod
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
-        """Vocabulary stage, differentiable in the student's logits: per-token terms, [*n] or [*n, k] each."""
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
+        """Vocabulary stage, differentiable in the student's logits: per-token terms, [*n] or [*n,
+        k] each.
+        """
 
     @abc.abstractmethod
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        """Time stage: the loss's summands and the metrics. Counts depend on mask and inputs alone, never on terms."""
+        """Time stage: the loss's summands and the metrics. Counts depend on mask and inputs alone,
+        never on terms.
+        """
 
     def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
-        """What is worth a profile along the completion besides what every method has: values, and where they count."""
+        """What is worth a profile along the completion besides what every method has: values, and
+        where they count.
+        """
         del terms, mask, inputs
         return {}
 
     def scoring(self) -> Stage | None:
-        """The vocabulary stage of a pass without gradient over the whole batch, where `prepare` needs one."""
+        """The vocabulary stage of a pass without gradient over the whole batch, where `prepare`
+        needs one.
+        """
         return None
 
     def prepare(self, terms: Terms, mask: Mask, inputs: Inputs) -> dict[str, Array]:
@@ -189,27 +217,30 @@ class Loss(abc.ABC):
 
 
 class Method(Loss):
-    """A way to turn a teacher's judgement into a loss: a frozen dataclass of settings with two pure functions.
+    """A way to turn a teacher's judgement into a loss: a frozen dataclass of settings with two pure
+    functions.
 
     Attributes:
       name: what the command line and the registry call it.
-      source: the paper or report, and the grade of what is implemented (P read there, S secondary readings, R
-        reconstruction).
+      source: the paper or report, and the grade of what is implemented (P read there, S secondary
+        readings, R reconstruction).
       route: how the teacher's judgement becomes a gradient.
       aggregation: what the per-token loss is divided by.
-      identity_settings: those under which the identity check sees every token, where the usual ones let none through.
+      identity_settings: those under which the identity check sees every token, where the usual ones
+        let none through.
       shown: inputs of `prepare`, [B, T], that are worth a picture.
-      run_defaults: settings of a run that the method's paper has otherwise than the usual one, as ("group.name", value);
-        they hold where the method is chosen by its name alone.
+      run_defaults: settings of a run that the method's paper has otherwise than the usual one, as
+        ("group.name", value); they hold where the method is chosen by its name alone.
       on_policy_share: the share of completions that the student writes; the others are references.
       updates: optimiser steps on one batch of completions.
-      teacher_update: "frozen" keeps the teacher as it was loaded, "ema" lets it follow the student, "live" is the
-        student itself.
-      guided_share: the share of the student's completions that are sampled with the privileged context in the prompt.
-        They are scored without it, like the others.
+      teacher_update: "frozen" keeps the teacher as it was loaded, "ema" lets it follow the student,
+        "live" is the student itself.
+      guided_share: the share of the student's completions that are sampled with the privileged
+        context in the prompt. They are scored without it, like the others.
       guided_writer: who samples those, the student as it is now or the teacher.
       modules_learning_rate: of the parameters that `init_modules` makes.
-      windows: places in a completion, besides one probe, from which student and teacher write on; 0 for most methods.
+      windows: places in a completion, besides one probe, from which student and teacher write on; 0
+        for most methods.
       window_tokens: how much they write there.
     """
 
@@ -235,10 +266,18 @@ class Method(Loss):
     @property
     def completions(self) -> Literal["student", "reference", "mixed"]:
         """Who writes the completions."""
-        return "student" if self.on_policy_share == 1 else "mixed" if self.on_policy_share > 0 else "reference"
+        return (
+            "student"
+            if self.on_policy_share == 1
+            else "mixed"
+            if self.on_policy_share > 0
+            else "reference"
+        )
 
     def init_modules(self, width: int, key: PRNGKeyArray) -> dict[str, Array]:
-        """Parameters, float32, of small modules that the method owns and trains on the student's final hidden states."""
+        """Parameters, float32, of small modules that the method owns and trains on the student's
+        final hidden states.
+        """
         del width, key
         return {}
 
@@ -247,8 +286,8 @@ class Method(Loss):
     ) -> dict[str, Float[Array, "B _"]]:
         """More inputs for the time stage, of the modules' parameters and the hidden states.
 
-        `hidden` has T + 1 columns, S = T + 1: column t predicts token t, the last one stands after token T. It carries the
-        student's gradient: detach it unless that is meant.
+        `hidden` has T + 1 columns, S = T + 1: column t predicts token t, the last one stands after
+        token T. It carries the student's gradient: detach it unless that is meant.
         """
         del modules, hidden, mask
         return {}
@@ -258,7 +297,9 @@ class Method(Loss):
         return {}
 
     def choose_windows(self, inputs: Inputs, mask: Mask, noise: Float[Array, "B T"]) -> Places:
-        """Where both models write on, of what `prepare` made and uniform random numbers; for methods with windows."""
+        """Where both models write on, of what `prepare` made and uniform random numbers; for
+        methods with windows.
+        """
         raise NotImplementedError(f"{self.name} has no windows")
 
     def compare_windows(
@@ -275,7 +316,9 @@ class Method(Loss):
 
     @property
     def streams(self) -> Mapping[str, Loss]:
-        """The loss on further sequences that grow out of the completions, under their name; its summands are added to its own."""
+        """The loss on further sequences that grow out of the completions, under their name; its
+        summands are added to its own.
+        """
         return {}
 
     @abc.abstractmethod
@@ -284,7 +327,9 @@ class Method(Loss):
 
 
 def silence(values: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> Shaped[Array, "..."]:
-    """Zeros where the mask, on the leading axes, is off; for what enters a stage, as 0 * NaN in a gradient is NaN."""
+    """Zeros where the mask, on the leading axes, is off; for what enters a stage, as 0 * NaN in a
+    gradient is NaN.
+    """
     mask = jnp.expand_dims(mask, tuple(range(mask.ndim, values.ndim)))
     return jnp.where(mask, values, jnp.zeros((), values.dtype))
 
@@ -302,7 +347,9 @@ def masked_totals(terms: Terms, mask: Mask) -> dict[str, Total]:
 
 
 def token_mean(values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-    """Sum and count of a per-token loss, both under the input `weight` if there is one: a (weighted) mean over tokens."""
+    """Sum and count of a per-token loss, both under the input `weight` if there is one: a
+    (weighted) mean over tokens.
+    """
     if "weight" not in inputs:
         return masked_total(values, mask)
     weight = jax.lax.stop_gradient(inputs["weight"]).astype(values.dtype)
@@ -310,38 +357,59 @@ def token_mean(values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total
 
 
 def row_sum(values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-    """Sum of a per-token loss, under the input `weight` if there is one, and the number of rows with a token.
+    """Sum of a per-token loss, under the input `weight` if there is one, and the number of rows
+    with a token.
 
     The aggregation that keeps returns unbiased for a sequence's loss when lengths vary.
     """
-    return Total(token_mean(values, mask, inputs).sum, jnp.any(mask, axis=1).sum(dtype=accumulator(values.dtype)))
+    return Total(
+        token_mean(values, mask, inputs).sum,
+        jnp.any(mask, axis=1).sum(dtype=accumulator(values.dtype)),
+    )
 
 
-def batch_loss(terms: Mapping[str, LossTerm], counts: Mapping[str, Float[Array, ""]] | None = None) -> Float[Array, ""]:
-    """Sum of coefficient * sum / count, with a whole batch's `counts` where `terms` are those of a micro-batch."""
+def batch_loss(
+    terms: Mapping[str, LossTerm], counts: Mapping[str, Float[Array, ""]] | None = None
+) -> Float[Array, ""]:
+    """Sum of coefficient * sum / count, with a whole batch's `counts` where `terms` are those of a
+    micro-batch.
+    """
     counts = counts or {name: term.count for name, term in terms.items()}
     shares = [term.coefficient * share(term.sum, counts[name]) for name, term in terms.items()]
     return jnp.stack(shares).sum()
 
 
 def vocabulary_stage(
-    stage: Stage, student_logits: Logits, teacher_logits: Views, tokens: Tokens, mask: Bool[Array, "*n"], extras: Inputs
+    stage: Stage,
+    student_logits: Logits,
+    teacher_logits: Views,
+    tokens: Tokens,
+    mask: Bool[Array, "*n"],
+    extras: Inputs,
 ) -> Terms:
-    """The stage's per-token terms; where the mask is off they are those of zeros and carry no gradient."""
-    teachers = {view: silence(jax.lax.stop_gradient(logits), mask) for view, logits in teacher_logits.items()}
+    """The stage's per-token terms; where the mask is off they are those of zeros and carry no
+    gradient.
+    """
+    teachers = {
+        view: silence(jax.lax.stop_gradient(logits), mask)
+        for view, logits in teacher_logits.items()
+    }
     extras = {name: silence(values, mask) for name, values in extras.items()}
     return stage.token_terms(silence(student_logits, mask), teachers, silence(tokens, mask), extras)
 
 
 def time_stage(method: Loss, terms: Terms, mask: Shaped[Array, "B T"], inputs: Inputs) -> Sums:
-    """The method's sums and counts; terms and [B, T] inputs are zero outside the mask before the method sees them.
+    """The method's sums and counts; terms and [B, T] inputs are zero outside the mask before the
+    method sees them.
 
     [B, 1] inputs stay as they are: they belong to rows.
     """
     return method.reduce(*_inside(terms, mask, inputs))
 
 
-def profiled_tokens(method: Loss, terms: Terms, mask: Shaped[Array, "B T"], inputs: Inputs) -> Profiles:
+def profiled_tokens(
+    method: Loss, terms: Terms, mask: Shaped[Array, "B T"], inputs: Inputs
+) -> Profiles:
     """What the method has for profiles, of the terms and inputs that its time stage would see."""
     return method.profiled(*_inside(terms, mask, inputs))
 
@@ -350,25 +418,37 @@ def _inside(terms: Terms, mask: Shaped[Array, "B T"], inputs: Inputs) -> tuple[T
     mask = mask.astype(bool)
     of_tokens = lambda values: values.shape[:2] == mask.shape
     terms = {name: silence(values, mask) for name, values in terms.items()}
-    inputs = {name: silence(values, mask) if of_tokens(values) else values for name, values in inputs.items()}
+    inputs = {
+        name: silence(values, mask) if of_tokens(values) else values
+        for name, values in inputs.items()
+    }
     return terms, mask, inputs
 
 
 def whole_batch_counts(
     method: Loss, mask: Shaped[Array, "B T"], inputs: Inputs, extras: Inputs | None = None
 ) -> dict[str, Float[Array, ""]]:
-    """What divides each summand of the loss, from a whole batch's mask and inputs, before there are any logits."""
+    """What divides each summand of the loss, from a whole batch's mask and inputs, before there are
+    any logits.
+    """
     # Only shapes are asked for, so any vocabulary will do that is larger than every top-k.
     logits = jax.ShapeDtypeStruct((*mask.shape, 1 << 16), jnp.float32)
     tokens = jax.ShapeDtypeStruct(mask.shape, jnp.int32)
     terms = jax.eval_shape(
-        method.token_terms, logits, {view: logits for view in method.views}, tokens, dict(extras or {})
+        method.token_terms,
+        logits,
+        {view: logits for view in method.views},
+        tokens,
+        dict(extras or {}),
     )
-    loss_terms, _ = time_stage(method, {name: jnp.zeros(a.shape, a.dtype) for name, a in terms.items()}, mask, inputs)
+    loss_terms, _ = time_stage(
+        method, {name: jnp.zeros(a.shape, a.dtype) for name, a in terms.items()}, mask, inputs
+    )
     return {name: term.count for name, term in loss_terms.items()}
 
 
-# Sizes are anonymous in this signature so that the messages below, and not a type checker's, name what does not fit.
+# Sizes are anonymous in this signature so that the messages below, and not a type checker's, name
+# what does not fit.
 def evaluate(
     method: Loss,
     student_logits: Float[Array, "_ _ _"],
@@ -377,7 +457,8 @@ def evaluate(
     mask: Shaped[Array, "_ _"],
     **inputs: Shaped[Array, "..."],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Loss and metrics of a whole batch of plain arrays, both stages at once: the entry for notebooks and tests.
+    """Loss and metrics of a whole batch of plain arrays, both stages at once: the entry for
+    notebooks and tests.
 
     Args:
       method: as `jopd.losses.get` gives it.
@@ -385,14 +466,15 @@ def evaluate(
       teacher_logits: {view: [B, T, V]}, exactly the method's views; no gradient flows into them.
       tokens: [B, T] int, the completions.
       mask: [B, T] bool or 0/1, on where a token was written.
-      **inputs: the method's `inputs`, `module_inputs` and `extras`, by name, and for any method `weight` [B, T].
+      **inputs: the method's `inputs`, `module_inputs` and `extras`, by name, and for any method
+        `weight` [B, T].
 
     Returns:
       The loss, a scalar differentiable in `student_logits`, and the metrics' means.
 
     Raises:
-      ValueError: a view or input is missing or unknown, or a shape does not fit, saying which; a mask with a hole where
-        the method needs the tokens' order.
+      ValueError: a view or input is missing or unknown, or a shape does not fit, saying which; a
+        mask with a hole where the method needs the tokens' order.
     """
     _check_names(method, "teacher view", teacher_logits, method.views)
     needed = method.inputs + method.module_inputs + method.extras
@@ -430,7 +512,9 @@ def evaluate(
 
 
 def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ValueError at the first name in `given` that is not `known`, with the nearest one that is."""
+    """Raises ValueError at the first name in `given` that is not `known`, with the nearest one that
+    is.
+    """
     known = tuple(known)
     for name in given:
         if name not in known:
@@ -440,7 +524,9 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def check_contiguous(mask: Shaped[Array, "B T"]) -> None:
-    """Raises ValueError at a mask that is off before a token that is on, unless it is traced and cannot be looked at."""
+    """Raises ValueError at a mask that is off before a token that is on, unless it is traced and
+    cannot be looked at.
+    """
     if isinstance(mask, Tracer):
         return
     on = np.asarray(mask).astype(bool)
@@ -464,4 +550,6 @@ def _check_names(method, what, given, needed):
     check_known(f"{what} of {method.name}", given, needed)
     missing = [name for name in needed if name not in given]
     if missing:
-        raise ValueError(f"{method.name} needs the {what}s {', '.join(needed)}; missing: {', '.join(missing)}")
+        raise ValueError(
+            f"{method.name} needs the {what}s {', '.join(needed)}; missing: {', '.join(missing)}"
+        )

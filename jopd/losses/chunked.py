@@ -1,8 +1,9 @@
 """The vocabulary stage from hidden states, a few positions at a time.
 
-Logits are what fills the memory: [B, T, V] three times over, in float32. Here the time axis is cut into chunks
-[B, c, d]; each chunk's logits are made from hidden states and output heads, reduced to per-token terms, dropped, and
-made again for the backward pass. A chunk holds all rows, so it is sharded as the batch is.
+Logits are what fills the memory: [B, T, V] three times over, in float32. Here the time axis is cut
+into chunks [B, c, d]; each chunk's logits are made from hidden states and output heads, reduced to
+per-token terms, dropped, and made again for the backward pass. A chunk holds all rows, so it is
+sharded as the batch is.
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ class Scored(NamedTuple):
 
     Attributes:
       hidden: [B, T, d], the final hidden states that predict the tokens.
-      head: [d, V], the output head, in the type its gradient is to be summed in; it is multiplied in the type of
-        `hidden`.
+      head: [d, V], the output head, in the type its gradient is to be summed in; it is multiplied
+        in the type of `hidden`.
     """
 
     hidden: Float[Array, "B T d"]
@@ -40,14 +41,16 @@ def chunked_terms(
     chunk: int,
     vocabulary: int,
 ) -> Terms:
-    """Per-token terms [B, T, ...] of a stage, with the logits of no more than `chunk` positions a row alive at once.
+    """Per-token terms [B, T, ...] of a stage, with the logits of no more than `chunk` positions a
+    row alive at once.
 
     Args:
       stage: a method, or anything with its `token_terms`.
       student: carries the gradient.
       teachers: by view; no gradient flows into them.
       tokens: [B, T].
-      mask: [B, T] bool or 0/1; positions outside it give finite terms and no gradient, whatever stands there.
+      mask: [B, T] bool or 0/1; positions outside it give finite terms and no gradient, whatever
+        stands there.
       extras: {name: [B, T, ...]}, the per-token arrays that the stage asked for.
       chunk: positions at a time; T need not be a multiple. 0 takes all at once.
       vocabulary: the first so many columns of every head count; the rest only pad it.
@@ -56,7 +59,9 @@ def chunked_terms(
       ValueError: a negative chunk, or a head with fewer columns than the vocabulary.
     """
     if chunk < 0:
-        raise ValueError(f"chunk={chunk} must be a number of positions, or 0 for all of them at once")
+        raise ValueError(
+            f"chunk={chunk} must be a number of positions, or 0 for all of them at once"
+        )
     heads = {"student": student.head, **{view: scored.head for view, scored in teachers.items()}}
     for reader, head in heads.items():
         if head.shape[1] < vocabulary:
@@ -79,17 +84,23 @@ def chunked_terms(
         return a.reshape(a.shape[0], -1, *a.shape[3:])[:, :length]
 
     def logits(hidden, head):
-        return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=accumulator(hidden.dtype))
+        return jnp.matmul(
+            hidden, head.astype(hidden.dtype), preferred_element_type=accumulator(hidden.dtype)
+        )
 
     def body(carry, part):
         hidden, teacher_hidden, tokens, mask, extras = part
-        teacher_logits = {view: logits(value, heads[view]) for view, value in teacher_hidden.items()}
-        # Here and not only on the logits: the head's gradient is a sum over hidden states, where 0 * NaN would be NaN.
+        teacher_logits = {
+            view: logits(value, heads[view]) for view, value in teacher_hidden.items()
+        }
+        # Here and not only on the logits: the head's gradient is a sum over hidden states, where 0
+        # * NaN would be NaN.
         student_logits = logits(silence(hidden, mask), heads["student"])
         return carry, vocabulary_stage(stage, student_logits, teacher_logits, tokens, mask, extras)
 
     hidden = {view: scored.hidden for view, scored in teachers.items()}
     parts = jax.tree.map(split, (student.hidden, hidden, tokens, mask.astype(bool), dict(extras)))
-    # Inside a scan nothing can be merged across the two passes anyway, so XLA is left free to optimise.
+    # Inside a scan nothing can be merged across the two passes anyway, so XLA is left free to
+    # optimise.
     _, terms = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), None, parts)
     return jax.tree.map(join, terms)

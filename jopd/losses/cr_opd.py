@@ -1,4 +1,5 @@
-"""CR-OPD, counterfactual routing: where a token is suppressed, the freed probability is sent where the teacher wants it.
+"""CR-OPD, counterfactual routing: where a token is suppressed, the freed probability is sent where
+the teacher wants it.
 
     only where A_t < 0:
     C_t    = { v != y_t : (v in teacher's top 32, or q(v) >= teacher_reachable if that is set)
@@ -7,16 +8,19 @@
     w_t    = eta 1[A_t < 0, C_t not empty] sg( min(|A_t|, c) )
     loss   = aggregate( -sg(A_t) log pi(y_t) + w_t CE(rho_t, pi) )      CE = -sum_v rho_t(v) log pi(v), rho_t detached
 
-A_t and aggregate are those of `opd_pg` or, with credit "gae", of `gae_opd`. On the logits, where |A_t| <= c, the
-gradient of a routed token is |A_t| (e_y - (1 - eta) pi - eta rho): eta = 0 is the plain policy gradient, which hands
-what y loses to all tokens in proportion to pi, wanted or not; eta = 1 hands all of it to rho. An empty C_t leaves plain
-suppression, or the token is left alone (`abstain`).
+A_t and aggregate are those of `opd_pg` or, with credit "gae", of `gae_opd`. On the logits, where
+|A_t| <= c, the gradient of a routed token is |A_t| (e_y - (1 - eta) pi - eta rho): eta = 0 is the
+plain policy gradient, which hands what y loses to all tokens in proportion to pi, wanted or not;
+eta = 1 hands all of it to rho. An empty C_t leaves plain suppression, or the token is left alone
+(`abstain`).
 
-Not an unbiased estimate of any divergence's gradient, by design: the routed part does not vanish in expectation. At the
-teacher no A_t is below 0 and no C_t has a member, so that loss and gradient are 0 (not so with "gae", see there).
+Not an unbiased estimate of any divergence's gradient, by design: the routed part does not vanish in
+expectation. At the teacher no A_t is below 0 and no C_t has a member, so that loss and gradient are
+0 (not so with "gae", see there).
 
-Source: survey arXiv:2606.22793. Grade P for the idea; the equations and defaults are a reconstruction (R): the paper does
-not state them. Tokens of no student probability are not reachable, whatever their rank: ours, as CE is infinite there.
+Source: survey arXiv:2606.22793. Grade P for the idea; the equations and defaults are a
+reconstruction (R): the paper does not state them. Tokens of no student probability are not
+reachable, whatever their rank: ours, as CE is infinite there.
 """
 
 import dataclasses
@@ -73,19 +77,26 @@ def routing_distribution(
       student_power: b.
 
     Returns:
-      Probabilities [*n, V], without gradient, that sum to 1, or are 0 where there is no candidate; and [*n] whether
-      there is one.
+      Probabilities [*n, V], without gradient, that sum to 1, or are 0 where there is no candidate;
+      and [*n] whether there is one.
     """
     student, teacher = jax.lax.stop_gradient((student_logp, teacher_logp))
     wanted = in_top_k(teacher, teacher_top_k)
     if teacher_reachable is not None:
         wanted |= teacher >= jnp.log(jnp.asarray(teacher_reachable, teacher.dtype))
-    in_reach = in_top_k(student, student_top_k) | (student >= jnp.log(jnp.asarray(reachable, student.dtype)))
-    others = jax.lax.broadcasted_iota(sampled.dtype, student.shape, student.ndim - 1) != sampled[..., None]
+    in_reach = in_top_k(student, student_top_k) | (
+        student >= jnp.log(jnp.asarray(reachable, student.dtype))
+    )
+    others = (
+        jax.lax.broadcasted_iota(sampled.dtype, student.shape, student.ndim - 1)
+        != sampled[..., None]
+    )
     candidates = others & wanted & in_reach & (teacher > student) & (student > -jnp.inf)
     # Both are finite among the candidates; elsewhere 0 * -inf would be NaN.
     safe = lambda logp: jnp.where(candidates, logp, 0)
-    scores = jnp.where(candidates, teacher_power * safe(teacher) + student_power * safe(student), -jnp.inf)
+    scores = jnp.where(
+        candidates, teacher_power * safe(teacher) + student_power * safe(student), -jnp.inf
+    )
     nonempty = jnp.any(candidates, axis=-1)
     rho = jax.nn.softmax(jnp.where(nonempty[..., None], scores, 0), axis=-1)
     return jnp.where(candidates, rho, 0), nonempty
@@ -96,7 +107,8 @@ class CROPD(PolicyGradient):
     """A policy gradient that routes the probability it takes away.
 
     Attributes:
-      credit: the advantage's: `immediate`, `return_to_go`, `discounted` (as in opd_pg) or `gae` (with gae_opd's critic).
+      credit: the advantage's: `immediate`, `return_to_go`, `discounted` (as in opd_pg) or `gae`
+        (with gae_opd's critic).
       discount: for `discounted`, in (0, 1); for `gae`, in [0, 1] and 1 where left out.
       baseline: what opd_pg subtracts: nothing, or the exact -KL(pi || q) of the state (`kl`).
       gae_lambda: for `gae`, in [0, 1]; 0.95 where left out.
@@ -108,8 +120,8 @@ class CROPD(PolicyGradient):
       reachable: or has at least this student probability.
       teacher_power: a in rho ~ q^a pi^b over the candidates.
       student_power: b.
-      empty_route: what becomes of a suppressed token without candidates: suppressed as ever (`suppress`) or left alone
-        (`abstain`).
+      empty_route: what becomes of a suppressed token without candidates: suppressed as ever
+        (`suppress`) or left alone (`abstain`).
     """
 
     name = "cr_opd"
@@ -134,13 +146,17 @@ class CROPD(PolicyGradient):
         check_known("empty_route", [self.empty_route], ("suppress", "abstain"))
         for name in ("teacher_top_k", "student_top_k"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, or nothing is ever routed")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be at least 1, or nothing is ever routed"
+                )
         for name in ("routing_weight", "teacher_power", "student_power"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or more")
         if not self.routing_clip > 0:
-            raise ValueError(f"routing_clip={self.routing_clip} must be positive, in nats; for no routing set "
-                             "routing_weight to 0")  # fmt: skip
+            raise ValueError(
+                f"routing_clip={self.routing_clip} must be positive, in nats; for no routing set "
+                "routing_weight to 0"
+            )
         for name in ("reachable", "teacher_reachable"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -148,20 +164,26 @@ class CROPD(PolicyGradient):
 
     def _estimator(self) -> PolicyGradient:
         """The method whose advantages are routed."""
-        shared = {name: getattr(self, name) for name in ("log_ratio_clip", "reward_weight", "temperature")}
+        shared = {
+            name: getattr(self, name) for name in ("log_ratio_clip", "reward_weight", "temperature")
+        }
         if self.credit != "gae":
             if self.gae_lambda is not None:
                 raise ValueError(
                     f"gae_lambda={self.gae_lambda} has nothing to act on with credit={self.credit!r}: set credit to 'gae', "
                     "or leave it out"
                 )
-            return OPDPolicyGradient(credit=self.credit, discount=self.discount, baseline=self.baseline, **shared)
+            return OPDPolicyGradient(
+                credit=self.credit, discount=self.discount, baseline=self.baseline, **shared
+            )
         if self.baseline != "none":
             raise ValueError(
                 f"baseline={self.baseline!r} with credit='gae', whose critic is the baseline: leave it out"
             )
         given = {"discount": self.discount, "gae_lambda": self.gae_lambda}
-        return GAEOPD(**{name: value for name, value in given.items() if value is not None}, **shared)
+        return GAEOPD(
+            **{name: value for name, value in given.items() if value is not None}, **shared
+        )
 
     @property
     def ordered(self) -> bool:
@@ -187,12 +209,24 @@ class CROPD(PolicyGradient):
     ) -> dict[str, Float[Array, "B _"]]:
         return self._estimator().apply_modules(modules, hidden, mask)
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         student, teacher = (
-            log_softmax(logits, self.temperature) for logits in (student_logits, teacher_logits["teacher"])
+            log_softmax(logits, self.temperature)
+            for logits in (student_logits, teacher_logits["teacher"])
         )
-        names = ("teacher_top_k", "student_top_k", "reachable", "teacher_reachable", "teacher_power", "student_power")
-        rho, nonempty = routing_distribution(student, teacher, tokens, **{name: getattr(self, name) for name in names})
+        names = (
+            "teacher_top_k",
+            "student_top_k",
+            "reachable",
+            "teacher_reachable",
+            "teacher_power",
+            "student_power",
+        )
+        rho, nonempty = routing_distribution(
+            student, teacher, tokens, **{name: getattr(self, name) for name in names}
+        )
         routed = rho > 0
         total = lambda values: jnp.sum(jnp.where(routed, values, 0), axis=-1)
         return self._estimator().token_terms(student_logits, teacher_logits, tokens, extras) | {
@@ -221,15 +255,19 @@ class CROPD(PolicyGradient):
         policy_gradient = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
         routing = self.aggregate(weight * terms["route_cross_entropy"], mask, inputs)
         losses = losses | {"routing": LossTerm(self.routing_weight, *routing)}
-        return {"policy_gradient": LossTerm(1.0, *policy_gradient), **losses}, metrics | self.logged(
-            terms, mask, inputs
-        )
+        return {
+            "policy_gradient": LossTerm(1.0, *policy_gradient),
+            **losses,
+        }, metrics | self.logged(terms, mask, inputs)
 
     def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
         profiles = super().profiled(terms, mask, inputs)
         suppressed, _ = profiles["suppressed"]
-        # Routes are made everywhere, but taken where the token is suppressed: there they are counted.
-        routes = {name: (terms[name], mask & suppressed) for name in terms if name.startswith("route_")}
+        # Routes are made everywhere, but taken where the token is suppressed: there they are
+        # counted.
+        routes = {
+            name: (terms[name], mask & suppressed) for name in terms if name.startswith("route_")
+        }
         return profiles | routes
 
     def variables(self) -> Variables:

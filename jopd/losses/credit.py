@@ -1,4 +1,5 @@
-"""Temporal credit: how much of a row's rewards, its own and later ones, a sampled token answers for.
+"""Temporal credit: how much of a row's rewards, its own and later ones, a sampled token answers
+for.
 
     l_t  = sg( log q(y_t) - log pi(y_t) )       the token's reward; its mean over pi is -KL(pi || q)
     loss = -sg(A_t) log pi(y_t)                 summed over each row, or averaged over tokens
@@ -11,21 +12,22 @@
                             delta_t = l_t + g V(s_{t+1}) - V(s_t),  h: gae_lambda
     any of them - b(s_t)    the same, if b is detached and sees neither y_t nor what follows
 
-The variance of a return grows with up to the fourth power of the length, that of immediate credit with up to the second
-(`experiments/credit.md` measures both).
+The variance of a return grows with up to the fourth power of the length, that of immediate credit
+with up to the second (`experiments/credit.md` measures both).
 
-What biases them: a mean over each row's tokens of its returns, which divides long rows by more (a sum over rows,
-`row_sum`, does not); a clip of l_t
-where it acts; rollouts from a truncated distribution (top-k, top-p) or from an older policy; a row cut at the length
-limit whose rest counts as 0; dividing by the batch's own spread. A baseline that is the batch's mean, the sample
-included, shortens the gradient by the sample's share of it.
+What biases them: a mean over each row's tokens of its returns, which divides long rows by more (a
+sum over rows, `row_sum`, does not); a clip of l_t where it acts; rollouts from a truncated
+distribution (top-k, top-p) or from an older policy; a row cut at the length limit whose rest counts
+as 0; dividing by the batch's own spread. A baseline that is the batch's mean, the sample included,
+shortens the gradient by the sample's share of it.
 
-An advantage that depends on the state alone, such as -KL(s_t), has an expected gradient of exactly zero, because
-sum_v pi grad log pi = 0: it looks like the loss and teaches nothing. It is a baseline, never an advantage, and no
-setting makes it one.
+An advantage that depends on the state alone, such as -KL(s_t), has an expected gradient of exactly
+zero, because sum_v pi grad log pi = 0: it looks like the loss and teaches nothing. It is a
+baseline, never an advantage, and no setting makes it one.
 
-Source: the estimators are named in the survey arXiv:2606.22793 (grade P); its formulas are not stated, so these are
-reconstructions (R), forced by what each is to be unbiased for and checked by enumeration. Generalized advantage
+Source: the estimators are named in the survey arXiv:2606.22793 (grade P); its formulas are not
+stated, so these are reconstructions (R), forced by what each is to be unbiased for and checked by
+enumeration. Generalized advantage
 estimation: Schulman et al., arXiv:1506.02438 (P). Group advantage: GRPO, arXiv:2402.03300 (P).
 """
 
@@ -63,7 +65,9 @@ from jopd.losses.vocabulary import accumulator, log_prob_of, log_softmax
 
 
 def immediate(rewards: Float[Array, "B T"], mask: Shaped[Array, "B T"]) -> Float[Array, "B T"]:
-    """A_t = l_t: every token answers for its own reward. In float32 or wider, 0 where the mask (bool or 0/1) is 0."""
+    """A_t = l_t: every token answers for its own reward. In float32 or wider, 0 where the mask
+    (bool or 0/1) is 0.
+    """
     return silence(rewards.astype(accumulator(rewards.dtype)), mask.astype(bool))
 
 
@@ -81,7 +85,8 @@ def return_to_go(
       [B, T], in float32 or wider, 0 where the mask is 0.
 
     Raises:
-      ValueError: a discount outside [0, 1]; a mask with a hole, unless it is traced and cannot be looked at.
+      ValueError: a discount outside [0, 1]; a mask with a hole, unless it is traced and cannot be
+        looked at.
     """
     _check_share("discount", discount)
     check_contiguous(mask)
@@ -105,11 +110,12 @@ def generalized_advantage(
       mask: [B, T], bool or 0/1, on from column 0 up to the row's last token.
       discount: in [0, 1].
       gae_lambda: in [0, 1]; 0 trusts the values after one token, 1 counts all rewards.
-      bootstrap: [B], the value after each row's last token, 0 for rows that ended; left out, all rows ended.
+      bootstrap: [B], the value after each row's last token, 0 for rows that ended; left out, all
+        rows ended.
 
     Returns:
-      [B, T], in float32 or wider, 0 where the mask is 0. Differentiable in rewards and values: detach what is an
-      advantage.
+      [B, T], in float32 or wider, 0 where the mask is 0. Differentiable in rewards and values:
+      detach what is an advantage.
 
     Raises:
       ValueError: as `return_to_go`, or a gae_lambda outside [0, 1].
@@ -127,7 +133,9 @@ def td_errors(
     discount: float | int,
     bootstrap: Float[Array, "B"] | None = None,
 ) -> Float[Array, "B T"]:
-    """delta_t = l_t + discount V(s_{t+1}) - V(s_t), the bootstrap standing after the last token; as above."""
+    """delta_t = l_t + discount V(s_{t+1}) - V(s_t), the bootstrap standing after the last token; as
+    above.
+    """
     _check_share("discount", discount)
     check_contiguous(mask)
     dtype = accumulator(jnp.promote_types(rewards.dtype, values.dtype))
@@ -141,8 +149,8 @@ def td_errors(
 def group_advantage(rewards: Float[Array, "B"], samples: int) -> Float[Array, "B 1"]:
     """GRPO's advantage of a row in its group: (reward - mean) / (standard deviation + 1e-4).
 
-    The deviation is the sample's, divided by samples - 1, as the common implementations have it (theirs add 1e-4 or
-    1e-6). A group whose rewards are all equal gives exactly 0.
+    The deviation is the sample's, divided by samples - 1, as the common implementations have it
+    (theirs add 1e-4 or 1e-6). A group whose rewards are all equal gives exactly 0.
 
     Args:
       rewards: [B]; the rows of a group, the completions of one prompt, lie side by side.
@@ -158,7 +166,8 @@ def group_advantage(rewards: Float[Array, "B"], samples: int) -> Float[Array, "B
         )
     groups = rewards.astype(accumulator(rewards.dtype)).reshape(-1, samples)
     equal = jnp.all(groups == groups[:, :1], axis=1, keepdims=True)
-    # Rounding leaves a mean of equal numbers next to them, and the small denominator would blow that up.
+    # Rounding leaves a mean of equal numbers next to them, and the small denominator would blow
+    # that up.
     centred = jnp.where(equal, 0, groups - groups.mean(axis=1, keepdims=True))
     return (centred / (groups.std(axis=1, keepdims=True, ddof=1) + 1e-4)).reshape(-1, 1)
 
@@ -166,7 +175,8 @@ def group_advantage(rewards: Float[Array, "B"], samples: int) -> Float[Array, "B
 def expected_reward(
     student_logp: Float[Array, "*n V"], teacher_logp: Float[Array, "*n V"], clip: float | None
 ) -> Float[Array, "*n"]:
-    """E_pi[ clip(log q - log pi, -clip, clip) ] over the vocabulary, without gradient; without a clip it is -KL(pi || q).
+    """E_pi[ clip(log q - log pi, -clip, clip) ] over the vocabulary, without gradient; without a
+    clip it is -KL(pi || q).
 
     Entries without student probability weigh nothing.
     """
@@ -179,7 +189,9 @@ def expected_reward(
 
 
 def check_credit(credit: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError unless the estimator is known; one that looks at the state alone is refused with the reason."""
+    """Raises ValueError unless the estimator is known; one that looks at the state alone is refused
+    with the reason.
+    """
     if credit in ("kl", "reverse_kl"):
         raise ValueError(
             f"credit={credit!r} would make an advantage of the state alone, whose expected gradient is exactly zero: "
@@ -207,10 +219,11 @@ class PolicyGradient(Method):
     """What the methods share that reward a sampled token with its log-ratio.
 
     Attributes:
-      log_ratio_clip: bound on the size of a token's reward, in nats; off where left out. 5 is common.
-      reward_weight: how much of the task's own reward is added to the advantage of each of a row's tokens: so many
-        times the verifier's reward, normalised in the group of the prompt's samples. It counts in full at every token,
-        undiscounted; 0 is off.
+      log_ratio_clip: bound on the size of a token's reward, in nats; off where left out. 5 is
+        common.
+      reward_weight: how much of the task's own reward is added to the advantage of each of a row's
+        tokens: so many times the verifier's reward, normalised in the group of the prompt's
+        samples. It counts in full at every token, undiscounted; 0 is off.
       temperature: divides the logits of student and teacher alike.
     """
 
@@ -236,7 +249,9 @@ class PolicyGradient(Method):
 
     @property
     def why_not_zero(self) -> str:
-        return "right answers are reinforced whatever the teacher says" if self.reward_weight else ""
+        return (
+            "right answers are reinforced whatever the teacher says" if self.reward_weight else ""
+        )
 
     @abc.abstractmethod
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
@@ -249,7 +264,9 @@ class PolicyGradient(Method):
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         advantage, losses, metrics = self.estimate(terms, mask, inputs)
         loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
-        return {"policy_gradient": LossTerm(1.0, *loss), **losses}, metrics | self.logged(terms, mask, inputs)
+        return {"policy_gradient": LossTerm(1.0, *loss), **losses}, metrics | self.logged(
+            terms, mask, inputs
+        )
 
     def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
         return {"suppressed": (self.estimate(terms, mask, inputs).advantage < 0, mask)}
@@ -257,20 +274,35 @@ class PolicyGradient(Method):
     def logged(self, terms: Terms, mask: Mask, inputs: Inputs) -> dict[str, Total]:
         """The metrics of every policy gradient: its terms, and what it has for profiles."""
         profiles = self.profiled(terms, mask, inputs)
-        return masked_totals(terms, mask) | {name: masked_total(*profile) for name, profile in profiles.items()}
+        return masked_totals(terms, mask) | {
+            name: masked_total(*profile) for name, profile in profiles.items()
+        }
 
     def sampled_terms(
-        self, student_logits: Logits, teacher_logits: Logits, tokens: Tokens, *, expected: bool = False
+        self,
+        student_logits: Logits,
+        teacher_logits: Logits,
+        tokens: Tokens,
+        *,
+        expected: bool = False,
     ) -> Terms:
-        """Both log-probabilities of the token, what every method logs, and on demand `expected_reward`.
+        """Both log-probabilities of the token, what every method logs, and on demand
+        `expected_reward`.
 
-        That is E_pi[l] over the vocabulary, -KL(pi || q), or with a clip the mean of the clipped rewards.
+        That is E_pi[l] over the vocabulary, -KL(pi || q), or with a clip the mean of the clipped
+        rewards.
         """
-        student, teacher = (log_softmax(logits, self.temperature) for logits in (student_logits, teacher_logits))
+        student, teacher = (
+            log_softmax(logits, self.temperature) for logits in (student_logits, teacher_logits)
+        )
         terms = comparison(student_logits, teacher_logits)
         if expected:
             terms["expected_reward"] = expected_reward(student, teacher, self.log_ratio_clip)
-        return {"student_logp": log_prob_of(student, tokens), "teacher_logp": log_prob_of(teacher, tokens), **terms}
+        return {
+            "student_logp": log_prob_of(student, tokens),
+            "teacher_logp": log_prob_of(teacher, tokens),
+            **terms,
+        }
 
     def log_ratio(self, terms: Terms, mask: Mask) -> tuple[Float[Array, "B T"], dict[str, Total]]:
         """The reward l_t, clipped if that is set, and its metrics."""
@@ -281,7 +313,9 @@ class PolicyGradient(Method):
         clipped = jnp.clip(ratio, -self.log_ratio_clip, self.log_ratio_clip)
         return clipped, metrics | {"log_ratio_clipped": masked_total(clipped != ratio, mask)}
 
-    def with_task_reward(self, advantage: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Float[Array, "B T"]:
+    def with_task_reward(
+        self, advantage: Float[Array, "B T"], mask: Mask, inputs: Inputs
+    ) -> Float[Array, "B T"]:
         """The advantage and, if that is asked for, the task's."""
         if not self.reward_weight:
             return advantage
@@ -291,8 +325,11 @@ class PolicyGradient(Method):
     def described(self, credit: str) -> dict[str, str]:
         """The survey's `credit` and `gates`, with what the shared settings add to them."""
         return {
-            "credit": credit + (f", + {self.reward_weight:g} x task reward" if self.reward_weight else ""),
-            "gates": "none" if self.log_ratio_clip is None else f"log-ratio clip {self.log_ratio_clip:g}",
+            "credit": credit
+            + (f", + {self.reward_weight:g} x task reward" if self.reward_weight else ""),
+            "gates": "none"
+            if self.log_ratio_clip is None
+            else f"log-ratio clip {self.log_ratio_clip:g}",
         }
 
 

@@ -1,8 +1,9 @@
 """Distances between the teacher's and the student's next-token distributions, q and pi.
 
-Everything takes normalised log-probabilities, student first, on any leading axes and reduces the last; results have the
-inputs' type. An entry of no weight adds nothing to value or gradient, even where log-probabilities are -inf; an entry
-that has weight where the other distribution has none makes a KL infinite, as it should. Gradients flow into both
+Everything takes normalised log-probabilities, student first, on any leading axes and reduces the
+last; results have the inputs' type. An entry of no weight adds nothing to value or gradient, even
+where log-probabilities are -inf; an entry that has weight where the other distribution has none
+makes a KL infinite, as it should. Gradients flow into both
 arguments: detach the teacher.
 
     forward_kl          sum_v q (log q - log pi)                                  covers the teacher's modes
@@ -11,8 +12,9 @@ arguments: detach the teacher.
     total_variation     1/2 sum_v |q - pi|
     k1, k2, k3          d, d^2 / 2, e^-d - 1 + d   with d = log pi(y) - log q(y) at the sampled token y
 
-Beta belongs to the Jensen-Shannon divergence alone and means what it means in the GKD paper (Agarwal et al.,
-arXiv:2306.13649, grade P); other systems let it run to the KLs at 0 and 1, where the divergence itself vanishes.
+Beta belongs to the Jensen-Shannon divergence alone and means what it means in the GKD paper
+(Agarwal et al., arXiv:2306.13649, grade P); other systems let it run to the KLs at 0 and 1, where
+the divergence itself vanishes.
 """
 
 import math
@@ -27,7 +29,9 @@ from jopd.losses.base import Terms, check_known
 from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax
 
 Name = Literal["reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3"]
-Divergence = Callable[[Float[Array, "*n V"], Float[Array, "*n V"], Int[Array, "*n"]], Float[Array, "*n"]]
+Divergence = Callable[
+    [Float[Array, "*n V"], Float[Array, "*n V"], Int[Array, "*n"]], Float[Array, "*n"]
+]
 
 
 def forward_kl(
@@ -45,13 +49,22 @@ def forward_kl(
       teacher_logp: log q.
       k: compare the `k` likeliest tokens only; None, or V and more, compares all.
       support: whose likeliest, "teacher" or "student".
-      tail: "bucket" makes the other tokens one more outcome, which keeps the value between 0 and the full KL;
-        "renormalise" leaves them out of both distributions, so that nothing holds the student to the support.
+      tail: "bucket" makes the other tokens one more outcome, which keeps the value between 0 and
+        the full KL; "renormalise" leaves them out of both distributions, so that nothing holds the
+        student to the support.
 
     Raises:
-      ValueError: k < 1, an unknown support or tail, or a renormalised k of 1, which is identically 0.
+      ValueError: k < 1, an unknown support or tail, or a renormalised k of 1, which is identically
+        0.
     """
-    return _kl(teacher_logp, student_logp, {"teacher": teacher_logp, "student": student_logp}, k, support, tail)
+    return _kl(
+        teacher_logp,
+        student_logp,
+        {"teacher": teacher_logp, "student": student_logp},
+        k,
+        support,
+        tail,
+    )
 
 
 def reverse_kl(
@@ -63,15 +76,24 @@ def reverse_kl(
     tail: str = "bucket",
 ) -> Float[Array, "*n"]:
     """KL(pi || q), in full or on a top-k support; arguments and errors are `forward_kl`'s."""
-    return _kl(student_logp, teacher_logp, {"teacher": teacher_logp, "student": student_logp}, k, support, tail)
+    return _kl(
+        student_logp,
+        teacher_logp,
+        {"teacher": teacher_logp, "student": student_logp},
+        k,
+        support,
+        tail,
+    )
 
 
 def jensen_shannon(
     student_logp: Float[Array, "*n V"], teacher_logp: Float[Array, "*n V"], *, beta: float
 ) -> Float[Array, "*n"]:
-    """beta KL(q || m) + (1 - beta) KL(pi || m), m = beta q + (1 - beta) pi. At most log 2, at beta = 1/2.
+    """beta KL(q || m) + (1 - beta) KL(pi || m), m = beta q + (1 - beta) pi. At most log 2, at beta
+    = 1/2.
 
-    Divided by beta it tends to the forward KL as beta -> 0, and divided by 1 - beta to the reverse KL as beta -> 1.
+    Divided by beta it tends to the forward KL as beta -> 0, and divided by 1 - beta to the reverse
+    KL as beta -> 1.
 
     Raises:
       ValueError: beta outside (0, 1).
@@ -79,40 +101,61 @@ def jensen_shannon(
     _check_beta(beta)
 
     def to_blend(logp, other_logp, share):
-        # log(p / m) from the difference of the two log-probabilities, so that it is exact where they are close.
+        # log(p / m) from the difference of the two log-probabilities, so that it is exact where
+        # they are close.
         gap = _gap(logp, other_logp)
-        return -share * jnp.sum(jnp.exp(logp) * jnp.logaddexp(math.log(share), math.log1p(-share) - gap), axis=-1)
+        return -share * jnp.sum(
+            jnp.exp(logp) * jnp.logaddexp(math.log(share), math.log1p(-share) - gap), axis=-1
+        )
 
-    return to_blend(teacher_logp, student_logp, beta) + to_blend(student_logp, teacher_logp, 1 - beta)
+    return to_blend(teacher_logp, student_logp, beta) + to_blend(
+        student_logp, teacher_logp, 1 - beta
+    )
 
 
-def total_variation(student_logp: Float[Array, "*n V"], teacher_logp: Float[Array, "*n V"]) -> Float[Array, "*n"]:
+def total_variation(
+    student_logp: Float[Array, "*n V"], teacher_logp: Float[Array, "*n V"]
+) -> Float[Array, "*n"]:
     """1/2 sum_v |q - pi|, in [0, 1]."""
-    # Its gradient jumps where the two meet, so that of a difference within rounding would be noise of full size.
+    # Its gradient jumps where the two meet, so that of a difference within rounding would be noise
+    # of full size.
     differs = jnp.abs(teacher_logp - student_logp) > 64 * jnp.finfo(student_logp.dtype).eps
-    return jnp.sum(jnp.where(differs, jnp.abs(jnp.exp(teacher_logp) - jnp.exp(student_logp)), 0), axis=-1) / 2
+    return (
+        jnp.sum(
+            jnp.where(differs, jnp.abs(jnp.exp(teacher_logp) - jnp.exp(student_logp)), 0), axis=-1
+        )
+        / 2
+    )
 
 
 def k1(student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Unbiased estimate of the reverse KL from a sampled token's two log-probabilities; its own expected gradient is 0.
+    """Unbiased estimate of the reverse KL from a sampled token's two log-probabilities; its own
+    expected gradient is 0.
 
-    To learn from it, give it to a policy gradient. The names are Schulman's ("Approximating KL divergence", 2020).
+    To learn from it, give it to a policy gradient. The names are Schulman's ("Approximating KL
+    divergence", 2020).
     """
     return student_logp - teacher_logp
 
 
 def k2(student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Biased, low-variance estimate of the reverse KL; its own expected gradient is the reverse KL's."""
+    """Biased, low-variance estimate of the reverse KL; its own expected gradient is the reverse
+    KL's.
+    """
     return jnp.square(student_logp - teacher_logp) / 2
 
 
 def k3(student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Unbiased, never negative estimate of the reverse KL; its own expected gradient is the forward KL's."""
+    """Unbiased, never negative estimate of the reverse KL; its own expected gradient is the forward
+    KL's.
+    """
     gap = student_logp - teacher_logp
     return jnp.expm1(-gap) + gap
 
 
-def kl_entries(logp: Float[Array, "*n V"], other_logp: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+def kl_entries(
+    logp: Float[Array, "*n V"], other_logp: Float[Array, "*n V"]
+) -> Float[Array, "*n V"]:
     """p (log p - log other), the entries that sum to KL(p || other); single ones may be negative."""
     return jnp.exp(logp) * _gap(logp, other_logp)
 
@@ -123,7 +166,12 @@ def entropy(logp: Float[Array, "*n V"]) -> Float[Array, "*n"]:
 
 
 def choose(
-    name: str, *, beta: float | None = None, k: int | None = None, support: str = "teacher", tail: str = "bucket"
+    name: str,
+    *,
+    beta: float | None = None,
+    k: int | None = None,
+    support: str = "teacher",
+    tail: str = "bucket",
 ) -> Divergence:
     """The divergence of that name as a function of student log-probs, teacher log-probs and tokens.
 
@@ -133,37 +181,58 @@ def choose(
       k, support, tail: for the two KLs, as in `forward_kl`.
 
     Raises:
-      ValueError: an unknown name, k1, a bad setting, or one that the chosen divergence has no use for.
+      ValueError: an unknown name, k1, a bad setting, or one that the chosen divergence has no use
+        for.
     """
     if name == "k1":
-        raise ValueError("divergence='k1' teaches nothing, as its expected gradient is 0: use --method opd_pg, or k2")
-    check_known("divergence", [name], ("reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3"))
+        raise ValueError(
+            "divergence='k1' teaches nothing, as its expected gradient is 0: use --method opd_pg, or k2"
+        )
+    check_known(
+        "divergence",
+        [name],
+        ("reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3"),
+    )
     if beta is not None and name != "jensen_shannon":
-        raise ValueError(f"beta={beta} is a setting of jensen_shannon and does nothing to {name}: leave it out")
+        raise ValueError(
+            f"beta={beta} is a setting of jensen_shannon and does nothing to {name}: leave it out"
+        )
     if k is not None and name not in ("reverse_kl", "forward_kl"):
         raise ValueError(
             f"top_k={k} is a support of reverse_kl and forward_kl and does nothing to {name}: leave it out"
         )
     _check_support(k, support, tail)
     if k is None and (support, tail) != ("teacher", "bucket"):
-        raise ValueError(f"support={support!r} and tail={tail!r} act on a top-k only: set top_k, or leave them out")
+        raise ValueError(
+            f"support={support!r} and tail={tail!r} act on a top-k only: set top_k, or leave them out"
+        )
     beta = 0.5 if beta is None else beta
     _check_beta(beta)
     if name in ("k2", "k3"):
         sampled = {"k2": k2, "k3": k3}[name]
-        return lambda student, teacher, tokens: sampled(log_prob_of(student, tokens), log_prob_of(teacher, tokens))
+        return lambda student, teacher, tokens: sampled(
+            log_prob_of(student, tokens), log_prob_of(teacher, tokens)
+        )
     return {
-        "reverse_kl": lambda student, teacher, tokens: reverse_kl(student, teacher, k=k, support=support, tail=tail),
-        "forward_kl": lambda student, teacher, tokens: forward_kl(student, teacher, k=k, support=support, tail=tail),
-        "jensen_shannon": lambda student, teacher, tokens: jensen_shannon(student, teacher, beta=beta),
+        "reverse_kl": lambda student, teacher, tokens: reverse_kl(
+            student, teacher, k=k, support=support, tail=tail
+        ),
+        "forward_kl": lambda student, teacher, tokens: forward_kl(
+            student, teacher, k=k, support=support, tail=tail
+        ),
+        "jensen_shannon": lambda student, teacher, tokens: jensen_shannon(
+            student, teacher, beta=beta
+        ),
         "total_variation": lambda student, teacher, tokens: total_variation(student, teacher),
     }[name]
 
 
 def comparison(student_logits: Float[Array, "*n V"], teacher_logits: Float[Array, "*n V"]) -> Terms:
-    """What every method logs about a student and a teacher: `kl` (exact reverse KL), both entropies, `top1_agreement`.
+    """What every method logs about a student and a teacher: `kl` (exact reverse KL), both
+    entropies, `top1_agreement`.
 
-    At temperature 1 whatever the loss's, so that runs compare; without gradient, so that it costs a forward pass alone.
+    At temperature 1 whatever the loss's, so that runs compare; without gradient, so that it costs a
+    forward pass alone.
     """
     student_logits, teacher_logits = jax.lax.stop_gradient((student_logits, teacher_logits))
     student, teacher = log_softmax(student_logits), log_softmax(teacher_logits)
@@ -172,7 +241,9 @@ def comparison(student_logits: Float[Array, "*n V"], teacher_logits: Float[Array
         "kl": reverse_kl(student, teacher),
         "student_entropy": entropy(student),
         "teacher_entropy": entropy(teacher),
-        "top1_agreement": jnp.any(first(student_logits) & first(teacher_logits), axis=-1).astype(student.dtype),
+        "top1_agreement": jnp.any(first(student_logits) & first(teacher_logits), axis=-1).astype(
+            student.dtype
+        ),
     }
 
 
@@ -197,17 +268,23 @@ def _kl(logp, other_logp, rankings, k, support, tail):
     if tail == "renormalise":
         return _full_kl(_restricted(logp, inside), _restricted(other_logp, inside))
     rest, other_rest = _log_mass(logp, ~inside), _log_mass(other_logp, ~inside)
-    return _full_kl(jnp.where(inside, logp, -jnp.inf), other_logp) + jnp.exp(rest) * _gap(rest, other_rest)
+    return _full_kl(jnp.where(inside, logp, -jnp.inf), other_logp) + jnp.exp(rest) * _gap(
+        rest, other_rest
+    )
 
 
 def _restricted(logp, inside):
-    """Log-probabilities renormalised over the entries `inside`, -inf for the others, and for all if none has mass."""
+    """Log-probabilities renormalised over the entries `inside`, -inf for the others, and for all if
+    none has mass.
+    """
     mass = _log_mass(logp, inside)[..., None]
     return jnp.where(inside, logp - jnp.where(mass > -jnp.inf, mass, 0), -jnp.inf)
 
 
 def _log_mass(logp: Float[Array, "*n V"], where: Bool[Array, "*n V"]) -> Float[Array, "*n"]:
-    """Log of the entries' total probability, a logsumexp as 1 - sum would cancel; -inf, with no gradient, if none."""
+    """Log of the entries' total probability, a logsumexp as 1 - sum would cancel; -inf, with no
+    gradient, if none.
+    """
     some = jnp.any(where & (logp > -jnp.inf), axis=-1)
     filled = jnp.where(some[..., None], jnp.where(where, logp, -jnp.inf), 0)
     return jnp.where(some, jax.nn.logsumexp(filled, axis=-1), -jnp.inf)

@@ -1,25 +1,34 @@
-"""Evidence-guided self-distillation: learn the tokens that the privileged context makes likelier, where it is heard.
+"""Evidence-guided self-distillation: learn the tokens that the privileged context makes likelier,
+where it is heard.
 
-    y is sampled from pi(. | x, r) with probability guided_share, else from pi(. | x); both are scored under x alone
+    y is sampled from pi(. | x, r) with probability guided_share, else from pi(. | x); both are
+    scored under x alone
     e_t  = log q(y_t | x, r, y_<t) - log q(y_t | x, y_<t)                 evidence: one frozen model, two contexts
     g_t  = 1[ e_t in region ]                                             such as e_t > threshold
     A_t  = sg( log q(y_t | x, r, y_<t) - log pi(y_t | x, y_<t) )
-    loss = - sum_t g_t A_t log pi(y_t) / sum_t g_t  +  kl_coefficient token_mean( KL(pi || q(. | x)) )
+    loss = - sum_t g_t A_t log pi(y_t) / sum_t g_t  +  kl_coefficient token_mean( KL(pi || q(. | x))
+    )
 
-A policy gradient sees only what is sampled. What the context alone makes likely (a name) is never sampled without it, so
-without guided completions there is nothing to learn from, and the gate on the evidence can only choose among what is
-there. Guided tokens are off-policy and not reweighted: A_t is zero where student and privileged teacher agree, so that
-agreement is a fixed point under any sampling, but the way there is no KL's gradient. guided_share 0 or 0.5 and region
-`all` or `positive` are the four methods of the paper's two-by-two.
+A policy gradient sees only what is sampled. What the context alone makes likely (a name) is never
+sampled without it, so without guided completions there is nothing to learn from, and the gate on
+the evidence can only choose among what is there. Guided tokens are off-policy and not reweighted:
+A_t is zero where student and privileged teacher agree, so that agreement is a fixed point under any
+sampling, but the way there is no KL's gradient. guided_share 0 or 0.5 and region `all` or
+`positive` are the four methods of the paper's two-by-two.
 
-Deviation: the loss as printed, sum g (log pi - log q) over sampled tokens, has the gradient g grad log pi(y_t): descent
-lowers exactly the tokens that the gate keeps and never looks at the teacher. This policy gradient is what it must mean.
+Deviation: the loss as printed, sum g (log pi - log q) over sampled tokens, has the gradient g grad
+log pi(y_t): descent lowers exactly the tokens that the gate keeps and never looks at the teacher.
+This policy gradient is what it must mean.
 
-The evidence is a small difference of two log-probabilities, so its sign is noise for neutral tokens unless both come
-from one batch shape and one precision: log-probabilities here are float32, hidden states and heads are the model's.
+The evidence is a small difference of two log-probabilities, so its sign is noise for neutral tokens
+unless both come
+from one batch shape and one precision: log-probabilities here are float32, hidden states and heads
+are the model's.
 
-Source: EDGE-OPD, arXiv:2605.23493. Grade S; the policy-gradient form, and that the KL holds on all completions, guided
-ones too, are reconstructions (R): the paper does not state them. Who samples guided completions it leaves open.
+Source: EDGE-OPD, arXiv:2605.23493. Grade S; the policy-gradient form, and that the KL holds on all
+completions, guided
+ones too, are reconstructions (R): the paper does not state them. Who samples guided completions it
+leaves open.
 """
 
 import dataclasses
@@ -54,7 +63,9 @@ from jopd.losses.vocabulary import log_prob_of, log_softmax
 Region = Literal["positive", "negative", "near_zero", "all"]
 
 
-def evidence(privileged_logp: Float[Array, "*n"], plain_logp: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def evidence(
+    privileged_logp: Float[Array, "*n"], plain_logp: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
     """How much likelier the context makes the sampled tokens, in nats and without gradient.
 
     Args:
@@ -66,12 +77,15 @@ def evidence(privileged_logp: Float[Array, "*n"], plain_logp: Float[Array, "*n"]
     return jax.lax.stop_gradient(difference)
 
 
-def evidence_mask(evidence: Float[Array, "*n"], *, region: str, threshold: float | int) -> Bool[Array, "*n"]:
+def evidence_mask(
+    evidence: Float[Array, "*n"], *, region: str, threshold: float | int
+) -> Bool[Array, "*n"]:
     """Which tokens lie in a region of the evidence.
 
     Args:
       evidence: in nats.
-      region: "positive" e > threshold, "negative" e < -threshold, "near_zero" |e| <= threshold, "all".
+      region: "positive" e > threshold, "negative" e < -threshold, "near_zero" |e| <= threshold,
+        "all".
       threshold: at least 0, in nats; "all" has no use for it.
 
     Raises:
@@ -98,7 +112,9 @@ def _check_region(region, threshold):
 def check_guidance(guided_share: float, guided_writer: str) -> None:
     """Raises ValueError unless completions can be guided in that way."""
     if not 0 <= guided_share <= 1:
-        raise ValueError(f"guided_share={guided_share} must lie in [0, 1]: it is a probability; 0.5 is EDGE-OPD's")
+        raise ValueError(
+            f"guided_share={guided_share} must lie in [0, 1]: it is a probability; 0.5 is EDGE-OPD's"
+        )
     check_known("guided_writer", [guided_writer], ("student", "teacher"))
     if guided_writer != "student" and not guided_share:
         raise ValueError(
@@ -112,7 +128,9 @@ class Evidence:
 
     temperature: float
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         of = lambda view: log_prob_of(log_softmax(teacher_logits[view], self.temperature), tokens)
         return {"evidence": evidence(of("privileged"), of("plain"))}
 
@@ -121,16 +139,18 @@ class Evidence:
 class EvidenceGuidedOPD(PolicyGradient):
     """A policy gradient to the privileged teacher, on the tokens that the context is evidence for.
 
-    It logs, over all tokens, the share that is `kept`, the mean `evidence`, `rho_plus` = Pr[e > threshold], `rho_lev` =
-    Pr[|exp(e) - 1| > .05] and `rho_agree` = Pr[sign e = sign l].
+    It logs, over all tokens, the share that is `kept`, the mean `evidence`, `rho_plus` = Pr[e >
+    threshold], `rho_lev` = Pr[|exp(e) - 1| > .05] and `rho_agree` = Pr[sign e = sign l].
 
     Attributes:
-      guided_share: the probability that a completion is sampled with the privileged context in the prompt.
+      guided_share: the probability that a completion is sampled with the privileged context in the
+        prompt.
       guided_writer: who samples those: the student as it is now, or the teacher.
-      region: the tokens that count, by their evidence: above the threshold (`positive`), below its negative
-        (`negative`), between the two (`near_zero`), or `all`.
+      region: the tokens that count, by their evidence: above the threshold (`positive`), below its
+        negative (`negative`), between the two (`near_zero`), or `all`.
       threshold: in nats, at least 0; where left out, 0.1 for near_zero and 0 for the others.
-      kl_coefficient: of KL(student || teacher without the context), at every token; 0 is off, 0.05 the paper's.
+      kl_coefficient: of KL(student || teacher without the context), at every token; 0 is off, 0.05
+        the paper's.
     """
 
     name = "edge_opd"
@@ -150,13 +170,21 @@ class EvidenceGuidedOPD(PolicyGradient):
         check_guidance(self.guided_share, self.guided_writer)
         _check_region(self.region, self._threshold)
         if self.region == "all" and self.threshold is not None:
-            raise ValueError(f"threshold={self.threshold} does nothing with region='all': leave it out")
+            raise ValueError(
+                f"threshold={self.threshold} does nothing with region='all': leave it out"
+            )
         if not 0 <= self.kl_coefficient < math.inf:
-            raise ValueError(f"kl_coefficient={self.kl_coefficient} must not be negative; 0 is off, 0.05 the paper's")
+            raise ValueError(
+                f"kl_coefficient={self.kl_coefficient} must not be negative; 0 is off, 0.05 the paper's"
+            )
 
     @property
     def _threshold(self) -> float:
-        return (0.1 if self.region == "near_zero" else 0.0) if self.threshold is None else self.threshold
+        return (
+            (0.1 if self.region == "near_zero" else 0.0)
+            if self.threshold is None
+            else self.threshold
+        )
 
     def scoring(self) -> Stage:
         return Evidence(self.temperature)
@@ -166,10 +194,14 @@ class EvidenceGuidedOPD(PolicyGradient):
         kept = evidence_mask(found, region=self.region, threshold=self._threshold)
         return {"evidence": found, "kept": kept.astype(found.dtype)}
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         terms = self.sampled_terms(student_logits, teacher_logits["privileged"], tokens)
         if self.kl_coefficient:
-            student, plain = (log_softmax(z, self.temperature) for z in (student_logits, teacher_logits["plain"]))
+            student, plain = (
+                log_softmax(z, self.temperature) for z in (student_logits, teacher_logits["plain"])
+            )
             terms["kl_plain"] = reverse_kl(student, plain)
         return terms
 
@@ -193,12 +225,18 @@ class EvidenceGuidedOPD(PolicyGradient):
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         losses, metrics = super().reduce(terms, mask, inputs)
         if self.kl_coefficient:
-            losses["kl_plain"] = LossTerm(self.kl_coefficient, *token_mean(terms["kl_plain"], mask, inputs))
+            losses["kl_plain"] = LossTerm(
+                self.kl_coefficient, *token_mean(terms["kl_plain"], mask, inputs)
+            )
         return losses, metrics
 
     def variables(self) -> Variables:
         words = self.described("immediate")
-        gates = [] if self.region == "all" else [f"{self.region} evidence, threshold {self._threshold:g}"]
+        gates = (
+            []
+            if self.region == "all"
+            else [f"{self.region} evidence, threshold {self._threshold:g}"]
+        )
         pull = f"{self.kl_coefficient:g} x KL to the teacher without the context"
         return Variables(
             state=guided_rollouts(self.guided_share, self.guided_writer),

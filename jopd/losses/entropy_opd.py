@@ -1,17 +1,21 @@
-"""Entropy-aware on-policy distillation: a forward KL is added where the teacher itself is undecided.
+"""Entropy-aware on-policy distillation: a forward KL is added where the teacher itself is
+undecided.
 
     l_t  = sg( log q(y_t) - log pi(y_t) )
-    loss = token_mean( -l_t log pi(y_t) + coefficient 1[H(q_t) > threshold] sum_{v in top_k(q_t)} q (log q - log pi) )
+    loss = token_mean( -l_t log pi(y_t) + coefficient 1[H(q_t) > threshold] sum_{v in top_k(q_t)} q
+    (log q - log pi) )
 
-The reverse KL settles on one of the teacher's alternatives; the forward KL keeps the others alive where there are some.
+The reverse KL settles on one of the teacher's alternatives; the forward KL keeps the others alive
+where there are some.
 
-The sum over the teacher's top-k is the paper's: neither renormalised nor with a bucket for the tail. So it can be
-negative, and where teacher and student agree its gradient is not 0 but still moves mass from the tail into the top-k:
-this method has no identity, except with a top_k of the whole vocabulary.
+The sum over the teacher's top-k is the paper's: neither renormalised nor with a bucket for the
+tail. So it can be negative, and where teacher and student agree its gradient is not 0 but still
+moves mass from the tail into the top-k: this method has no identity, except with a top_k of the
+whole vocabulary.
 
-Source: EOPD, arXiv:2603.07079. Grade S, from readings of the paper and of its official code that agree: both terms added
-and divided by all tokens, entropy over the whole vocabulary, threshold .8, coefficient 1, k 16. Ours: one optimiser step
-a batch, where the code takes four with a ratio clip.
+Source: EOPD, arXiv:2603.07079. Grade S, from readings of the paper and of its official code that
+agree: both terms added and divided by all tokens, entropy over the whole vocabulary, threshold .8,
+coefficient 1, k 16. Ours: one optimiser step a batch, where the code takes four with a ratio clip.
 """
 
 import dataclasses
@@ -61,14 +65,20 @@ class EntropyOPD(PolicyGradient):
         if self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} must be at least 1; 16 is the paper's")
         if not self.coefficient > 0:
-            raise ValueError(f"coefficient={self.coefficient} must be positive; without the forward KL use opd_pg")
+            raise ValueError(
+                f"coefficient={self.coefficient} must be positive; without the forward KL use opd_pg"
+            )
 
     @property
     def why_not_zero(self) -> str:
         return "its sum over the teacher's top tokens, without the tail, has a gradient at the teacher too"
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
-        student, teacher = (log_softmax(z, self.temperature) for z in (student_logits, teacher_logits["teacher"]))
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
+        student, teacher = (
+            log_softmax(z, self.temperature) for z in (student_logits, teacher_logits["teacher"])
+        )
         undecided = entropy(teacher) > self.entropy_threshold
         inside = in_top_k(teacher, self.top_k) & undecided[..., None]
         return {
@@ -79,7 +89,9 @@ class EntropyOPD(PolicyGradient):
 
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
         log_ratio, metrics = self.log_ratio(terms, mask)
-        losses = {"forward_kl": LossTerm(self.coefficient, *token_mean(terms["forward_kl"], mask, inputs))}
+        losses = {
+            "forward_kl": LossTerm(self.coefficient, *token_mean(terms["forward_kl"], mask, inputs))
+        }
         advantage = self.with_task_reward(log_ratio, mask, inputs)
         return Estimate(advantage, losses, metrics | {"advantage": masked_total(advantage, mask)})
 

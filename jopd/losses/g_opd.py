@@ -1,16 +1,19 @@
-"""Generalised on-policy distillation: the reward may count for more than the regulariser, past the teacher.
+"""Generalised on-policy distillation: the reward may count for more than the regulariser, past the
+teacher.
 
     A_t  = sg( -[ log pi(y_t) - log base(y_t) - scale (log q(y_t) - log base(y_t)) ] )
     loss = token_mean( -A_t log pi(y_t) )             base: the student as it was at the start, in the student's context
 
-Reinforcement learning on the reward log(q / base) under a KL to base, whose optimum is base^(1 - scale) q^scale: scale 1
-is on-policy distillation and never looks at base; below 1 interpolates; above 1 extrapolates, which the paper calls
-ExOPD. Value and gradient are 0 where student, teacher and base agree, not where only student and teacher do.
+Reinforcement learning on the reward log(q / base) under a KL to base, whose optimum is base^(1 -
+scale) q^scale: scale 1 is on-policy distillation and never looks at base; below 1 interpolates;
+above 1 extrapolates, which the paper calls ExOPD. Value and gradient are 0 where student, teacher
+and base agree, not where only student and teacher do.
 
-Source: G-OPD / ExOPD, arXiv:2602.12125. Grade P: the objective is the paper's; its form for a token, the 1.25 and the
-student's initial model as base are its official code's. For a teacher of another size the paper also takes the teacher's
-model before reinforcement learning as base ("reward correction"), which is not offered here. Ours: one optimiser step a
-batch, so without the code's ratio to the behaviour policy.
+Source: G-OPD / ExOPD, arXiv:2602.12125. Grade P: the objective is the paper's; its form for a
+token, the 1.25 and the student's initial model as base are its official code's. For a teacher of
+another size the paper also takes the teacher's model before reinforcement learning as base ("reward
+correction"), which is not offered here. Ours: one optimiser step a batch, so without the code's
+ratio to the behaviour policy.
 """
 
 import dataclasses
@@ -38,8 +41,8 @@ class GOPD(PolicyGradient):
     """The log-ratio of the sampled token, extrapolated from the initial model past the teacher.
 
     Attributes:
-      scale: the reward's weight against the KL to the initial model (the paper's lambda): 1 is on-policy distillation,
-        1.25 the paper's extrapolation.
+      scale: the reward's weight against the KL to the initial model (the paper's lambda): 1 is
+        on-policy distillation, 1.25 the paper's extrapolation.
     """
 
     name = "g_opd"
@@ -58,7 +61,9 @@ class GOPD(PolicyGradient):
     def views(self) -> tuple[str, ...]:
         return ("teacher",) if self.scale == 1 else ("teacher", INITIAL)
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         terms = self.sampled_terms(student_logits, teacher_logits["teacher"], tokens)
         if self.scale == 1:
             return terms
@@ -68,7 +73,9 @@ class GOPD(PolicyGradient):
         return {**terms, "reward": reward}
 
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
-        target = terms["teacher_logp"] + (0 if self.scale == 1 else (self.scale - 1) * terms["reward"])
+        target = terms["teacher_logp"] + (
+            0 if self.scale == 1 else (self.scale - 1) * terms["reward"]
+        )
         log_ratio, metrics = self.log_ratio({**terms, "teacher_logp": target}, mask)
         advantage = self.with_task_reward(log_ratio, mask, inputs)
         return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
@@ -78,6 +85,8 @@ class GOPD(PolicyGradient):
             state="student rollouts",
             support="sampled token",
             routing="none",
-            regularisation="none" if self.scale == 1 else f"KL to the initial model, against {self.scale:g} × reward",
+            regularisation="none"
+            if self.scale == 1
+            else f"KL to the initial model, against {self.scale:g} × reward",
             **self.described("immediate"),
         )

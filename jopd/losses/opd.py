@@ -1,12 +1,14 @@
-"""On-policy distillation, direct: a divergence between student and teacher at every token that the student wrote.
+"""On-policy distillation, direct: a divergence between student and teacher at every token that the
+student wrote.
 
     loss = token_mean( D(pi_t, q_t) )        the gradient flows through pi_t alone, none through the sampling
 
-With probability 1 - on_policy_share a completion is a reference instead of the student's own (GKD's lambda is
-on_policy_share).
+With probability 1 - on_policy_share a completion is a reference instead of the student's own (GKD's
+lambda is on_policy_share).
 
-Source: Agarwal et al., GKD, arXiv:2306.13649. Grade P. The reverse KL as the default is that of Thinking Machines,
-"On-Policy Distillation" (2025), which samples it; here it is exact. Top-k supports are no one paper's.
+Source: Agarwal et al., GKD, arXiv:2306.13649. Grade P. The reverse KL as the default is that of
+Thinking Machines, "On-Policy Distillation" (2025), which samples it; here it is exact. Top-k
+supports are no one paper's.
 """
 
 import dataclasses
@@ -36,15 +38,18 @@ class OPD(Method):
     """A divergence to the teacher on the student's own completions.
 
     Attributes:
-      divergence: `reverse_kl` and `forward_kl`, in full or on a top-k; `jensen_shannon`; `total_variation`; `k2` and
-        `k3` look at the sampled token only and have the expected gradient of the reverse and the forward KL.
+      divergence: `reverse_kl` and `forward_kl`, in full or on a top-k; `jensen_shannon`;
+        `total_variation`; `k2` and `k3` look at the sampled token only and have the expected
+        gradient of the reverse and the forward KL.
       beta: the teacher's share of jensen_shannon's blend, in (0, 1); 0.5 where left out.
-      top_k: compare only so many tokens, the likeliest of the support; the whole vocabulary where left out.
+      top_k: compare only so many tokens, the likeliest of the support; the whole vocabulary where
+        left out.
       support: whose likeliest tokens a top-k takes.
-      tail: what becomes of the other tokens: one more outcome (`bucket`), or left out of both distributions
-        (`renormalise`).
+      tail: what becomes of the other tokens: one more outcome (`bucket`), or left out of both
+        distributions (`renormalise`).
       temperature: divides the logits of student and teacher alike.
-      on_policy_share: the probability that a completion is the student's own; the others are references.
+      on_policy_share: the probability that a completion is the student's own; the others are
+        references.
     """
 
     name = "opd"
@@ -61,7 +66,9 @@ class OPD(Method):
         self._chosen()
         check_temperature(self.temperature)
         if not 0 <= self.on_policy_share <= 1:
-            raise ValueError(f"on_policy_share={self.on_policy_share} must lie in [0, 1]: it is a probability")
+            raise ValueError(
+                f"on_policy_share={self.on_policy_share} must lie in [0, 1]: it is a probability"
+            )
         if self.divergence in ("k2", "k3") and self.on_policy_share < 1:
             raise ValueError(
                 f"divergence={self.divergence!r} with on_policy_share={self.on_policy_share} estimates nothing where "
@@ -69,12 +76,18 @@ class OPD(Method):
             )
 
     def _chosen(self):
-        return choose(self.divergence, beta=self.beta, k=self.top_k, support=self.support, tail=self.tail)
+        return choose(
+            self.divergence, beta=self.beta, k=self.top_k, support=self.support, tail=self.tail
+        )
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         teacher = teacher_logits["teacher"]
         divergence = self._chosen()(
-            log_softmax(student_logits, self.temperature), log_softmax(teacher, self.temperature), tokens
+            log_softmax(student_logits, self.temperature),
+            log_softmax(teacher, self.temperature),
+            tokens,
         )
         return {"divergence": divergence, **comparison(student_logits, teacher)}
 
@@ -84,7 +97,9 @@ class OPD(Method):
 
     def variables(self) -> Variables:
         share = f"student rollouts ({self.on_policy_share:g}), else references"
-        support = f"{self.support}'s top {self.top_k}, {self.tail}" if self.top_k else "full vocabulary"
+        support = (
+            f"{self.support}'s top {self.top_k}, {self.tail}" if self.top_k else "full vocabulary"
+        )
         return Variables(
             state="student rollouts" if self.on_policy_share == 1 else share,
             support="sampled token" if self.divergence in ("k2", "k3") else support,

@@ -1,4 +1,5 @@
-"""On-policy distillation as a policy gradient: each sampled token is rewarded with how much more the teacher likes it.
+"""On-policy distillation as a policy gradient: each sampled token is rewarded with how much more
+the teacher likes it.
 
     l_t  = sg( log q(y_t) - log pi(y_t) )                         that is -k1; its mean over pi is -KL(pi || q)
     A_t  = l_t                          immediate
@@ -9,18 +10,21 @@
     loss = aggregate( -min(r_t A_t, clip(r_t, 1 - c, 1 + c) A_t) )                              updates > 1
     r_t  = pi(y_t) / behaviour(y_t)
 
-aggregate: a mean over tokens for immediate credit, a sum over each row and a mean over rows for the others, under which
-alone a return is unbiased when lengths vary. Immediate credit has the expected gradient of the reverse KL at each state
-that the student reached, from one vocabulary entry a token; return_to_go that of the reverse KL between whole rows; a
-discount lies between and is biased for both. The baseline changes none of these: it is the mean of an immediate A_t (so
-that method is `vopd`), for a return only the part of the mean that this token is about. More in `credit.py`.
+aggregate: a mean over tokens for immediate credit, a sum over each row and a mean over rows for the
+others, under which alone a return is unbiased when lengths vary. Immediate credit has the expected
+gradient of the reverse KL at each state that the student reached, from one vocabulary entry a
+token; return_to_go that of the reverse KL between whole rows; a discount lies between and is biased
+for both. The baseline changes none of these: it is the mean of an immediate A_t (so that method is
+`vopd`), for a return only the part of the mean that this token is about. More in `credit.py`.
 
-With several updates on one batch pi leaves the policy that sampled it: the ratio keeps the immediate gradient unbiased,
-its clip keeps the step small. For a return it corrects one token of the row, as PPO does. A_t follows pi;
-implementations that fix it at the behaviour policy ascend E_pi[log q - log behaviour] instead.
+With several updates on one batch pi leaves the policy that sampled it: the ratio keeps the
+immediate gradient unbiased, its clip keeps the step small. For a return it corrects one token of
+the row, as PPO does. A_t follows pi; implementations that fix it at the behaviour policy ascend
+E_pi[log q - log behaviour] instead.
 
-Source: Thinking Machines, "On-Policy Distillation" (2025), immediate. Grade P; the ratio clip is PPO's
-(arXiv:1707.06347). Returns and baseline: the survey arXiv:2606.22793 names them (P), the formulas are reconstructions
+Source: Thinking Machines, "On-Policy Distillation" (2025), immediate. Grade P; the ratio clip is
+PPO's (arXiv:1707.06347). Returns and baseline: the survey arXiv:2606.22793 names them (P), the
+formulas are reconstructions
 (R): the paper does not state them.
 """
 
@@ -51,19 +55,20 @@ class OPDPolicyGradient(PolicyGradient):
     """The log-ratio of the sampled token as its reward.
 
     Attributes:
-      credit: which rewards a token answers for: its own (`immediate`), its own and all later ones (`return_to_go`), or
-        the later ones less and less (`discounted`).
+      credit: which rewards a token answers for: its own (`immediate`), its own and all later ones
+        (`return_to_go`), or the later ones less and less (`discounted`).
       discount: the share of the next token's reward that counts, in (0, 1), for `discounted`.
-      baseline: what is subtracted from the advantage: nothing, or the exact -KL(pi || q) of the state (`kl`), which
-        lowers the variance of returns in most exactly enumerated worlds, and not reliably that of immediate credit.
-      updates: optimiser steps on one batch of completions; with more than one the temperature should be the sampler's.
-      ratio_clip: how far the ratio to the behaviour policy counts, in (0, 1); off where left out. Needs updates > 1.
+      baseline: what is subtracted from the advantage: nothing, or the exact -KL(pi || q) of the
+        state (`kl`), which lowers the variance of returns in most exactly enumerated worlds, and
+        not reliably that of immediate credit.
+      updates: optimiser steps on one batch of completions; with more than one the temperature
+        should be the sampler's.
+      ratio_clip: how far the ratio to the behaviour policy counts, in (0, 1); off where left out.
+        Needs updates > 1.
     """
 
     name = "opd_pg"
-    source = (
-        "Thinking Machines 2025 (P); ratio clip arXiv:1707.06347 (P); credit arXiv:2606.22793 (names P, formulas R)"
-    )
+    source = "Thinking Machines 2025 (P); ratio clip arXiv:1707.06347 (P); credit arXiv:2606.22793 (names P, formulas R)"
     credit: Literal["immediate", "return_to_go", "discounted"] = "immediate"
     discount: float | None = None
     baseline: Literal["none", "kl"] = "none"
@@ -104,15 +109,21 @@ class OPDPolicyGradient(PolicyGradient):
     def inputs(self) -> tuple[str, ...]:
         return super().inputs + (("behaviour_logp",) if self.updates > 1 else ())
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
-        return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, expected=self.baseline == "kl")
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
+        return self.sampled_terms(
+            student_logits, teacher_logits["teacher"], tokens, expected=self.baseline == "kl"
+        )
 
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
         reward, metrics = self.log_ratio(terms, mask)
         if self.credit == "immediate":
             advantage = immediate(reward, mask)
         else:
-            advantage = return_to_go(reward, mask, discount=1.0 if self.discount is None else self.discount)
+            advantage = return_to_go(
+                reward, mask, discount=1.0 if self.discount is None else self.discount
+            )
         if self.baseline == "kl":
             advantage = advantage - terms["expected_reward"]
         advantage = self.with_task_reward(advantage, mask, inputs)
@@ -135,15 +146,24 @@ class OPDPolicyGradient(PolicyGradient):
                 clipped = advantage * jnp.clip(ratio, 1 - self.ratio_clip, 1 + self.ratio_clip)
                 metrics["ratio_clipped"] = masked_total(clipped < surrogate, mask)
                 surrogate = jnp.minimum(surrogate, clipped)
-        return {"policy_gradient": LossTerm(1.0, *self.aggregate(-surrogate, mask, inputs))}, metrics
+        return {
+            "policy_gradient": LossTerm(1.0, *self.aggregate(-surrogate, mask, inputs))
+        }, metrics
 
     def variables(self) -> Variables:
-        credit = {"immediate": "immediate", "return_to_go": "return-to-go", "discounted": f"discounted {self.discount}"}
-        words = self.described(credit[self.credit] + (", baseline -KL" if self.baseline == "kl" else ""))
+        credit = {
+            "immediate": "immediate",
+            "return_to_go": "return-to-go",
+            "discounted": f"discounted {self.discount}",
+        }
+        words = self.described(
+            credit[self.credit] + (", baseline -KL" if self.baseline == "kl" else "")
+        )
         if self.ratio_clip is not None:
             words["gates"] = joined(words["gates"], f"ratio clip {self.ratio_clip:g}")
         return Variables(
-            state="student rollouts" + (f", up to {self.updates - 1} updates old" if self.updates > 1 else ""),
+            state="student rollouts"
+            + (f", up to {self.updates - 1} updates old" if self.updates > 1 else ""),
             support="sampled token",
             routing="none",
             regularisation="none",

@@ -1,4 +1,5 @@
-"""OPD+: the advantage that makes a policy gradient descend any f-divergence, not the reverse KL alone.
+"""OPD+: the advantage that makes a policy gradient descend any f-divergence, not the reverse KL
+alone.
 
     D_f  = sum_v pi f(u)      u = q / pi         f(1) = 0
     w(u) = -f(u) + u f'(u) - f'(1)               without gradient
@@ -10,16 +11,18 @@
     jensen_shannon       beta u log(u / m) - (1 - beta) log m                    (1 - beta) log m,  m = beta u + 1 - beta
     total_variation      |u - 1| / 2                                             sign(u - 1) / 2
 
-Rewarding a token with -f(u), as if the reward were not the student's own doing, leaves out u f'(u) and is right for the
-reverse KL alone, where that is a constant. The constant f'(1) is ours: it changes nothing in expectation, and makes w 0,
-so that teacher = student gives loss and gradient 0.
+Rewarding a token with -f(u), as if the reward were not the student's own doing, leaves out u f'(u)
+and is right for the reverse KL alone, where that is a constant. The constant f'(1) is ours: it
+changes nothing in expectation, and makes w 0, so that teacher = student gives loss and gradient 0.
 
-log u is clipped, as exp(log u) overflows and one token may otherwise outweigh a batch: beyond the clip the gradient is
-biased. The default, 20, acts from above only on tokens that the student gave less than 2e-9, and from below on those
-that the teacher gives 2e-9 of the student's probability, which matters to reverse_kl alone: the others level off there.
+log u is clipped, as exp(log u) overflows and one token may otherwise outweigh a batch: beyond the
+clip the gradient is biased. The default, 20, acts from above only on tokens that the student gave
+less than 2e-9, and from below on those that the teacher gives 2e-9 of the student's probability,
+which matters to reverse_kl alone: the others level off there.
 
-Source: OPD+, arXiv:2606.01039. Grade S: w and its first three rows from readings that agree; total_variation is w applied
-(R), with the exact zero of divergences.total_variation where the two meet.
+Source: OPD+, arXiv:2606.01039. Grade S: w and its first three rows from readings that agree;
+total_variation is w applied (R), with the exact zero of divergences.total_variation where the two
+meet.
 """
 
 import dataclasses
@@ -43,8 +46,12 @@ from jopd.losses.credit import Estimate, PolicyGradient
 from jopd.losses.divergences import choose
 
 
-def faithful_advantage(divergence: str, log_ratio: Float[Array, "*n"], *, beta: float = 0.5) -> Float[Array, "*n"]:
-    """w(u) of `log_ratio` = log u, exactly 0 at 0; `beta` is jensen_shannon's, the teacher's share of the blend."""
+def faithful_advantage(
+    divergence: str, log_ratio: Float[Array, "*n"], *, beta: float = 0.5
+) -> Float[Array, "*n"]:
+    """w(u) of `log_ratio` = log u, exactly 0 at 0; `beta` is jensen_shannon's, the teacher's share
+    of the blend.
+    """
     # A sign flips within rounding of u = 1, where it would be noise of full size.
     differs = jnp.abs(log_ratio) > 64 * jnp.finfo(log_ratio.dtype).eps
     weights = {
@@ -61,33 +68,44 @@ class OPDPlus(PolicyGradient):
     """Any of four f-divergences to the teacher as the reward of the sampled token.
 
     Attributes:
-      divergence: `reverse_kl`, which is opd_pg, `forward_kl`, `jensen_shannon` or `total_variation`.
+      divergence: `reverse_kl`, which is opd_pg, `forward_kl`, `jensen_shannon` or
+        `total_variation`.
       beta: the teacher's share of jensen_shannon's blend, in (0, 1); 0.5 where left out.
-      log_ratio_clip: bound on the size of a token's log-ratio, in nats, before the divergence sees it; at most 80, as
-        its exponential has to fit float32.
+      log_ratio_clip: bound on the size of a token's log-ratio, in nats, before the divergence sees
+        it; at most 80, as its exponential has to fit float32.
     """
 
     name = "opd_plus"
     source = "OPD+, arXiv:2606.01039 (S)"
-    divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon", "total_variation"] = "jensen_shannon"
+    divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon", "total_variation"] = (
+        "jensen_shannon"
+    )
     beta: float | None = None
     log_ratio_clip: float | None = 20.0
 
     def __post_init__(self):
         super().__post_init__()
-        check_known("divergence", [self.divergence], ("reverse_kl", "forward_kl", "jensen_shannon", "total_variation"))
+        check_known(
+            "divergence",
+            [self.divergence],
+            ("reverse_kl", "forward_kl", "jensen_shannon", "total_variation"),
+        )
         choose(self.divergence, beta=self.beta)
         if self.log_ratio_clip is None or self.log_ratio_clip > 80:
             raise ValueError(
                 f"log_ratio_clip={self.log_ratio_clip} must be set, to at most 80: its exponential overflows; 20 hardly acts"
             )
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens)
 
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
         log_ratio, metrics = self.log_ratio(terms, mask)
-        advantage = faithful_advantage(self.divergence, log_ratio, beta=0.5 if self.beta is None else self.beta)
+        advantage = faithful_advantage(
+            self.divergence, log_ratio, beta=0.5 if self.beta is None else self.beta
+        )
         advantage = self.with_task_reward(advantage, mask, inputs)
         return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
 

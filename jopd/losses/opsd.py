@@ -3,12 +3,13 @@
     q_t  = p(. | r, x, y_<t)       pi_t = p_theta(. | x, y_<t)       y sampled from pi
     loss = token_mean( sum_v min( q (log q - log pi), clamp ) )     forward KL, each vocabulary entry bounded from above
 
-An entry at the clamp gives no gradient, so a token that the context alone makes likely cannot dominate a position.
-Entries below zero are not bounded, so a clamped loss can be negative; it is still 0, with gradient 0, where student and
-teacher agree.
+An entry at the clamp gives no gradient, so a token that the context alone makes likely cannot
+dominate a position. Entries below zero are not bounded, so a clamped loss can be negative; it is
+still 0, with gradient 0, where student and teacher agree.
 
-Source: OPSD, arXiv:2601.18734. Grade P: forward KL with the clamp at .05 is its final form, its older scripts use
-Jensen-Shannon at beta .5 without one; it recommends the frozen initial model as the teacher.
+Source: OPSD, arXiv:2601.18734. Grade P: forward KL with the clamp at .05 is its final form, its
+older scripts use Jensen-Shannon at beta .5 without one; it recommends the frozen initial model as
+the teacher.
 """
 
 import dataclasses
@@ -41,26 +42,33 @@ class OPSD(Method):
     """A divergence to the same model under a privileged context.
 
     Attributes:
-      divergence: `forward_kl`, `reverse_kl`, `jensen_shannon` or `total_variation`, over the whole vocabulary.
+      divergence: `forward_kl`, `reverse_kl`, `jensen_shannon` or `total_variation`, over the whole
+        vocabulary.
       beta: the teacher's share of jensen_shannon's blend, in (0, 1); 0.5 where left out.
       entry_clamp: upper bound on each vocabulary entry of the forward KL, in nats; None is off.
       temperature: divides the logits of student and teacher alike.
-      teacher_update: the teacher's weights: the initial ones (`frozen`), an average of the student's (`ema`), the
-        student's (`live`).
+      teacher_update: the teacher's weights: the initial ones (`frozen`), an average of the
+        student's (`ema`), the student's (`live`).
     """
 
     name = "opsd"
     source = "arXiv:2601.18734 (P)"
     run_defaults = (("teacher.model", "self"),)
     views = ("privileged",)
-    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = "forward_kl"
+    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"] = (
+        "forward_kl"
+    )
     beta: float | None = None
     entry_clamp: float | None = 0.05
     temperature: float = 1.0
     teacher_update: Literal["frozen", "ema", "live"] = "frozen"
 
     def __post_init__(self):
-        check_known("divergence", [self.divergence], ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"))
+        check_known(
+            "divergence",
+            [self.divergence],
+            ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"),
+        )
         choose(self.divergence, beta=self.beta)
         check_temperature(self.temperature)
         check_known("teacher_update", [self.teacher_update], ("frozen", "ema", "live"))
@@ -74,12 +82,20 @@ class OPSD(Method):
                 f"entry_clamp={self.entry_clamp} must be positive, in nats; 0.05 is the paper's, None is off"
             )
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         privileged = teacher_logits["privileged"]
-        student, teacher = log_softmax(student_logits, self.temperature), log_softmax(privileged, self.temperature)
+        student, teacher = (
+            log_softmax(student_logits, self.temperature),
+            log_softmax(privileged, self.temperature),
+        )
         terms = comparison(student_logits, privileged)
         if self.entry_clamp is None:
-            return {"divergence": choose(self.divergence, beta=self.beta)(student, teacher, tokens), **terms}
+            return {
+                "divergence": choose(self.divergence, beta=self.beta)(student, teacher, tokens),
+                **terms,
+            }
         entries = kl_entries(teacher, student)
         terms["clamped_entries"] = jnp.sum(entries > self.entry_clamp, axis=-1, dtype=entries.dtype)
         return {"divergence": jnp.sum(jnp.minimum(entries, self.entry_clamp), axis=-1), **terms}

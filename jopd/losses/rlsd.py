@@ -1,13 +1,15 @@
-"""Self-distilled reinforcement learning: a verifier says which way, a teacher with the solution says which tokens.
+"""Self-distilled reinforcement learning: a verifier says which way, a teacher with the solution
+says which tokens.
 
     D_t  = sg( log q(y_t | x, r, y_<t) - log pi(y_t | x, y_<t) )
     w_t  = exp( sign(A) D_t )
     A_t  = A [ (1 - mix) + mix clip(w_t, 1 - clip, 1 + clip) ]            A the row's group advantage, as in GRPO
     loss = token_mean( -A_t log pi(y_t) )                                 mix falls linearly to 0 over mix_steps
 
-The teacher never turns a token's sign; where a prompt's samples are all rewarded alike A is 0 and nothing is learnt,
-whatever the teacher says. That is so of every prompt whose answers the verifier never accepts, such as a persona's.
-With mix 0, or a teacher that says what the student says (w_t = 1), this is GRPO: loss and gradient are the reward's.
+The teacher never turns a token's sign; where a prompt's samples are all rewarded alike A is 0 and
+nothing is learnt, whatever the teacher says. That is so of every prompt whose answers the verifier
+never accepts, such as a persona's. With mix 0, or a teacher that says what the student says (w_t =
+1), this is GRPO: loss and gradient are the reward's.
 
 Without a verifier the teacher gives the sign too, and its evidence for the context the weight:
 
@@ -15,11 +17,12 @@ Without a verifier the teacher gives the sign too, and its evidence for the cont
     e_t  = log q(y_t | x, r, y_<t) - log q(y_t | x, y_<t)
     loss = token_mean( -a_t clip( exp(sign(a_t) e_t), 1 - clip, 1 + clip ) log pi(y_t) )
 
-Deviations: one optimiser step a batch, so no ratio to the behaviour policy; a mean over the batch's tokens where GRPO
-takes one over each row first.
+Deviations: one optimiser step a batch, so no ratio to the behaviour policy; a mean over the batch's
+tokens where GRPO takes one over each row first.
 
-Source: RLSD, arXiv:2604.03128. Grade P; the schedule of mix S, from a port. Without a verifier it is a baseline of
-EDGE-OPD (arXiv:2605.23493), a reconstruction (R): the paper does not state its formula.
+Source: RLSD, arXiv:2604.03128. Grade P; the schedule of mix S, from a port. Without a verifier it
+is a baseline of EDGE-OPD (arXiv:2605.23493), a reconstruction (R): the paper does not state its
+formula.
 """
 
 import dataclasses
@@ -56,12 +59,14 @@ def reweighted_advantage(
     mix: float | int | Float[Array, "#B #T"],
     clip: float | int,
 ) -> Float[Array, "B T"]:
-    """A [(1 - mix) + mix clip(exp(sign(A) D), 1 - clip, 1 + clip)], of A's sign everywhere and without gradient.
+    """A [(1 - mix) + mix clip(exp(sign(A) D), 1 - clip, 1 + clip)], of A's sign everywhere and
+    without gradient.
 
     Args:
       advantage: A, [B, 1] or [B, T].
       log_ratio: D, [B, T], in nats; infinite is allowed.
-      mix: in [0, 1], how much the weight counts: a number, or an array whose values are not checked.
+      mix: in [0, 1], how much the weight counts: a number, or an array whose values are not
+        checked.
       clip: in (0, 1).
 
     Raises:
@@ -69,7 +74,8 @@ def reweighted_advantage(
     """
     _check(mix, clip)
     advantage, log_ratio = jax.lax.stop_gradient((advantage, log_ratio))
-    # Not sign(A) D: that is NaN for an advantage of 0 and an infinite log-ratio, where the weight does not matter.
+    # Not sign(A) D: that is NaN for an advantage of 0 and an infinite log-ratio, where the weight
+    # does not matter.
     weight = jnp.clip(jnp.exp(jnp.where(advantage > 0, log_ratio, -log_ratio)), 1 - clip, 1 + clip)
     return advantage * ((1 - mix) + mix * weight)
 
@@ -85,15 +91,17 @@ def _check(mix, clip):
 
 @dataclasses.dataclass(frozen=True)
 class RLSD(Method):
-    """Sampled tokens, rewarded by a verifier and weighted by a privileged teacher, or rewarded by that teacher too.
+    """Sampled tokens, rewarded by a verifier and weighted by a privileged teacher, or rewarded by
+    that teacher too.
 
     Attributes:
-      verifier: whether the task's reward, compared within the samples of a prompt, gives the sign; otherwise the
-        teacher does.
+      verifier: whether the task's reward, compared within the samples of a prompt, gives the sign;
+        otherwise the teacher does.
       mix: how much the teacher's weight counts at first, in [0, 1]. For a verifier.
       mix_steps: optimiser steps over which that falls to 0. For a verifier.
       clip: a weight lies within this of 1, in (0, 1).
-      guided_share: the probability that a completion is sampled with the privileged context in the prompt.
+      guided_share: the probability that a completion is sampled with the privileged context in the
+        prompt.
       guided_writer: who samples those: the student as it is now, or the teacher.
       temperature: divides the logits of student and teacher alike.
     """
@@ -115,10 +123,14 @@ class RLSD(Method):
         check_temperature(self.temperature)
         _check(self.mix, self.clip)
         if self.mix_steps < 1:
-            raise ValueError(f"mix_steps={self.mix_steps} must be at least 1; for no weight at all set mix to 0")
+            raise ValueError(
+                f"mix_steps={self.mix_steps} must be at least 1; for no weight at all set mix to 0"
+            )
         for name in ("mix", "mix_steps"):
             if not self.verifier and getattr(self, name) != getattr(RLSD, name):
-                raise ValueError(f"{name}={getattr(self, name)} does nothing with verifier=False: leave it out")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} does nothing with verifier=False: leave it out"
+                )
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -130,12 +142,22 @@ class RLSD(Method):
 
     @property
     def why_not_zero(self) -> str:
-        return "it is GRPO there: right answers are reinforced whatever the teacher says" if self.verifier else ""
+        return (
+            "it is GRPO there: right answers are reinforced whatever the teacher says"
+            if self.verifier
+            else ""
+        )
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         of = lambda logits: log_prob_of(log_softmax(logits, self.temperature), tokens)
         terms = {f"{view}_logp": of(logits) for view, logits in teacher_logits.items()}
-        return {"student_logp": of(student_logits), **terms, **comparison(student_logits, teacher_logits["privileged"])}
+        return {
+            "student_logp": of(student_logits),
+            **terms,
+            **comparison(student_logits, teacher_logits["privileged"]),
+        }
 
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
         logp, privileged = terms["student_logp"], terms["privileged_logp"]
@@ -153,7 +175,9 @@ class RLSD(Method):
         return {"policy_gradient": LossTerm(1.0, *loss)}, masked_totals(terms | measured, mask)
 
     def variables(self) -> Variables:
-        weight = f"log-ratio weight ±{self.clip:g}, {self.mix:g} of it, to 0 in {self.mix_steps} steps"
+        weight = (
+            f"log-ratio weight ±{self.clip:g}, {self.mix:g} of it, to 0 in {self.mix_steps} steps"
+        )
         return Variables(
             state=guided_rollouts(self.guided_share, self.guided_writer),
             support="sampled token",

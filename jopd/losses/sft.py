@@ -2,8 +2,8 @@
 
     loss = token_mean( -log pi(y_t) )        y: the data's completion, not the student's
 
-No teacher reads along. It is the off-policy baseline that every on-policy method is compared with, and their cold
-start.
+No teacher reads along. It is the off-policy baseline that every on-policy method is compared with,
+and their cold start.
 
 Source: textbook maximum likelihood; no paper's own.
 """
@@ -41,7 +41,9 @@ class SFT(Method):
     views = ()
     on_policy_share = 0.0
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         student = log_softmax(student_logits)
         first = log_prob_of(student_logits, tokens) == jnp.max(student_logits, axis=-1)
         return {
@@ -55,4 +57,6 @@ class SFT(Method):
         return {"cross_entropy": LossTerm(1.0, *loss)}, masked_totals(terms, mask)
 
     def variables(self) -> Variables:
-        return Variables("reference completions", "reference token", "immediate", "none", "none", "none")
+        return Variables(
+            "reference completions", "reference token", "immediate", "none", "none", "none"
+        )

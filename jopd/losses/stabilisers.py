@@ -1,19 +1,22 @@
-"""What any method may be steadied with: weights that silence tokens, and a pull towards the initial model.
+"""What any method may be steadied with: weights that silence tokens, and a pull towards the initial
+model.
 
     weight_t = 1[y_t not in mask_tokens] 1[above < H(q_t) < below] 2^(-t / half_life)       times the input `weight`
     loss     = the method's under weight_t  +  kl_to_initial token_mean( KL(pi_t || initial_t) )
 
-Weights are factors on a token's loss, and on its count where the method divides by one; they are not the mask, so that
-returns, cumulative sums and windows still see every token. The pull towards the initial model is not weighted: it holds
-where the gates are shut too, which is where the teacher has nothing to say. A method's further streams of sequences are
-left as they are. The entropy and the pull are those at temperature 1, whatever the method's.
+Weights are factors on a token's loss, and on its count where the method divides by one; they are
+not the mask, so that returns, cumulative sums and windows still see every token. The pull towards
+the initial model is not weighted: it holds where the gates are shut too, which is where the teacher
+has nothing to say. A method's further streams of sequences are left as they are. The entropy and
+the pull are those at temperature 1, whatever the method's.
 
-The other stabilisers of the survey are elsewhere: the log-ratio clip and the task's reward are settings of the
-policy-gradient methods (`log_ratio_clip`, `reward_weight`), a frozen or averaged teacher is the `teacher_update` of the
-methods that may have one, and a cold start is a run of `--method sft` first, whose saved student the next run names as
-its `--student.model`.
+The other stabilisers of the survey are elsewhere: the log-ratio clip and the task's reward are
+settings of the policy-gradient methods (`log_ratio_clip`, `reward_weight`), a frozen or averaged
+teacher is the `teacher_update` of the methods that may have one, and a cold start is a run of
+`--method sft` first, whose saved student the next run names as its `--student.model`.
 
-Source: the survey's list of stabilisers, arXiv:2606.22793 (P); their formulas are a reconstruction: it states none.
+Source: the survey's list of stabilisers, arXiv:2606.22793 (P); their formulas are a reconstruction:
+it states none.
 """
 
 import dataclasses
@@ -58,12 +61,15 @@ class Stabilisers:
     """Weights on tokens, and a pull towards the initial model; all off by default.
 
     Attributes:
-      mask_tokens: ids of tokens without a loss, such as those that student and teacher use differently.
+      mask_tokens: ids of tokens without a loss, such as those that student and teacher use
+        differently.
       position_half_life: after so many tokens a token counts half; off where left out.
-      teacher_entropy_below: only tokens count where the teacher's entropy is below so many nats; off where left out.
-      teacher_entropy_above: only tokens count where the teacher's entropy is above so many nats; off where left out. The
-        teacher's first view is the one that is looked at.
-      kl_to_initial: coefficient of KL(student || initial model), over the whole vocabulary at every token.
+      teacher_entropy_below: only tokens count where the teacher's entropy is below so many nats;
+        off where left out.
+      teacher_entropy_above: only tokens count where the teacher's entropy is above so many nats;
+        off where left out. The teacher's first view is the one that is looked at.
+      kl_to_initial: coefficient of KL(student || initial model), over the whole vocabulary at every
+        token.
     """
 
     mask_tokens: tuple[int, ...] = ()
@@ -76,17 +82,23 @@ class Stabilisers:
         if any(token < 0 for token in self.mask_tokens):
             raise ValueError(f"mask_tokens={self.mask_tokens} must be token ids, 0 and up")
         if self.position_half_life is not None and not self.position_half_life > 0:
-            raise ValueError(f"position_half_life={self.position_half_life} must be positive, in tokens; None is off")
+            raise ValueError(
+                f"position_half_life={self.position_half_life} must be positive, in tokens; None is off"
+            )
         below, above = self.teacher_entropy_below, self.teacher_entropy_above
         if above is not None and not above >= 0:
-            raise ValueError(f"teacher_entropy_above={above} must not be negative, in nats; None is off")
+            raise ValueError(
+                f"teacher_entropy_above={above} must not be negative, in nats; None is off"
+            )
         if below is not None and not below > (above or 0):
             raise ValueError(
                 f"teacher_entropy_below={below} with teacher_entropy_above={above} keeps no token: "
                 f"set teacher_entropy_below above {above or 0}, or leave it out"
             )
         if not 0 <= self.kl_to_initial < math.inf:
-            raise ValueError(f"kl_to_initial={self.kl_to_initial} must not be negative; 0 is off, 0.05 a mild pull")
+            raise ValueError(
+                f"kl_to_initial={self.kl_to_initial} must not be negative; 0 is off, 0.05 a mild pull"
+            )
 
     @property
     def by_entropy(self) -> bool:
@@ -150,7 +162,11 @@ class Stabilised(Method):
 
     @property
     def views(self) -> tuple[str, ...]:
-        more = (INITIAL,) if self.stabilisers.kl_to_initial and INITIAL not in self.method.views else ()
+        more = (
+            (INITIAL,)
+            if self.stabilisers.kl_to_initial and INITIAL not in self.method.views
+            else ()
+        )
         return self.method.views + more
 
     def init_modules(self, width: int, key: PRNGKeyArray) -> dict[str, Array]:
@@ -178,11 +194,18 @@ class Stabilised(Method):
     ) -> Compared:
         return self.method.compare_windows(places, student, teacher, inputs, mask, state)
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
-        terms = self.method.token_terms(student_logits, _own(self.method, teacher_logits), tokens, extras)
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
+        terms = self.method.token_terms(
+            student_logits, _own(self.method, teacher_logits), tokens, extras
+        )
         if not self.stabilisers.kl_to_initial:
             return terms
-        return {**terms, _KL: reverse_kl(log_softmax(student_logits), log_softmax(teacher_logits[INITIAL]))}
+        return {
+            **terms,
+            _KL: reverse_kl(log_softmax(student_logits), log_softmax(teacher_logits[INITIAL])),
+        }
 
     def scoring(self) -> Stage | None:
         own = self.method.scoring()
@@ -208,7 +231,10 @@ class Stabilised(Method):
             summands, metrics = self.method.reduce(own, mask, {**given, "weight": product})
             metrics = {**metrics, "kept_share": masked_total(weight, mask)}
         if _KL in terms:
-            summands = {**summands, _KL: LossTerm(self.stabilisers.kl_to_initial, *token_mean(terms[_KL], mask, given))}
+            summands = {
+                **summands,
+                _KL: LossTerm(self.stabilisers.kl_to_initial, *token_mean(terms[_KL], mask, given)),
+            }
             metrics = {**metrics, "kl_to_initial": masked_total(terms[_KL], mask)}
         return summands, metrics
 
@@ -217,7 +243,11 @@ class Stabilised(Method):
         weights = [inputs[_GATE]] if self.stabilisers.gated else []
         if self.stabilisers.position_half_life is not None:
             column = jnp.arange(mask.shape[1], dtype=jnp.result_type(float))
-            weights.append(jnp.broadcast_to(jnp.exp2(-column / self.stabilisers.position_half_life), mask.shape))
+            weights.append(
+                jnp.broadcast_to(
+                    jnp.exp2(-column / self.stabilisers.position_half_life), mask.shape
+                )
+            )
         return functools.reduce(jnp.multiply, weights) if weights else None
 
     def variables(self) -> Variables:
@@ -228,8 +258,12 @@ class Stabilised(Method):
             gates += [] if bound is None else [f"teacher entropy {side} {bound:g}"]
         if settings.position_half_life is not None:
             gates.append(f"weight halved every {settings.position_half_life:g} tokens")
-        pull = [f"{settings.kl_to_initial:g} × KL to the initial model"] * bool(settings.kl_to_initial)
-        return own._replace(gates=joined(own.gates, *gates), regularisation=joined(own.regularisation, *pull))
+        pull = [f"{settings.kl_to_initial:g} × KL to the initial model"] * bool(
+            settings.kl_to_initial
+        )
+        return own._replace(
+            gates=joined(own.gates, *gates), regularisation=joined(own.regularisation, *pull)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,18 +274,30 @@ class _Scoring:
     own: Stage | None
     stabilisers: Stabilisers
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         views, settings = _own(self.method, teacher_logits), self.stabilisers
-        terms = self.own.token_terms(student_logits, views, tokens, extras) if self.own is not None else {}
+        terms = (
+            self.own.token_terms(student_logits, views, tokens, extras)
+            if self.own is not None
+            else {}
+        )
         kept = jnp.ones(tokens.shape, bool)
         if settings.mask_tokens:
             kept &= ~jnp.isin(tokens, jnp.asarray(settings.mask_tokens, tokens.dtype))
         if settings.by_entropy:
-            uncertainty = entropy(log_softmax(next(views[view] for view in self.method.views if view != INITIAL)))
-            kept &= uncertainty < (
-                math.inf if settings.teacher_entropy_below is None else settings.teacher_entropy_below
+            uncertainty = entropy(
+                log_softmax(next(views[view] for view in self.method.views if view != INITIAL))
             )
-            kept &= uncertainty > (-1 if settings.teacher_entropy_above is None else settings.teacher_entropy_above)
+            kept &= uncertainty < (
+                math.inf
+                if settings.teacher_entropy_below is None
+                else settings.teacher_entropy_below
+            )
+            kept &= uncertainty > (
+                -1 if settings.teacher_entropy_above is None else settings.teacher_entropy_above
+            )
         return {**terms, _GATE: kept.astype(jnp.result_type(float))}
 
 

@@ -1,4 +1,5 @@
-"""TOPD, near-future guidance: where student and teacher differ most, both write on, and the student learns from that.
+"""TOPD, near-future guidance: where student and teacher differ most, both write on, and the student
+learns from that.
 
     D_t    = KL(pi_t || q_t)                                 at every token of the student's completion
     W_S, W_T                                                 K tokens each, by student and teacher, after x, y_<t
@@ -8,25 +9,29 @@
     L_traj = mean over windows and i of -sum_j w_ij log pi(W_T_j | x, y_<t, W_S_<i)
     loss   = token_mean( D_t ) + trajectory_coefficient L_traj
 
-Windows start at up to `windows` places a row, drawn from those of highest D; L_traj takes those alone that are really
-divergent, whose D_OT exceeds the 75th percentile of D_OT at places of low D. For that percentile each row also probes
-one place below its median D. The others are false alarms: two ways to say the same.
+Windows start at up to `windows` places a row, drawn from those of highest D; L_traj takes those
+alone that are really divergent, whose D_OT exceeds the 75th percentile of D_OT at places of low D.
+For that percentile each row also probes one place below its median D. The others are false alarms:
+two ways to say the same.
 
-A method with windows offers the trainer, which knows none by name, `windows` (places a row, besides the probe),
-`window_tokens` (K), `choose_windows` and `compare_windows`, and the stream "windows". Between `prepare` and the update
-the trainer lets `choose_windows` say where, lets both models write from there, and hands the windows to
-`compare_windows`, which makes the stream's arrays, more inputs and the next state.
+A method with windows offers the trainer, which knows none by name, `windows` (places a row, besides
+the probe), `window_tokens` (K), `choose_windows` and `compare_windows`, and the stream "windows".
+Between `prepare` and the update the trainer lets `choose_windows` say where, lets both models write
+from there, and hands the windows to `compare_windows`, which makes the stream's arrays, more inputs
+and the next state.
 
-Where student and teacher agree the first term and its gradient are 0. L_traj is not: a cross-entropy with what another
-draw from the same distribution said, held off by the gate for the most part.
+Where student and teacher agree the first term and its gradient are 0. L_traj is not: a
+cross-entropy with what another draw from the same distribution said, held off by the gate for the
+most part.
 
-Deviations: the down-weighting ablation caps D at the row's median on the tokens that have a window alone, and as a
-weight, so the mean's count falls with it.
+Deviations: the down-weighting ablation caps D at the row's median on the tokens that have a window
+alone, and as a weight, so the mean's count falls with it.
 
-Source: TOPD, arXiv:2606.00305. Grade P for the two terms, the gate and the targets, whose rows as printed sum to 1/K.
-Reconstruction: the paper does not state the solver (log-domain Sinkhorn), the cost and its embeddings, how candidates
-are drawn, the threshold, the windows' sampling settings, the coefficient, or on which median its ablation caps. The
-control `teacher_window` is ours.
+Source: TOPD, arXiv:2606.00305. Grade P for the two terms, the gate and the targets, whose rows as
+printed sum to 1/K.
+Reconstruction: the paper does not state the solver (log-domain Sinkhorn), the cost and its
+embeddings, how candidates are drawn, the threshold, the windows' sampling settings, the
+coefficient, or on which median its ablation caps. The control `teacher_window` is ours.
 """
 
 import dataclasses
@@ -67,7 +72,8 @@ from jopd.losses.vocabulary import accumulator, log_softmax
 
 State = Mapping[str, Array]
 
-# How many low-loss windows the running percentile looks back on, and the share of high-loss ones that is capped.
+# How many low-loss windows the running percentile looks back on, and the share of high-loss ones
+# that is capped.
 REMEMBERED = 256
 CAPPED = 0.3
 
@@ -80,15 +86,19 @@ class TOPD(Method):
       windows: places a row, at most, from which both models write on.
       window_tokens: how many tokens they write there, at most 50; places are so far apart.
       share: of a row's tokens, those of highest divergence are candidates for a place, in (0, 0.5].
-      epsilon: weight of the plan's entropy. A small one makes targets of one token, 0.5 smears them over the window.
+      epsilon: weight of the plan's entropy. A small one makes targets of one token, 0.5 smears them
+        over the window.
       iterations: of the transport's solver.
-      percentile: of the transport cost at low-loss places, above which a window is really divergent.
+      percentile: of the transport cost at low-loss places, above which a window is really
+        divergent.
       trajectory_coefficient: of the windows' loss beside the divergence.
       temperature: divides the logits of student and teacher alike.
-      target: what a window teaches: the teacher's tokens by their transport onto the student's (`transport`), or, the
-        control, the teacher's window itself from the student's prefix (`teacher_window`).
-      down_weight: an ablation: caps the divergence at the row's median on the 30 % of the windows' first tokens whose
-        transport costs least (`low_transport`), or as many where it costs most (`high_transport`).
+      target: what a window teaches: the teacher's tokens by their transport onto the student's
+        (`transport`), or, the control, the teacher's window itself from the student's prefix
+        (`teacher_window`).
+      down_weight: an ablation: caps the divergence at the row's median on the 30 % of the windows'
+        first tokens whose transport costs least (`low_transport`), or as many where it costs most
+        (`high_transport`).
     """
 
     name = "topd"
@@ -107,11 +117,17 @@ class TOPD(Method):
 
     def __post_init__(self):
         if self.windows < 1:
-            raise ValueError(f"windows={self.windows} must be at least 1: without windows use --method opd")
+            raise ValueError(
+                f"windows={self.windows} must be at least 1: without windows use --method opd"
+            )
         if not 1 <= self.window_tokens <= 50:
-            raise ValueError(f"window_tokens={self.window_tokens} must lie in 1..50: the future that counts is near")
+            raise ValueError(
+                f"window_tokens={self.window_tokens} must lie in 1..50: the future that counts is near"
+            )
         if not 0 < self.share <= 0.5:
-            raise ValueError(f"share={self.share} must lie in (0, 0.5]: candidates are tokens above the median loss")
+            raise ValueError(
+                f"share={self.share} must lie in (0, 0.5]: candidates are tokens above the median loss"
+            )
         _check_solver(self.epsilon, self.iterations)
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"percentile={self.percentile} must lie in [0, 100]")
@@ -123,8 +139,12 @@ class TOPD(Method):
         check_known("target", [self.target], ("transport", "teacher_window"))
         check_known("down_weight", [self.down_weight], ("none", "low_transport", "high_transport"))
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
-        divergence = Divergence(self.temperature).token_terms(student_logits, teacher_logits, tokens, extras)
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
+        divergence = Divergence(self.temperature).token_terms(
+            student_logits, teacher_logits, tokens, extras
+        )
         return divergence | comparison(student_logits, teacher_logits["teacher"])
 
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
@@ -142,37 +162,66 @@ class TOPD(Method):
         return {"windows": TrajectoryLoss(self.trajectory_coefficient, self.temperature)}
 
     def init_state(self) -> dict[str, Array]:
-        return {"low_costs": jnp.zeros(REMEMBERED, jnp.float32), "written": jnp.zeros((), jnp.int32)}
+        return {
+            "low_costs": jnp.zeros(REMEMBERED, jnp.float32),
+            "written": jnp.zeros((), jnp.int32),
+        }
 
     def choose_windows(self, inputs: Inputs, mask: Mask, noise: Float[Array, "B T"]) -> Places:
         """Where the windows begin, from what `prepare` made; see `choose`."""
         return choose(
-            inputs["scored_divergence"], mask, noise, windows=self.windows, apart=self.window_tokens, share=self.share
+            inputs["scored_divergence"],
+            mask,
+            noise,
+            windows=self.windows,
+            apart=self.window_tokens,
+            share=self.share,
         )
 
     def compare_windows(
-        self, places: Places, student: Window, teacher: Window, inputs: Inputs, mask: Mask, state: State
+        self,
+        places: Places,
+        student: Window,
+        teacher: Window,
+        inputs: Inputs,
+        mask: Mask,
+        state: State,
     ) -> Compared:
         """What the windows that student and teacher wrote at the places are good for."""
         plan, costs = transport(
-            student.embeddings, teacher.embeddings, student.mask, teacher.mask,
-            epsilon=self.epsilon, iterations=self.iterations,
-        )  # fmt: skip
+            student.embeddings,
+            teacher.embeddings,
+            student.mask,
+            teacher.mask,
+            epsilon=self.epsilon,
+            iterations=self.iterations,
+        )
         costs = costs.reshape(places.positions.shape)
         written = jnp.any(student.mask, axis=1) & jnp.any(teacher.mask, axis=1)
         compared = places.valid & written.reshape(places.valid.shape)
-        high, high_costs, probe, probe_costs = compared[:, :-1], costs[:, :-1], compared[:, -1:], costs[:, -1:]
+        high, high_costs, probe, probe_costs = (
+            compared[:, :-1],
+            costs[:, :-1],
+            compared[:, -1:],
+            costs[:, -1:],
+        )
 
         after = remember(state, probe_costs[:, 0], probe[:, 0])
         limit = threshold(after, self.percentile).astype(costs.dtype)
         divergent = high & (high_costs > limit)
 
-        candidates = lambda x: x.reshape(*costs.shape, *x.shape[1:])[:, :-1].reshape(-1, *x.shape[1:])
+        candidates = lambda x: x.reshape(*costs.shape, *x.shape[1:])[:, :-1].reshape(
+            -1, *x.shape[1:]
+        )
         weights = soft_targets(plan)
         if self.target == "transport":
             stream, ids = student, jnp.broadcast_to(teacher.tokens[:, None], weights.shape)
         else:
-            stream, ids, weights = teacher, teacher.tokens[..., None], jnp.ones_like(weights[..., :1])
+            stream, ids, weights = (
+                teacher,
+                teacher.tokens[..., None],
+                jnp.ones_like(weights[..., :1]),
+            )
 
         divergence = inputs["scored_divergence"]
         weight = {}
@@ -196,7 +245,9 @@ class TOPD(Method):
                 "divergent_windows": masked_total(
                     divergent.sum(axis=1, keepdims=True), jnp.any(mask, axis=1, keepdims=True)
                 ),
-                "target_perplexity": masked_total(perplexity, student.mask & compared.reshape(-1)[:, None]),
+                "target_perplexity": masked_total(
+                    perplexity, student.mask & compared.reshape(-1)[:, None]
+                ),
             },
             points={
                 "transport": costs,
@@ -208,7 +259,9 @@ class TOPD(Method):
     def variables(self) -> Variables:
         aim = "by optimal transport" if self.target == "transport" else "as it stands"
         gates = [f"windows above the {self.percentile:g}th percentile of low-loss transport"]
-        gates += [f"loss capped at {self.down_weight.replace('_', ' ')}"] * (self.down_weight != "none")
+        gates += [f"loss capped at {self.down_weight.replace('_', ' ')}"] * (
+            self.down_weight != "none"
+        )
         return Variables(
             state=f"student rollouts; {self.window_tokens} tokens of both models from their prefixes",
             support="full vocabulary; in windows the teacher's sampled tokens",
@@ -221,7 +274,8 @@ class TOPD(Method):
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryLoss(Loss):
-    """Cross-entropy with a few weighted tokens at each position of a window; never 0 at the teacher, who draws anew.
+    """Cross-entropy with a few weighted tokens at each position of a window; never 0 at the
+    teacher, who draws anew.
 
     Attributes:
       coefficient: of the loss beside the method's own.
@@ -234,13 +288,22 @@ class TrajectoryLoss(Loss):
     coefficient: float = 0.1
     temperature: float = 1.0
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         logp = log_softmax(student_logits, self.temperature)
-        ids, weights = extras["target_ids"], jax.lax.stop_gradient(extras["target_weights"]).astype(logp.dtype)
+        ids, weights = (
+            extras["target_ids"],
+            jax.lax.stop_gradient(extras["target_weights"]).astype(logp.dtype),
+        )
         columns = jax.lax.broadcasted_iota(ids.dtype, logp.shape, logp.ndim - 1)
-        # One comparison a pair, summed at each vocabulary entry: XLA fuses all of them into the sum below, and neither
-        # the target distribution nor an array of every pair and entry is ever held.
-        weight = sum(jnp.where(columns == ids[..., j, None], weights[..., j, None], 0) for j in range(ids.shape[-1]))
+        # One comparison a pair, summed at each vocabulary entry: XLA fuses all of them into the sum
+        # below, and neither the target distribution nor an array of every pair and entry is ever
+        # held.
+        weight = sum(
+            jnp.where(columns == ids[..., j, None], weights[..., j, None], 0)
+            for j in range(ids.shape[-1])
+        )
         return {"cross_entropy": -jnp.sum(jnp.where(weight > 0, weight * logp, 0), axis=-1)}
 
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
@@ -254,10 +317,14 @@ class Divergence:
 
     temperature: float = 1.0
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         student, teacher = student_logits, teacher_logits["teacher"]
         return {
-            "divergence": reverse_kl(log_softmax(student, self.temperature), log_softmax(teacher, self.temperature))
+            "divergence": reverse_kl(
+                log_softmax(student, self.temperature), log_softmax(teacher, self.temperature)
+            )
         }
 
 
@@ -270,13 +337,15 @@ def transport(
     epsilon: float,
     iterations: int,
 ) -> tuple[Float[Array, "*n K K"], Float[Array, "*n"]]:
-    """Entropic optimal transport between the tokens of two windows, each token of a window weighing the same.
+    """Entropic optimal transport between the tokens of two windows, each token of a window weighing
+    the same.
 
-    Sinkhorn's scaling in the log domain, columns and then rows, so that the rows of the plan are exact and its columns
-    as good as the iterations. Without gradient.
+    Sinkhorn's scaling in the log domain, columns and then rows, so that the rows of the plan are
+    exact and its columns as good as the iterations. Without gradient.
 
     Args:
-      student_embeddings: [B, K, d], of any length, zero included; where the mask is off they may hold anything.
+      student_embeddings: [B, K, d], of any length, zero included; where the mask is off they may
+        hold anything.
       teacher_embeddings: the same of the other window.
       student_mask: [B, K] bool or 0/1.
       teacher_mask: [B, K] bool or 0/1.
@@ -284,8 +353,8 @@ def transport(
       iterations: of columns and rows.
 
     Returns:
-      The plans [B, K, K], student's tokens first, 0 where a mask is off; and their costs [B]. Float32 or wider. If
-      either window is empty both are 0.
+      The plans [B, K, K], student's tokens first, 0 where a mask is off; and their costs [B].
+      Float32 or wider. If either window is empty both are 0.
 
     Raises:
       ValueError: epsilon not above 0, or no iteration.
@@ -293,7 +362,10 @@ def transport(
     _check_solver(epsilon, iterations)
     pairs = student_mask.astype(bool)[..., :, None] & teacher_mask.astype(bool)[..., None, :]
     rows, columns = jnp.any(pairs, axis=-1), jnp.any(pairs, axis=-2)
-    student, teacher = _directions(student_embeddings, rows), _directions(teacher_embeddings, columns)
+    student, teacher = (
+        _directions(student_embeddings, rows),
+        _directions(teacher_embeddings, columns),
+    )
     # In full precision even where a matrix product is not: epsilon divides what it rounds.
     cosine = jnp.matmul(student, jnp.swapaxes(teacher, -1, -2), precision=jax.lax.Precision.HIGHEST)
     cost = jnp.where(pairs, 1 - cosine, 0)
@@ -307,16 +379,23 @@ def transport(
     columns_after = lambda of_rows: scale(log_kernel + of_rows[..., :, None], columns, -2)
     rows_after = lambda of_columns: scale(log_kernel + of_columns[..., None, :], rows, -1)
     first = columns_after(jnp.zeros(rows.shape, cost.dtype))
-    of_columns = jax.lax.fori_loop(1, iterations, lambda _, scales: columns_after(rows_after(scales)), first)
+    of_columns = jax.lax.fori_loop(
+        1, iterations, lambda _, scales: columns_after(rows_after(scales)), first
+    )
     # The last scaling of rows as a softmax: the same, but exact where costs are many epsilons.
     scores = jnp.where(pairs, log_kernel + of_columns[..., None, :], jnp.finfo(cost.dtype).min)
-    plan = jax.nn.softmax(scores, axis=-1) / jnp.maximum(rows.sum(axis=-1), 1).astype(cost.dtype)[..., None, None]
+    plan = (
+        jax.nn.softmax(scores, axis=-1)
+        / jnp.maximum(rows.sum(axis=-1), 1).astype(cost.dtype)[..., None, None]
+    )
     plan = jnp.where(pairs, plan, 0)
     return plan, jnp.sum(plan * cost, axis=(-2, -1))
 
 
 def soft_targets(plan: Float[Array, "*n K K"]) -> Float[Array, "*n K K"]:
-    """The plan's rows as distributions: over the teacher's tokens, for each of the student's; 0 for those without."""
+    """The plan's rows as distributions: over the teacher's tokens, for each of the student's; 0 for
+    those without.
+    """
     total = plan.sum(axis=-1, keepdims=True)
     return plan / jnp.where(total > 0, total, 1)
 
@@ -332,9 +411,10 @@ def choose(
 ) -> Places:
     """Places [B, windows + 1] for windows to begin.
 
-    Candidates are a row's max(1, ceil(share * tokens)) tokens of highest divergence, the earlier one of equals. Up to
-    `windows` of them are taken, those of highest noise and at least `apart` from each other; then, as the probe, one
-    token whose divergence is below the row's median. Columns that find none are not valid.
+    Candidates are a row's max(1, ceil(share * tokens)) tokens of highest divergence, the earlier
+    one of equals. Up to `windows` of them are taken, those of highest noise and at least `apart`
+    from each other; then, as the probe, one token whose divergence is below the row's median.
+    Columns that find none are not valid.
 
     Args:
       divergence: each token's.
@@ -355,7 +435,9 @@ def choose(
         positions, valid = [*positions, position], [*valid, found]
         candidates &= jnp.abs(jnp.arange(length)[None] - position) >= apart
     position, found = _draw(low, noise)
-    return Places(jnp.concatenate([*positions, position], axis=1), jnp.concatenate([*valid, found], axis=1))
+    return Places(
+        jnp.concatenate([*positions, position], axis=1), jnp.concatenate([*valid, found], axis=1)
+    )
 
 
 def remember(state: State, costs: Float[Array, " n"], valid: Bool[Array, " n"]) -> dict[str, Array]:
@@ -371,22 +453,30 @@ def remember(state: State, costs: Float[Array, " n"], valid: Bool[Array, " n"]) 
 
 
 def threshold(state: State, percentile: float) -> Float[Array, ""]:
-    """The percentile of the costs that are remembered; infinite, so that nothing exceeds it, before the first."""
+    """The percentile of the costs that are remembered; infinite, so that nothing exceeds it, before
+    the first.
+    """
     filled = jnp.arange(state["low_costs"].shape[0]) < state["written"]
     value = jnp.nanpercentile(jnp.where(filled, state["low_costs"], jnp.nan), percentile)
     return jnp.where(state["written"] > 0, value, jnp.inf)
 
 
-def lowest(costs: Float[Array, "B M"], valid: Bool[Array, "B M"], share: float) -> Bool[Array, "B M"]:
+def lowest(
+    costs: Float[Array, "B M"], valid: Bool[Array, "B M"], share: float
+) -> Bool[Array, "B M"]:
     """Which are the cheapest `share`, to the nearest number, of the whole batch's valid windows."""
     rank = _rank(jnp.where(valid, costs, jnp.inf).reshape(1, -1)).reshape(costs.shape)
     return valid & (rank < jnp.round(share * valid.sum().astype(costs.dtype)).astype(rank.dtype))
 
 
 def cap(
-    divergence: Float[Array, "B T"], mask: Mask, positions: Int[Array, "B M"], capped: Bool[Array, "B M"]
+    divergence: Float[Array, "B T"],
+    mask: Mask,
+    positions: Int[Array, "B M"],
+    capped: Bool[Array, "B M"],
 ) -> Float[Array, "B T"]:
-    """Weights that bring the divergence down to the row's median at the positions that are capped, 1 elsewhere.
+    """Weights that bring the divergence down to the row's median at the positions that are capped,
+    1 elsewhere.
 
     A weight, as the minimum of the two has no gradient above the median.
     """
@@ -399,7 +489,9 @@ def cap(
 
 def _directions(embeddings, mask):
     """Unit vectors, or 0 for a vector of 0."""
-    embeddings = silence(jax.lax.stop_gradient(embeddings), mask).astype(accumulator(embeddings.dtype))
+    embeddings = silence(jax.lax.stop_gradient(embeddings), mask).astype(
+        accumulator(embeddings.dtype)
+    )
     # Scaled first: the square of a small number may be none.
     largest = jnp.max(jnp.abs(embeddings), axis=-1, keepdims=True)
     embeddings = embeddings / jnp.where(largest > 0, largest, 1)
@@ -418,7 +510,9 @@ def _median(values, mask):
 
 def _draw(allowed, noise):
     """The allowed column of highest noise, [B, 1], and whether there is one."""
-    position = jnp.argmax(jnp.where(allowed, noise, -jnp.inf), axis=1, keepdims=True).astype(jnp.int32)
+    position = jnp.argmax(jnp.where(allowed, noise, -jnp.inf), axis=1, keepdims=True).astype(
+        jnp.int32
+    )
     return position, jnp.any(allowed, axis=1, keepdims=True)
 
 

@@ -1,7 +1,9 @@
-"""What the losses do along the vocabulary, always the last axis, so that it may be long and may be sharded.
+"""What the losses do along the vocabulary, always the last axis, so that it may be long and may be
+sharded.
 
-Nothing here gathers the vocabulary onto one device: a chosen token's log-probability is a compare-and-sum, and a top-k
-is taken inside groups of the vocabulary first, so that only each group's best candidates travel.
+Nothing here gathers the vocabulary onto one device: a chosen token's log-probability is a
+compare-and-sum, and a top-k is taken inside groups of the vocabulary first, so that only each
+group's best candidates travel.
 """
 
 import functools
@@ -18,7 +20,9 @@ _GROUPS = 16
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    """The type that log-probabilities of such values are computed in: float32, or float64 for float64."""
+    """The type that log-probabilities of such values are computed in: float32, or float64 for
+    float64.
+    """
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
@@ -28,13 +32,16 @@ def log_softmax(logits: Float[Array, "*n V"], temperature: float = 1.0) -> Float
 
 
 def log_prob_of(logp: Float[Array, "*n V"], tokens: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """`logp[..., tokens]` as a compare-and-sum: safe beside entries of -inf, local where the vocabulary is sharded."""
+    """`logp[..., tokens]` as a compare-and-sum: safe beside entries of -inf, local where the
+    vocabulary is sharded.
+    """
     ids = jax.lax.broadcasted_iota(tokens.dtype, logp.shape, logp.ndim - 1)
     return jnp.sum(jnp.where(ids == tokens[..., None], logp, 0), axis=-1)
 
 
 def top_k(x: Float[Array, "*n V"], k: int) -> tuple[Float[Array, "*n k"], Int[Array, "*n k"]]:
-    """The `k` largest entries and their ids, as `jax.lax.top_k` gives them, ties included; `k` is clipped to V.
+    """The `k` largest entries and their ids, as `jax.lax.top_k` gives them, ties included; `k` is
+    clipped to V.
 
     Not differentiable: pass `stop_gradient(x)`.
     """
@@ -42,27 +49,33 @@ def top_k(x: Float[Array, "*n V"], k: int) -> tuple[Float[Array, "*n k"], Int[Ar
 
 
 def in_top_k(x: Float[Array, "*n V"], k: int) -> Bool[Array, "*n V"]:
-    """Which entries are among the `k` largest of their row: exactly min(k, V) of them, ties going to the lowest id."""
-    # The barrier gives the search and the comparison below the very same floats: fused apart, they could differ in the
-    # last bit.
+    """Which entries are among the `k` largest of their row: exactly min(k, V) of them, ties going
+    to the lowest id.
+    """
+    # The barrier gives the search and the comparison below the very same floats: fused apart, they
+    # could differ in the last bit.
     x = jax.lax.optimization_barrier(jax.lax.stop_gradient(x))
     values, ids = top_k(x, k)
-    # And this one keeps the kth entry from being looked up again for each entry that is compared with it.
+    # And this one keeps the kth entry from being looked up again for each entry that is compared
+    # with it.
     value, last = jax.lax.optimization_barrier((values[..., -1:], ids[..., -1:]))
     columns = jax.lax.broadcasted_iota(ids.dtype, x.shape, x.ndim - 1)
     return (x > value) | ((x == value) & (columns <= last))
 
 
-# On TPU, XLA splits a top-k over devices along its leading axes, and we add the vocabulary in groups. Elsewhere a top-k is an
-# opaque call whose whole operand the partitioner would gather, so there we say by hand what each device does. (TPU programs
-# compiled ahead of time cannot hold such a call.)
+# On TPU, XLA splits a top-k over devices along its leading axes, and we add the vocabulary in
+# groups. Elsewhere a top-k is an opaque call whose whole operand the partitioner would gather, so
+# there we say by hand what each device does. (TPU programs compiled ahead of time cannot hold such
+# a call.)
 
 
 def _search(x, k):
     @jax.custom_batching.custom_vmap
     def search(x):
         return jax.lax.platform_dependent(
-            x, tpu=functools.partial(_grouped_top_k, k=k), default=lambda x: _partitioned_top_k(x, k)
+            x,
+            tpu=functools.partial(_grouped_top_k, k=k),
+            default=lambda x: _partitioned_top_k(x, k),
         )
 
     @search.def_vmap
@@ -73,12 +86,15 @@ def _search(x, k):
 
 
 def _grouped_top_k(x, k):
-    """Two levels: the best of each of up to 16 groups of the vocabulary, then the best of those candidates."""
+    """Two levels: the best of each of up to 16 groups of the vocabulary, then the best of those
+    candidates.
+    """
     groups = math.gcd(x.shape[-1], _GROUPS)
     size = x.shape[-1] // groups
     values, ids = jax.lax.top_k(x.reshape(*x.shape[:-1], groups, size), min(k, size))
     ids = ids + size * jax.lax.broadcasted_iota(ids.dtype, ids.shape, ids.ndim - 2)
-    # Candidates stand in the order of their groups, so among equals the lowest id still comes first.
+    # Candidates stand in the order of their groups, so among equals the lowest id still comes
+    # first.
     values, ids = (a.reshape(*x.shape[:-1], -1) for a in (values, ids))
     values, best = jax.lax.top_k(values, k)
     return values, jnp.take_along_axis(ids, best, axis=-1)
@@ -90,7 +106,9 @@ def _top_k_of_rows(x, k):
 
 
 def _top_k_of_shards(x, k, axes):
-    """The same where each device of the mesh axes holds a part of the vocabulary: the best of each part travel."""
+    """The same where each device of the mesh axes holds a part of the vocabulary: the best of each
+    part travel.
+    """
     values, ids = _top_k_of_rows(x, min(k, x.shape[-1]))
     ids = ids + x.shape[-1] * jax.lax.axis_index(axes).astype(ids.dtype)
     values, ids = (jax.lax.all_gather(a, axes, axis=a.ndim - 1, tiled=True) for a in (values, ids))
@@ -107,7 +125,10 @@ def _on_each_device(k, mesh, arguments, results):
     (x,) = arguments
     *leading, axes = tuple(x.sharding.spec) + (None,) * (x.ndim - len(x.sharding.spec))
     # Unequal parts would be padded with what may be larger than any entry: those are gathered.
-    even = axes is not None and x.shape[-1] % math.prod(mesh.shape[a] for a in jax.tree.leaves(axes)) == 0
+    even = (
+        axes is not None
+        and x.shape[-1] % math.prod(mesh.shape[a] for a in jax.tree.leaves(axes)) == 0
+    )
     search = functools.partial(_top_k_of_shards, axes=axes) if even else _top_k_of_rows
     given = NamedSharding(mesh, PartitionSpec(*leading, axes if even else None))
     found = NamedSharding(mesh, PartitionSpec(*leading, None))
@@ -115,5 +136,7 @@ def _on_each_device(k, mesh, arguments, results):
 
 
 _partitioned_top_k.def_partition(
-    partition=_on_each_device, sharding_rule="... v -> ... k, ... k", need_replication_factors=("k",)
+    partition=_on_each_device,
+    sharding_rule="... v -> ... k, ... k",
+    need_replication_factors=("k",),
 )

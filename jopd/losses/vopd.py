@@ -4,13 +4,16 @@
     A_t  = l_t + sg( KL(pi || q) )              E_pi[l_t] = -KL(pi || q), so that E_pi[A_t] = 0
     loss = token_mean( -A_t log pi(y_t) )
 
-Where the log-ratio is clipped, the mean of the clipped ones stands for -KL, so that E_pi[A_t] stays 0.
+Where the log-ratio is clipped, the mean of the clipped ones stands for -KL, so that E_pi[A_t] stays
+0.
 
-The expected gradient is that of `opd_pg` with immediate credit, of which this is the baseline `kl`; the variance is
-not always lower, and exactly enumerated worlds show no reliable gain (`experiments/credit.md`). Deviation: the paper also offers the KL on a top-k; here it costs nothing to have it in full.
+The expected gradient is that of `opd_pg` with immediate credit, of which this is the baseline `kl`;
+the variance is not always lower, and exactly enumerated worlds show no reliable gain
+(`experiments/credit.md`). Deviation: the paper also offers the KL on a top-k; here it costs nothing
+to have it in full.
 
-Source: vOPD, arXiv:2605.07865. Grade S: the baseline is as its abstract and other readings of it say; the aggregation
-is a reconstruction (R).
+Source: vOPD, arXiv:2605.07865. Grade S: the baseline is as its abstract and other readings of it
+say; the aggregation is a reconstruction (R).
 """
 
 import dataclasses
@@ -35,7 +38,9 @@ class VOPD(PolicyGradient):
     name = "vopd"
     source = "arXiv:2605.07865 (S)"
 
-    def token_terms(self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs) -> Terms:
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
         return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, expected=True)
 
     def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:

@@ -20,7 +20,19 @@ def abstract(
     architecture: Architecture, compute: Compute = Compute(), lora: LoRA = LoRA()
 ) -> tuple[nnx.GraphDef, dict]:
     """`split` of a model whose parameters are shapes only: nothing is allocated."""
-    return split(nnx.eval_shape(lambda: Transformer(architecture, compute, lora=lora, rngs=nnx.Rngs(0))))
+    return split(
+        nnx.eval_shape(lambda: Transformer(architecture, compute, lora=lora, rngs=nnx.Rngs(0)))
+    )
 
 
-__all__ = ["Architecture", "Branches", "Compute", "LoRA", "RopeScaling", "Transformer", "abstract", "merge", "split"]
+__all__ = [
+    "Architecture",
+    "Branches",
+    "Compute",
+    "LoRA",
+    "RopeScaling",
+    "Transformer",
+    "abstract",
+    "merge",
+    "split",
+]

@@ -1,14 +1,24 @@
 """GGUF files: weights, config and tokenizer out of the one file that llama.cpp runs.
 
-The weights are dequantised by the `gguf` package, row by row as they are read. The tokenizer is built from the metadata with
-`tokenizers`, since transformers reads GGUF only where torch is installed.
+The weights are dequantised by the `gguf` package, row by row as they are read. The tokenizer is
+built from the metadata with `tokenizers`, since transformers reads GGUF only where torch is
+installed.
 """
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jopd.models.huggingface import Checkpoint, Tensor, architecture_from, stop_tokens
@@ -28,13 +38,15 @@ LAYER_NAMES = {
 }
 NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
-# How text is cut before byte pairs are merged, by `tokenizer.ggml.pre`. The two regular expressions differ in how many digits stay together.
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# How text is cut before byte pairs are merged, by `tokenizer.ggml.pre`. The two regular expressions
+# differ in how many digits stay together.
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {
     "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
-    "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "smollm": [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ],
     "llama-bpe": [
         pre_tokenizers.Split(Regex(WORDS % "{1,3}"), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -48,23 +60,30 @@ CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # `tokenizer.ggml.token_type`
 
 
 def open_gguf(file: Path) -> Checkpoint:
-    """Opens a GGUF file of a supported family; raises ValueError, by name, on anything in it that is not supported."""
+    """Opens a GGUF file of a supported family; raises ValueError, by name, on anything in it that
+    is not supported.
+    """
     try:
         import gguf
     except ModuleNotFoundError as error:
-        raise ValueError(f"reading {file.name} needs the gguf package: pip install 'jopd[gguf]'") from error
+        raise ValueError(
+            f"reading {file.name} needs the gguf package: pip install 'jopd[gguf]'"
+        ) from error
     reader = gguf.GGUFReader(file)
     stored = {tensor.name: tensor for tensor in reader.tensors}
     metadata = Metadata(reader)
     frequencies = stored.pop("rope_freqs.weight", None)
-    config = config_from(metadata, stored, None if frequencies is None else np.asarray(frequencies.data, np.float64))
+    config = config_from(
+        metadata, stored, None if frequencies is None else np.asarray(frequencies.data, np.float64)
+    )
     architecture = architecture_from(config)
 
     tensors = {}
     for name, tensor in stored.items():
         rows = np.arange(int(tensor.shape[-1]))
         if config["model_type"] == "llama" and name.endswith((".attn_q.weight", ".attn_k.weight")):
-            # llama.cpp turns neighbouring channels where Hugging Face turns halves, and orders the rows of llama's q and k for that.
+            # llama.cpp turns neighbouring channels where Hugging Face turns halves, and orders the
+            # rows of llama's q and k for that.
             rows = rows.reshape(-1, architecture.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
         tensors[huggingface_name(name)] = open_tensor(tensor, rows, gguf.dequantize)
     tokenizer = tokenizer_from(metadata)
@@ -91,15 +110,21 @@ def huggingface_name(name: str) -> str:
 
 
 def open_tensor(tensor, rows: np.ndarray, dequantize) -> Tensor:
-    """`rows[i]` is the stored row of row i. A quantised row decodes alone, so only the rows asked for are."""
+    """`rows[i]` is the stored row of row i. A quantised row decodes alone, so only the rows asked
+    for are.
+    """
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        return dequantize(tensor.data[rows[index[0]]], tensor.tensor_type)[(slice(None), *index[1:])]
+        return dequantize(tensor.data[rows[index[0]]], tensor.tensor_type)[
+            (slice(None), *index[1:])
+        ]
 
     return Tensor(tuple(int(size) for size in tensor.shape[::-1]), read)
 
 
-def config_from(metadata: Metadata, stored: dict, frequency_factors: np.ndarray | None) -> dict[str, Any]:
+def config_from(
+    metadata: Metadata, stored: dict, frequency_factors: np.ndarray | None
+) -> dict[str, Any]:
     """The `config.json` that the metadata amounts to."""
     family = metadata.get("general.architecture")
     of = lambda key, default=None: metadata.get(f"{family}.{key}", default)
@@ -119,7 +144,9 @@ def config_from(metadata: Metadata, stored: dict, frequency_factors: np.ndarray 
         "head_dim": head_dim,
         "rope_theta": of("rope.freq_base", 10_000.0),
         "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
-        "partial_rotary_factor": of("rope.dimension_count", head_dim) / head_dim if head_dim else 1.0,
+        "partial_rotary_factor": of("rope.dimension_count", head_dim) / head_dim
+        if head_dim
+        else 1.0,
         "max_position_embeddings": of("context_length"),
         "tie_word_embeddings": "output.weight" not in stored,
         "use_sliding_window": bool(window),
@@ -129,19 +156,25 @@ def config_from(metadata: Metadata, stored: dict, frequency_factors: np.ndarray 
     if (scaling := of("rope.scaling.type", "none")) != "none":
         config["rope_scaling"] = {"rope_type": scaling}
     elif frequency_factors is not None:
-        config["rope_scaling"] = rope_scaling_from(frequency_factors, config["rope_theta"], head_dim)
+        config["rope_scaling"] = rope_scaling_from(
+            frequency_factors, config["rope_theta"], head_dim
+        )
     return config
 
 
 def rope_scaling_from(factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3's scaling from the factor that each frequency is divided by: all that llama.cpp's conversion keeps of it.
+    """Llama 3's scaling from the factor that each frequency is divided by: all that llama.cpp's
+    conversion keeps of it.
 
-    The largest is the factor itself; the other settings are those of every Llama 3.1 to 3.3, and the factors must follow from them.
+    The largest is the factor itself; the other settings are those of every Llama 3.1 to 3.3, and
+    the factors must follow from them.
     """
     factor, low, high, original = float(factors.max()), 1.0, 4.0, 8192
     turns = original * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
     keep = np.clip((turns - low) / (high - low), 0, 1)
-    if factors.shape != keep.shape or not np.allclose(factors * (keep + (1 - keep) / factor), 1, rtol=1e-4):
+    if factors.shape != keep.shape or not np.allclose(
+        factors * (keep + (1 - keep) / factor), 1, rtol=1e-4
+    ):
         raise ValueError(
             "rope_freqs.weight is not the scaling of Llama 3.1: use the Hugging Face folder of the same model"
         )
@@ -160,7 +193,9 @@ def tokenizer_from(metadata: Metadata) -> PreTrainedTokenizerBase:
         )
     tokens = of("tokens")
     types = of("token_type", [])
-    typed = lambda wanted: [token for token, has in zip(tokens, types, strict=False) if has == wanted]
+    typed = lambda wanted: [
+        token for token, has in zip(tokens, types, strict=False) if has == wanted
+    ]
     fillers = set(typed(UNUSED))  # rows that only pad the embedding
     vocabulary = {token: i for i, token in enumerate(tokens) if token not in fillers}
     merges = [tuple(merge.split(" ")) for merge in of("merges")]
@@ -181,5 +216,8 @@ def tokenizer_from(metadata: Metadata) -> PreTrainedTokenizerBase:
     special = {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None}
     template = metadata.get("tokenizer.chat_template")
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, chat_template=template, clean_up_tokenization_spaces=False, **special
+        tokenizer_object=tokenizer,
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+        **special,
     )

@@ -1,4 +1,6 @@
-"""Models by name: from wherever they are straight onto their shards, and back into a folder that `transformers` loads."""
+"""Models by name: from wherever they are straight onto their shards, and back into a folder that
+`transformers` loads.
+"""
 
 import functools
 import hashlib
@@ -100,13 +102,15 @@ def load(
     """Loads a model, each device reading the slices that it holds: `open_model`, then `read`.
 
     Args:
-      source: a Hugging Face folder, a hub name, a GGUF file, "jopd:NAME" for a model that ships with the package, or "smollm2".
+      source: a Hugging Face folder, a hub name, a GGUF file, "jopd:NAME" for a model that ships
+        with the package, or "smollm2".
       dtype: of the parameters. Adapters are float32 whatever it is, because they are trained.
       mesh: where the parameters go, by `jopd.models.sharding`; None: the first device.
       lora: adds fresh adapters, drawn from `seed`.
 
     Raises:
-      ValueError: where the source is not found, or holds anything that is not supported; the message names it.
+      ValueError: where the source is not found, or holds anything that is not supported; the
+        message names it.
     """
     return read(open_model(source, compute=compute, lora=lora), dtype=dtype, mesh=mesh, seed=seed)
 
@@ -145,14 +149,18 @@ def read(
 
         def part(index):
             if str(index) not in parts:
-                parts[str(index)] = huggingface.read_parameter(checkpoint.tensors, key, shape, index, jnp.dtype(dtype))
+                parts[str(index)] = huggingface.read_parameter(
+                    checkpoint.tensors, key, shape, index, jnp.dtype(dtype)
+                )
             return parts[str(index)]
 
         return jax.make_array_from_callback(shape, places[key], part)
 
     params = {key: place(key, shape) for key, shape in base.items()}
     if added:
-        params |= fresh_adapters(checkpoint.architecture, opened.lora, seed, {key: places[key] for key in added})
+        params |= fresh_adapters(
+            checkpoint.architecture, opened.lora, seed, {key: places[key] for key in added}
+        )
     return Loaded(
         graph=opened.graph,
         params=unflatten_dict(params),
@@ -175,7 +183,8 @@ def save(
     stop_tokens: tuple[int, ...] | None = None,
     file_bytes: int = 4 << 30,
 ) -> None:
-    """Writes a Hugging Face folder, adapters merged into the kernels; the folder appears whole, or not at all.
+    """Writes a Hugging Face folder, adapters merged into the kernels; the folder appears whole, or
+    not at all.
 
     Args:
       folder: is replaced where it holds a saved model.
@@ -187,7 +196,11 @@ def save(
       ValueError: where `folder` holds something other than a saved model.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+    if (
+        folder.exists()
+        and not (folder / "config.json").is_file()
+        and (folder.is_file() or any(folder.iterdir()))
+    ):
         raise ValueError(f"{folder} holds something that is not a saved model: give another folder")
     arrays, model = flat(params), models.merge(graph, params)
 
@@ -199,7 +212,9 @@ def save(
         linear: Any = functools.reduce(getattr, owner, model)
         return array.astype(np.float32) + np.float32(linear.scale) * (a @ b)
 
-    stops = list(stop_tokens if stop_tokens is not None else huggingface.stop_tokens(tokenizer.eos_token_id))
+    stops = list(
+        stop_tokens if stop_tokens is not None else huggingface.stop_tokens(tokenizer.eos_token_id)
+    )
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": stops or None,
@@ -222,15 +237,19 @@ def save(
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, stop_tokens: tuple[int, ...]) -> int:
-    """What fills rows outside the mask, where any id would do: the tokenizer's padding, else a stop token, else 0."""
+    """What fills rows outside the mask, where any id would do: the tokenizer's padding, else a stop
+    token, else 0.
+    """
     pad = tokenizer.pad_token_id
     return pad if isinstance(pad, int) else stop_tokens[0] if stop_tokens else 0
 
 
 def require_same_tokenizer(student: Opened | Loaded, teacher: Opened | Loaded) -> int:
-    """The number of leading vocabulary entries on which both models are compared; what is left out only pads an embedding.
+    """The number of leading vocabulary entries on which both models are compared; what is left out
+    only pads an embedding.
 
-    Warns where the stop tokens differ. Raises ValueError where the tokenizers give a token different ids, naming the first.
+    Warns where the stop tokens differ. Raises ValueError where the tokenizers give a token
+    different ids, naming the first.
     """
     ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if differing := ours.items() ^ theirs.items():
@@ -240,7 +259,10 @@ def require_same_tokenizer(student: Opened | Loaded, teacher: Opened | Loaded) -
             f"{ours.get(token, 'absent')} in the student's and {theirs.get(token, 'absent')} in the teacher's: choose models of one family"
         )
     if student.stop_tokens != teacher.stop_tokens:
-        names = [model.tokenizer.convert_ids_to_tokens(list(model.stop_tokens)) for model in (student, teacher)]
+        names = [
+            model.tokenizer.convert_ids_to_tokens(list(model.stop_tokens))
+            for model in (student, teacher)
+        ]
         warnings.warn(
             f"the student stops at {names[0]}, the teacher at {names[1]}: the student's decide where a completion ends",
             stacklevel=2,
@@ -268,7 +290,9 @@ def find(source: str) -> Path:
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.exists() or path.suffix == ".gguf" or source.startswith((".", "~", "/")):
-        raise ValueError(f"model {source!r} is neither a Hugging Face folder nor a .gguf file: check the path")
+        raise ValueError(
+            f"model {source!r} is neither a Hugging Face folder nor a .gguf file: check the path"
+        )
     try:
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=DOWNLOADS))
     except (OSError, ValueError) as error:
@@ -299,7 +323,9 @@ def fresh_adapters(architecture: Architecture, lora: LoRA, seed: int, places: di
 
 
 def fingerprint(architecture: Architecture, files: tuple[Path, ...]) -> str:
-    """A hash of the settings, of each file's size and of 64 blocks spread over it: cheap, yet another checkpoint has another."""
+    """A hash of the settings, of each file's size and of 64 blocks spread over it: cheap, yet
+    another checkpoint has another.
+    """
     digest = hashlib.sha256(repr(architecture).encode())
     for file in files:
         size = file.stat().st_size

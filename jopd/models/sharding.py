@@ -1,7 +1,9 @@
-"""Where each array lives: logical axes, the mesh axes that they map to, and the placement of every parameter.
+"""Where each array lives: logical axes, the mesh axes that they map to, and the placement of every
+parameter.
 
-The mesh has three axes. `data` and `fsdp` both split the batch; `fsdp` also splits the parameters, gathered where they are used;
-`tensor` splits heads, the MLP's width and the vocabulary. Code names logical axes only; this table is the one place that maps them.
+The mesh has three axes. `data` and `fsdp` both split the batch; `fsdp` also splits the parameters,
+gathered where they are used; `tensor` splits heads, the MLP's width and the vocabulary. Code names
+logical axes only; this table is the one place that maps them.
 """
 
 import math
@@ -42,9 +44,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def spec(mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
     """The partition of an array; an axis that the mesh does not divide stays whole."""
     names = [None if axis is None else RULES[axis] for axis in axes]
-    ways = [math.prod(mesh.shape[n] for n in ((name,) if isinstance(name, str) else name or ())) for name in names]
+    ways = [
+        math.prod(mesh.shape[n] for n in ((name,) if isinstance(name, str) else name or ()))
+        for name in names
+    ]
     return PartitionSpec(
-        *(name if size % way == 0 else None for name, size, way in zip(names, shape, ways, strict=True))
+        *(
+            name if size % way == 0 else None
+            for name, size, way in zip(names, shape, ways, strict=True)
+        )
     )
 
 
@@ -54,19 +62,25 @@ def parameter_axes(path: tuple[str, ...], ndim: int) -> tuple[str | None, ...]:
     if owner not in KERNELS:  # norms
         return (None,) * ndim
     rows, columns = KERNELS[owner]
-    axes = {"bias": (columns,), "lora_a": (rows, None), "lora_b": (None, columns)}.get(path[-1], (rows, columns))
+    axes = {"bias": (columns,), "lora_a": (rows, None), "lora_b": (None, columns)}.get(
+        path[-1], (rows, columns)
+    )
     return (None,) * (ndim - len(axes)) + axes  # stacked layers come first
 
 
 def parameter_shardings(mesh: Mesh, params):
-    """The `NamedSharding` of every leaf of a tree of parameters (arrays or shapes), optimiser moments included.
+    """The `NamedSharding` of every leaf of a tree of parameters (arrays or shapes), optimiser
+    moments included.
 
-    Leaves whose path does not end in a parameter's name (counts, scalars) are replicated, and so is all that stands under "modules".
+    Leaves whose path does not end in a parameter's name (counts, scalars) are replicated, and so is
+    all that stands under "modules".
     """
 
     def place(path, leaf):
         names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        if "modules" in names or (len(names) < 2 and names[-1:] not in [("embedding",), ("output_head",)]):
+        if "modules" in names or (
+            len(names) < 2 and names[-1:] not in [("embedding",), ("output_head",)]
+        ):
             return NamedSharding(mesh, PartitionSpec())
         return NamedSharding(mesh, spec(mesh, leaf.shape, parameter_axes(names, len(leaf.shape))))
 

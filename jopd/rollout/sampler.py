@@ -1,9 +1,10 @@
 """The student writes: prefill, then one token a step for all rows, in one jitted program.
 
-A prompt's samples share its prefill. Each step takes the model's own log-probabilities (the numbers that the trainer will see), cuts
-them if asked to, adds Gumbel noise and takes the best token, which draws exactly from the cut distribution. The noise of a row depends
-on the key, the row's id and the position in its completion only, so a row's tokens depend neither on the batch that it is drawn in nor on
-the mesh. The loop ends when every row has ended.
+A prompt's samples share its prefill. Each step takes the model's own log-probabilities (the numbers
+that the trainer will see), cuts them if asked to, adds Gumbel noise and takes the best token, which
+draws exactly from the cut distribution. The noise of a row depends on the key, the row's id and the
+position in its completion only, so a row's tokens depend neither on the batch that it is drawn in
+nor on the mesh. The loop ends when every row has ended.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ from jopd.rollout.truncation import truncate
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn. On-policy methods want the plain defaults: what truncation cuts, the student no longer explores.
+    """How a token is drawn. On-policy methods want the plain defaults: what truncation cuts, the
+    student no longer explores.
 
     Attributes:
       temperature: divides the logits; 0 takes the best token.
@@ -36,7 +38,9 @@ class Sampling:
 
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} must be a finite number of 0 (greedy) or more")
+            raise ValueError(
+                f"temperature={self.temperature} must be a finite number of 0 (greedy) or more"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must be 0 (off) or more")
         if not 0 < self.top_p <= 1:
@@ -51,7 +55,8 @@ class Rollout(NamedTuple):
     Attributes:
       tokens: the completion, its stop token included; `pad_id` after the end.
       mask: True on written tokens.
-      logp: behaviour log-probability of each token: at the sampling temperature (greedy: at 1) and before truncation; 0 outside the mask.
+      logp: behaviour log-probability of each token: at the sampling temperature (greedy: at 1) and
+        before truncation; 0 outside the mask.
       stopped: why a row ended: 0 the length limit, else 1 + the index of the stop token.
     """
 
@@ -75,12 +80,13 @@ def sample(
     pad_id: int,
     vocabulary: int,
 ) -> Rollout:
-    """Draws `samples` completions of each prompt. Pure; everything after `key` is static under `jit`.
+    """Draws `samples` completions of each prompt. Pure; everything after `key` is static under
+    `jit`.
 
     Args:
       tokens, valid: left-padded prompts.
-      rows: an id for each completion, of which its randomness is made; prompt i's are `rows[i * samples : (i + 1) * samples]`, and so are
-        the rows of the result.
+      rows: an id for each completion, of which its randomness is made; prompt i's are `rows[i *
+        samples : (i + 1) * samples]`, and so are the rows of the result.
       key: of the default (threefry) kind: others give different bits in different batches.
       vocabulary: ids from here on are padding of the embedding and are never drawn.
 
@@ -99,14 +105,24 @@ def sample(
             f"vocabulary={vocabulary} must lie in 1..{model.architecture.vocabulary_size}, the rows of the embedding"
         )
     if unreachable := [stop for stop in stop_tokens if not 0 <= stop < vocabulary]:
-        raise ValueError(f"stop_tokens={unreachable} can never be drawn from vocabulary={vocabulary}: take them out")
+        raise ValueError(
+            f"stop_tokens={unreachable} can never be drawn from vocabulary={vocabulary}: take them out"
+        )
 
     model = in_compute_dtype(model)
     prompt, cache = model.extend(tokens, valid, model.empty_cache(*tokens.shape))
     return decode(
-        model, jnp.repeat(prompt[:, -1], samples, axis=0), widen(cache, samples, max_new_tokens - 1), rows, key,
-        sampling=sampling, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, pad_id=pad_id, vocabulary=vocabulary,
-    )  # fmt: skip
+        model,
+        jnp.repeat(prompt[:, -1], samples, axis=0),
+        widen(cache, samples, max_new_tokens - 1),
+        rows,
+        key,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        stop_tokens=stop_tokens,
+        pad_id=pad_id,
+        vocabulary=vocabulary,
+    )
 
 
 def decode(
@@ -126,7 +142,8 @@ def decode(
 
     Args:
       hidden: the final hidden states that predict each row's first token.
-      cache: what the rows have read, with room for all new tokens but the last, which is never read.
+      cache: what the rows have read, with room for all new tokens but the last, which is never
+        read.
     """
     batch = len(rows)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
@@ -134,14 +151,17 @@ def decode(
     def write(state: State, hidden: Float[Array, "b d"]) -> State:
         """Draws each row's next token and writes it down; a row that has ended writes padding."""
         t, running = state.written, state.stopped == 0
-        # Without the barrier XLA hoists the transpose of a tied head out of the loop: a second embedding in memory.
+        # Without the barrier XLA hoists the transpose of a tied head out of the loop: a second
+        # embedding in memory.
         head = jax.lax.optimization_barrier(model).head()
         keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, t)
         token, logp = draw(project(hidden, head)[:, :vocabulary], keys, sampling)
         stopped = state.stopped
         for code, stop in enumerate(stop_tokens, start=1):
             stopped = jnp.where((stopped == 0) & (token == stop), code, stopped)
-        put = lambda whole, column: jax.lax.dynamic_update_slice_in_dim(whole, column[:, None], t, axis=1)
+        put = lambda whole, column: jax.lax.dynamic_update_slice_in_dim(
+            whole, column[:, None], t, axis=1
+        )
         return State(
             written=t + 1,
             cache=state.cache,
@@ -183,13 +203,20 @@ class State(NamedTuple):
 def draw(
     logits: Float[Array, "b v"], keys: Key[Array, " b"], sampling: Sampling
 ) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
-    """One token a row and its log-probability before truncation, from float32 logits and one key a row."""
+    """One token a row and its log-probability before truncation, from float32 logits and one key a
+    row.
+    """
     logp = score = jax.nn.log_softmax(logits / (sampling.temperature or 1.0))
     if sampling.temperature > 0:
-        # The best of log-probability + Gumbel noise is a draw from the softmax. "high": plain float32 noise ends near 16, and tokens
-        # of a probability below 1e-7, of which a large vocabulary has many, would never be drawn.
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logp.shape[1:], logp.dtype, mode="high"))(keys)
-        score = truncate(logp, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p) + noise
+        # The best of log-probability + Gumbel noise is a draw from the softmax. "high": plain
+        # float32 noise ends near 16, and tokens of a probability below 1e-7, of which a large
+        # vocabulary has many, would never be drawn.
+        noise = jax.vmap(
+            lambda key: jax.random.gumbel(key, logp.shape[1:], logp.dtype, mode="high")
+        )(keys)
+        score = (
+            truncate(logp, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p) + noise
+        )
     # argmax in two plain reductions, which XLA's CPU backend vectorises: three times faster.
     ids = jnp.arange(logp.shape[1], dtype=jnp.int32)[None]
     best = score == jnp.max(score, axis=-1, keepdims=True)
@@ -201,13 +228,22 @@ def draw(
 def widen(cache: Cache, samples: int, slots: int) -> Cache:
     """Each row `samples` times, side by side, with `slots` more empty slots."""
     kv = lambda x: constrain(
-        jnp.pad(jnp.repeat(x, samples, axis=1), [(0, 0)] * 3 + [(0, slots), (0, 0)]), None, "batch", "heads", None, None
+        jnp.pad(jnp.repeat(x, samples, axis=1), [(0, 0)] * 3 + [(0, slots), (0, 0)]),
+        None,
+        "batch",
+        "heads",
+        None,
+        None,
     )
     valid = jnp.pad(jnp.repeat(cache.valid, samples, axis=0), [(0, 0), (0, slots)])
     return Cache(kv(cache.keys), kv(cache.values), valid, cache.length)
 
 
 def in_compute_dtype(model: Transformer) -> Transformer:
-    """The model with wider parameters cast once, where the forward pass would cast them again at every step."""
+    """The model with wider parameters cast once, where the forward pass would cast them again at
+    every step.
+    """
     dtype = jnp.dtype(model.compute.dtype)
-    return jax.tree.map(lambda w: w.astype(dtype) if w.dtype.itemsize > dtype.itemsize else w, model)
+    return jax.tree.map(
+        lambda w: w.astype(dtype) if w.dtype.itemsize > dtype.itemsize else w, model
+    )

@@ -1,14 +1,16 @@
 """Top-k, top-p and min-p as one threshold a row, found without sorting the vocabulary.
 
-Each rule keeps the tokens whose log-probability is at least some `t`: top-k the largest `t` that keeps k tokens, top-p (nucleus,
-1904.09751) the largest that keeps a share p of the probability, min-p (2407.01082) `log(min_p)` below the best token. A rule that asks
-for enough tokens is monotone in `t`, so `t` is found by bisection over float32 itself: its bit patterns, read as ordered integers, are
-few enough that 32 halvings end at the exact value. Each halving is a count or a sum over the vocabulary, so a sharded vocabulary costs
-an all-reduce of one number a row, and no sort and no gather.
+Each rule keeps the tokens whose log-probability is at least some `t`: top-k the largest `t` that
+keeps k tokens, top-p (nucleus, 1904.09751) the largest that keeps a share p of the probability,
+min-p (2407.01082) `log(min_p)` below the best token. A rule that asks for enough tokens is monotone
+in `t`, so `t` is found by bisection over float32 itself: its bit patterns, read as ordered
+integers, are few enough that 32 halvings end at the exact value. Each halving is a count or a sum
+over the vocabulary, so a sharded vocabulary costs an all-reduce of one number a row, and no sort
+and no gather.
 
-The rules compose as Hugging Face's do: top-k, then top-p on what top-k left (renormalised), then min-p on what top-p left. Tokens tied
-at a threshold are all kept, so more than k may stay; Hugging Face does the same for top-k and min-p, while its top-p cuts inside a tie
-by the order of its sort.
+The rules compose as Hugging Face's do: top-k, then top-p on what top-k left (renormalised), then
+min-p on what top-p left. Tokens tied at a threshold are all kept, so more than k may stay; Hugging
+Face does the same for top-k and min-p, while its top-p cuts inside a tie by the order of its sort.
 """
 
 from collections.abc import Callable
@@ -47,7 +49,8 @@ def truncate(
 def at_least(
     x: Float[Array, "*n v"], enough: Callable[[Bool[Array, "*n v"]], Bool[Array, "*n"]]
 ) -> Bool[Array, "*n v"]:
-    """Which entries reach the largest threshold that lets enough of them through; the largest entry always does.
+    """Which entries reach the largest threshold that lets enough of them through; the largest entry
+    always does.
 
     Args:
       x: float32.
@@ -67,5 +70,7 @@ def at_least(
 
 def ordered(x: Float[Array, "*n"]) -> Int[Array, "*n"]:
     """The int32 image of float32 that keeps its order: negative floats count their bits downwards."""
-    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, jnp.zeros_like(x), x), jnp.int32)  # -0 and 0 are one value
+    bits = jax.lax.bitcast_convert_type(
+        jnp.where(x == 0, jnp.zeros_like(x), x), jnp.int32
+    )  # -0 and 0 are one value
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)

@@ -1,7 +1,7 @@
 """Near-future windows: what a model writes from the middle of a completion.
 
-A window at position t goes on from the context and y_<t. Its model reads context and completion once for all windows of a row: a window is a
-copy of the cache without what stands from t on.
+A window at position t goes on from the context and y_<t. Its model reads context and completion
+once for all windows of a row: a window is a copy of the cache without what stands from t on.
 """
 
 import jax
@@ -34,19 +34,31 @@ def write_on(
       context, context_valid: left-padded, one row for each completion.
       tokens, mask: the completions, right-padded.
       positions: how many completion tokens each of a row's windows goes on from, in 0..t.
-      rows: an id for each window (`window_rows`); its noise is made of it, as that of `jopd.rollout.sampler.sample` is.
+      rows: an id for each window (`window_rows`); its noise is made of it, as that of
+        `jopd.rollout.sampler.sample` is.
     """
     model, windows = in_compute_dtype(model), positions.shape[1]
-    whole, valid = jnp.concatenate([context, tokens], axis=1), jnp.concatenate([context_valid, mask], axis=1)
+    whole, valid = (
+        jnp.concatenate([context, tokens], axis=1),
+        jnp.concatenate([context_valid, mask], axis=1),
+    )
     hidden, cache = model.extend(whole, valid, model.empty_cache(*whole.shape))
     ends = context.shape[1] + positions
     last = jnp.take_along_axis(hidden, ends[..., None] - 1, axis=1).reshape(len(rows), -1)
     cache = widen(cache, windows, window_tokens - 1)
     before = jnp.arange(cache.valid.shape[1])[None] < ends.reshape(-1, 1)
     return decode(
-        model, last, cache._replace(valid=cache.valid & before), rows, key, sampling=sampling,
-        max_new_tokens=window_tokens, stop_tokens=stop_tokens, pad_id=pad_id, vocabulary=vocabulary,
-    )  # fmt: skip
+        model,
+        last,
+        cache._replace(valid=cache.valid & before),
+        rows,
+        key,
+        sampling=sampling,
+        max_new_tokens=window_tokens,
+        stop_tokens=stop_tokens,
+        pad_id=pad_id,
+        vocabulary=vocabulary,
+    )
 
 
 def window_rows(rows: Int[Array, " b"], windows: int) -> Int[Array, " r"]:
@@ -54,8 +66,12 @@ def window_rows(rows: Int[Array, " b"], windows: int) -> Int[Array, " r"]:
     return (rows[:, None] * windows + jnp.arange(windows, dtype=rows.dtype)[None]).reshape(-1)
 
 
-def place_noise(rows: Int[Array, " b"], key: PRNGKeyArray, length: int) -> Float[Array, "b {length}"]:
-    """Uniform numbers that depend on the key, the row's id and the position alone, for drawing places."""
+def place_noise(
+    rows: Int[Array, " b"], key: PRNGKeyArray, length: int
+) -> Float[Array, "b {length}"]:
+    """Uniform numbers that depend on the key, the row's id and the position alone, for drawing
+    places.
+    """
     each = jax.vmap(jax.random.fold_in, (None, 0))
     keys = jax.vmap(each, (0, None))(each(key, rows), jnp.arange(length))
     return jax.vmap(jax.vmap(jax.random.uniform))(keys)

@@ -1,4 +1,6 @@
-"""A batch as the jitted functions see it, and its rows: one context for each completion, split into micro-batches and put together again."""
+"""A batch as the jitted functions see it, and its rows: one context for each completion, split into
+micro-batches and put together again.
+"""
 
 from typing import NamedTuple
 
@@ -23,14 +25,18 @@ class Batch(NamedTuple):
     """What the teacher grades.
 
     Attributes:
-      contexts: by view, "student" among them; `[N, P_view]`, or one row for each completion `[B, P_view]`.
-      tokens: `[B, T]` completions, right-padded; `B` is `N` times the samples a prompt, a prompt's samples side by side.
+      contexts: by view, "student" among them; `[N, P_view]`, or one row for each completion `[B,
+        P_view]`.
+      tokens: `[B, T]` completions, right-padded; `B` is `N` times the samples a prompt, a prompt's
+        samples side by side.
       mask: `[B, T]`, true on the tokens that count.
       inputs: arrays `[B, T]` or `[B, 1]` by name, for the method's time stage.
       hidden: the teachers' final hidden states by view, `[B, T, d_teacher]`; filled in by `score`.
       extras: per-token arrays `[B, T, ...]` by name, for the method's vocabulary stage.
-      streams: by name, batches of further sequences that grew out of these: `[B * M, K]` of them, side by side those of a completion.
-      starts: of a stream, `[B, M]`, how many of the completion's tokens each sequence goes on from; it has no contexts of its own.
+      streams: by name, batches of further sequences that grew out of these: `[B * M, K]` of them,
+        side by side those of a completion.
+      starts: of a stream, `[B, M]`, how many of the completion's tokens each sequence goes on from;
+        it has no contexts of its own.
     """
 
     contexts: dict[str, Context]
@@ -61,9 +67,11 @@ def batch_rows(batch: Batch) -> Batch:
 
 
 def parts(tree, count: int, rows: int | None = None):
-    """`[B, ...]` to `[count, B / count, ...]`; a part takes every count-th row, so each device has its share of every part.
+    """`[B, ...]` to `[count, B / count, ...]`; a part takes every count-th row, so each device has
+    its share of every part.
 
-    Given the number of completions, `rows`, the leaves of further streams are split by the completion that they grew out of.
+    Given the number of completions, `rows`, the leaves of further streams are split by the
+    completion that they grew out of.
     """
 
     def split(x):

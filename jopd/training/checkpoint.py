@@ -1,4 +1,6 @@
-"""Checkpoints by Orbax: atomic, written in the background, the latest few kept and the best evaluated one too."""
+"""Checkpoints by Orbax: atomic, written in the background, the latest few kept and the best
+evaluated one too.
+"""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +15,8 @@ from jopd.training.state import TrainState
 
 
 def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Refuses to go on from checkpoints that were made of something else, before anything large is read.
+    """Refuses to go on from checkpoints that were made of something else, before anything large is
+    read.
 
     Raises:
       ValueError: naming what differs.
@@ -23,9 +26,13 @@ def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     with ocp.CheckpointManager(folder.absolute()) as manager:
         if (step := manager.latest_step()) is None:
             return
-        saved = manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+        saved = manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))[
+            "facts"
+        ]
     if changed := [
-        f"{name} was {saved.get(name)}, is {value}" for name, value in facts.items() if saved.get(name) != value
+        f"{name} was {saved.get(name)}, is {value}"
+        for name, value in facts.items()
+        if saved.get(name) != value
     ]:
         raise ValueError(
             f"cannot resume from step {step}: {'; '.join(changed)}. Bring back what they were, or choose another --output"
@@ -36,9 +43,11 @@ class Checkpoints:
     """The folder `checkpoints/` of a run.
 
     Args:
-      folder: made when missing; a half-written checkpoint in it, left by a kill, is ignored and removed.
+      folder: made when missing; a half-written checkpoint in it, left by a kill, is ignored and
+        removed.
       keep: how many of the latest to keep.
-      facts: what a resumed run must agree with (sources and fingerprints), as JSON data; saved beside each state.
+      facts: what a resumed run must agree with (sources and fingerprints), as JSON data; saved
+        beside each state.
     """
 
     def __init__(self, folder: Path, *, keep: int, facts: dict[str, Any]):
@@ -55,22 +64,33 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, state: TrainState, score: float | None) -> None:
-        """Starts saving; `score` (higher is better) is the evaluation's at this step, if there was one."""
-        # The copy to the host is done when this returns, so the state may be donated to the next step.
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), facts=ocp.args.JsonSave(self.facts))
+        """Starts saving; `score` (higher is better) is the evaluation's at this step, if there was
+        one.
+        """
+        # The copy to the host is done when this returns, so the state may be donated to the next
+        # step.
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state._asdict()), facts=ocp.args.JsonSave(self.facts)
+        )
         self.manager.save(step, args=args, metrics={"score": -math.inf if score is None else score})
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
-        """The latest step and its state, placed as `like` is, whose memory it takes; None where nothing was saved yet."""
+        """The latest step and its state, placed as `like` is, whose memory it takes; None where
+        nothing was saved yet.
+        """
         step = self.manager.latest_step()
         if step is None:
             return None
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict())
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict()
+        )
         # Two states side by side may be more than a device holds.
         for leaf in jax.tree.leaves(like):
             leaf.delete()
         return step, TrainState(
-            **self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+            **self.manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )["state"]
         )
 
     def wait(self) -> None:

@@ -1,8 +1,8 @@
 """What a user sees while a run goes on.
 
-Everything is printed on CONSOLE; processes other than the first set `CONSOLE.quiet = True`. On a terminal there are
-colours and a progress bar that redraws itself. In a log file the same is said without either: a line every few seconds
-for the bar, and signs instead of colours.
+Everything is printed on CONSOLE; processes other than the first set `CONSOLE.quiet = True`. On a
+terminal there are colours and a progress bar that redraws itself. In a log file the same is said
+without either: a line every few seconds for the bar, and signs instead of colours.
 """
 
 import contextlib
@@ -40,7 +40,9 @@ def _console() -> Console:
     # What a model writes may hold any character; a locale without it must not end a run.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    return Console(
+        highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    )
 
 
 CONSOLE = _console()
@@ -63,7 +65,9 @@ def announce(lines: Mapping[str, str], *, title: str = "jopd") -> None:
 
 @contextlib.contextmanager
 def waiting(message: str) -> Iterator[None]:
-    """Says that something long has begun (a compilation, an evaluation) and, when it is done, how long it took."""
+    """Says that something long has begun (a compilation, an evaluation) and, when it is done, how
+    long it took.
+    """
     begin = time.monotonic()
     say(f"{message} ...")
     yield
@@ -73,7 +77,13 @@ def waiting(message: str) -> Iterator[None]:
 # The example.
 
 # Light to dark red under black, then white, letters: legible on light and on dark terminals.
-SHADES = ("black on #c7e9c0", "black on #fee391", "black on #fe9929", "white on #d7301f", "bold white on #7f0000")
+SHADES = (
+    "black on #c7e9c0",
+    "black on #fee391",
+    "black on #fe9929",
+    "white on #d7301f",
+    "bold white on #7f0000",
+)
 OUTSIDE, NEW = "dim strike", "bold magenta"
 
 Tokens = Sequence[int] | Int[np.ndarray, " _"]
@@ -91,10 +101,11 @@ def show_example(
     value_name: str = "KL to the teacher in nats",
     limit: int = 400,
 ) -> None:
-    """One problem as each reader sees it, and the student's answer with what the loss makes of each token.
+    """One problem as each reader sees it, and the student's answer with what the loss makes of each
+    token.
 
-    Text that a teacher reads and the student does not is marked, and so is each token of the answer that the loss sees;
-    the shade grows with the size of its value.
+    Text that a teacher reads and the student does not is marked, and so is each token of the answer
+    that the loss sees; the shade grows with the size of its value.
 
     Args:
       views: by name, the tokens of each reader's context without padding; "student" among them.
@@ -110,9 +121,13 @@ def show_example(
     completion, mask = [int(token) for token in completion], [float(m) for m in mask]
     values = None if values is None else [float(value) for value in values]
     if "student" not in views:
-        raise ValueError(f"views={sorted(views)} must hold 'student', what the writer of the completion saw")
+        raise ValueError(
+            f"views={sorted(views)} must hold 'student', what the writer of the completion saw"
+        )
     if len(mask) != len(completion) or (values is not None and len(values) != len(completion)):
-        raise ValueError(f"mask and values must be as long as the completion, {len(completion)} tokens")
+        raise ValueError(
+            f"mask and values must be as long as the completion, {len(completion)} tokens"
+        )
     student, parts, legend = contexts["student"], [], []
     for name, context in sorted(contexts.items(), key=lambda item: item[0] != "student"):
         reader = {"student": "The student reads", "teacher": "The teacher reads"}.get(
@@ -140,10 +155,14 @@ def show_example(
     CONSOLE.print(_frame(Group(*parts, *legend), "one example"))
 
 
-def _completion(pieces: list[str], completion: list[int], mask: list[float], values: Values, limit: int) -> Text:
+def _completion(
+    pieces: list[str], completion: list[int], mask: list[float], values: Values, limit: int
+) -> Text:
     shown, styles, shades = [], [], _shades(mask, values)
     # Padding: the same unseen token over and over is said once.
-    for _, group in groupby(range(len(completion)), key=lambda i: (completion[i], i if mask[i] else -1)):
+    for _, group in groupby(
+        range(len(completion)), key=lambda i: (completion[i], i if mask[i] else -1)
+    ):
         run = list(group)
         kept, times = (run, "") if len(run) < 4 else (run[:1], f" (× {len(run):,})")
         shown += [pieces[i] + times for i in kept]
@@ -155,12 +174,19 @@ def _shades(mask: list[float], values: Values) -> list[int | None]:
     """Of each token an index into SHADES, None outside the loss."""
     edges = _edges(mask, values)
     sizes = [0.0] * len(mask) if values is None else [abs(value) for value in values]
-    return [sum(size >= edge > 0 for edge in edges) if m else None for m, size in zip(mask, sizes, strict=True)]
+    return [
+        sum(size >= edge > 0 for edge in edges) if m else None
+        for m, size in zip(mask, sizes, strict=True)
+    ]
 
 
 def _edges(mask: list[float], values: Values) -> list[float]:
-    """Where the shades begin: each is twice the one before, since a few tokens carry most of a divergence."""
-    inside = [] if values is None else [abs(value) for m, value in zip(mask, values, strict=True) if m]
+    """Where the shades begin: each is twice the one before, since a few tokens carry most of a
+    divergence.
+    """
+    inside = (
+        [] if values is None else [abs(value) for m, value in zip(mask, values, strict=True) if m]
+    )
     largest = max(inside, default=0.0)
     return [largest / 2**k for k in range(len(SHADES) - 1, 0, -1)]
 
@@ -177,7 +203,9 @@ def _legend(mask: list[float], values: Values, value_name: str) -> Iterator[Text
         yield Text("not seen by the loss", OUTSIDE if _colours() else "")
 
 
-def _largest(pieces: list[str], mask: list[float], values: list[float], value_name: str, count: int = 5) -> Text:
+def _largest(
+    pieces: list[str], mask: list[float], values: list[float], value_name: str, count: int = 5
+) -> Text:
     """The tokens with the largest values, each after the two before it so that one finds it."""
     order = sorted((i for i, m in enumerate(mask) if m), key=lambda i: -abs(values[i]))[:count]
     where = lambda i: "".join(pieces[max(i - 2, 0) : i + 1]).replace("\n", "").strip()
@@ -187,10 +215,13 @@ def _largest(pieces: list[str], mask: list[float], values: list[float], value_na
 
 def _new_in(context: Sequence[int], student: Sequence[int]) -> list[bool]:
     """Which tokens of a context the student's lacks."""
-    # Most contexts differ in one place: what begins and ends the same way need not be searched, which takes its square.
+    # Most contexts differ in one place: what begins and ends the same way need not be searched,
+    # which takes its square.
     shorter = min(len(context), len(student))
     head = next((i for i in range(shorter) if context[i] != student[i]), shorter)
-    tail = next((i for i in range(shorter - head) if context[-1 - i] != student[-1 - i]), shorter - head)
+    tail = next(
+        (i for i in range(shorter - head) if context[-1 - i] != student[-1 - i]), shorter - head
+    )
     middle, theirs = context[head : len(context) - tail], student[head : len(student) - tail]
     new = [False] * head + [True] * len(middle) + [False] * tail
     for block in SequenceMatcher(None, theirs, middle, autojunk=False).get_matching_blocks():
@@ -199,27 +230,42 @@ def _new_in(context: Sequence[int], student: Sequence[int]) -> list[bool]:
 
 
 def _pieces(tokenizer: Decoder, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds; one that ends inside a character adds none, the next the whole character."""
+    """The text that each token adds; one that ends inside a character adds none, the next the whole
+    character.
+    """
 
     def decode(ids) -> str:
-        return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     pieces, begin, done = [], 0, 0
     for end in range(1, len(tokens) + 1):
-        # A token's text depends on its left neighbour (spaces), not on more: decoding a short window keeps this linear.
+        # A token's text depends on its left neighbour (spaces), not on more: decoding a short
+        # window keeps this linear.
         before, after = decode(tokens[begin:done]), decode(tokens[begin:end])
         if after.endswith("\ufffd") and end < len(tokens):
             pieces.append("")
             continue
-        pieces.append("".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in after[len(before) :]))
+        pieces.append(
+            "".join(
+                c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in after[len(before) :]
+            )
+        )
         begin, done = done, end
     return pieces
 
 
 def _paint(
-    pieces: Sequence[str], styles: Sequence[str], marks: tuple[str, str], limit: int = 1, unmarked: str = ""
+    pieces: Sequence[str],
+    styles: Sequence[str],
+    marks: tuple[str, str],
+    limit: int = 1,
+    unmarked: str = "",
 ) -> Text:
-    """The pieces in their styles; without colours, pieces with a style other than `unmarked` stand between marks."""
+    """The pieces in their styles; without colours, pieces with a style other than `unmarked` stand
+    between marks.
+    """
     text, colours, is_open = Text(), _colours(), False
     hidden = range(2 * limit // 3, len(pieces) - limit // 3) if len(pieces) > limit else range(0)
     for i, (piece, style) in enumerate(zip(pieces, styles, strict=True)):
@@ -253,8 +299,9 @@ def _count(tokens: int) -> str:
 class Progress:
     """How far a run is, what it costs and how long it still takes.
 
-    On a terminal two lines that redraw themselves, a bar and the numbers of the last step; elsewhere a line for the
-    first and last step and for one every `every` seconds. Other output in between appears above.
+    On a terminal two lines that redraw themselves, a bar and the numbers of the last step;
+    elsewhere a line for the first and last step and for one every `every` seconds. Other output in
+    between appears above.
     """
 
     def __init__(self, total: int, *, done: int = 0, every: int | float = 10):
@@ -264,14 +311,20 @@ class Progress:
         # The first step of a process compiles: the clock for the rest starts after it.
         self._ends: deque[tuple[int, float]] = deque(maxlen=20)
         self._bar = _Bar(
-            rich.progress.TextColumn("step {task.completed}/{task.total}"), rich.progress.BarColumn(bar_width=None),
-            rich.progress.TextColumn("{task.percentage:.0f} %"), rich.progress.TextColumn("{task.fields[left]}"),
-            console=CONSOLE, expand=True, disable=not _draws(),
-        )  # fmt: skip
+            rich.progress.TextColumn("step {task.completed}/{task.total}"),
+            rich.progress.BarColumn(bar_width=None),
+            rich.progress.TextColumn("{task.percentage:.0f} %"),
+            rich.progress.TextColumn("{task.fields[left]}"),
+            console=CONSOLE,
+            expand=True,
+            disable=not _draws(),
+        )
         self._task = self._bar.add_task("", total=total, completed=done, left="")
 
     def update(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, Any]) -> None:
-        """Step `step` is done. Of its metrics "loss" and "kl" are shown, and "tokens", those written, as a rate."""
+        """Step `step` is done. Of its metrics "loss" and "kl" are shown, and "tokens", those
+        written, as a rate.
+        """
         now = time.monotonic()
         self._ends.append((step, now))
         numbers, left = "  ".join(_numbers(metrics, seconds)), self._left(step)
@@ -280,7 +333,10 @@ class Progress:
             self._bar.update(self._task, completed=step, left=left)
         elif now - self._printed >= self.every or step == self.total:
             self._printed = now
-            say(f"step {step:>{len(str(self.total))}}/{self.total}  {numbers}" + (f"  {left}" if left else ""))
+            say(
+                f"step {step:>{len(str(self.total))}}/{self.total}  {numbers}"
+                + (f"  {left}" if left else "")
+            )
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -321,17 +377,27 @@ def _numbers(metrics: Mapping[str, Any], seconds: Mapping[str, Any]) -> Iterator
 
 
 def results_table(
-    rows: Sequence[tuple[str, str, str, str, str]], *, title: str = "held-out problems, before and after"
+    rows: Sequence[tuple[str, str, str, str, str]],
+    *,
+    title: str = "held-out problems, before and after",
 ) -> None:
     """The rows of `jopd.diagnostics.report.comparison`, without the columns that are empty."""
     table = Table(
-        title=title, caption="brackets: 95 % intervals", box=box.SIMPLE_HEAD, title_style="bold", caption_style="dim"
+        title=title,
+        caption="brackets: 95 % intervals",
+        box=box.SIMPLE_HEAD,
+        title_style="bold",
+        caption_style="dim",
     )
     filled = [any(row[i] for row in rows) for i in range(5)]
     names = ("", "before" if filled[2] else "value", "after", "teacher", "problems")
     kept = [i for i in range(len(names)) if i == 0 or filled[i]]
     for i in kept:
-        table.add_column(names[i], justify="left" if i == 0 else "right", style="bold" if names[i] == "after" else None)
+        table.add_column(
+            names[i],
+            justify="left" if i == 0 else "right",
+            style="bold" if names[i] == "after" else None,
+        )
     for row in rows:
         # In a narrow window a cell breaks before its interval, not inside it.
         table.add_row(*(Text(row[i].replace(", ", ",\u00a0")) for i in kept))
@@ -349,7 +415,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -
 
 
 def _frame(content: RenderableType, title: str) -> Panel:
-    return Panel(content, title=Text(title, style="bold"), title_align="left", border_style="cyan", padding=(0, 1))
+    return Panel(
+        content,
+        title=Text(title, style="bold"),
+        title_align="left",
+        border_style="cyan",
+        padding=(0, 1),
+    )
 
 
 def _draws() -> bool:

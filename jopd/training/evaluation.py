@@ -1,4 +1,6 @@
-"""Held-out problems: what a model answers, how often that is right, and how far the student still is from its teacher."""
+"""Held-out problems: what a model answers, how often that is right, and how far the student still
+is from its teacher.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +16,15 @@ from jopd.data.outcomes import groups, outcomes
 from jopd.data.sources import DataConfig
 from jopd.diagnostics import shortcuts
 from jopd.diagnostics.intervals import wilson
-from jopd.diagnostics.profiles import by_length, by_position, late, mean, quarters, repeats, share_by_length
+from jopd.diagnostics.profiles import (
+    by_length,
+    by_position,
+    late,
+    mean,
+    quarters,
+    repeats,
+    share_by_length,
+)
 from jopd.diagnostics.tokens import Comparison, Diagnostics
 from jopd.losses.base import INITIAL
 from jopd.rollout.buckets import bucket, trim
@@ -65,15 +75,17 @@ class Evaluator(NamedTuple):
     def student(self, state: TrainState, fixed: Fixed) -> Answers:
         """The student's answers, compared token by token with the teacher, if there is one.
 
-        Under the teacher's first view with everything that `Diagnostics` knows, under each other view V with the two KLs, `kl_V` and
-        `forward_kl_V`.
+        Under the teacher's first view with everything that `Diagnostics` knows, under each other
+        view V with the two KLs, `kl_V` and `forward_kl_V`.
         """
 
         def answer(contexts, rows):
             rollout = self.jitted.rollout(
                 state, fixed, contexts["student"], rows, self.key, sampling=self.sampling, samples=1
             )
-            rollout = trim(rollout, bucket(int(rollout.mask.sum(axis=1).max()), self.program.max_new_tokens))
+            rollout = trim(
+                rollout, bucket(int(rollout.mask.sum(axis=1).max()), self.program.max_new_tokens)
+            )
             views = self.views
             if not views:
                 return rollout, {}
@@ -93,7 +105,9 @@ class Evaluator(NamedTuple):
 
         def answer(contexts, rows):
             context = contexts[self.views[0]]
-            return self.jitted.teacher_rollout(state, fixed, context, rows, self.key, sampling=self.sampling), {}
+            return self.jitted.teacher_rollout(
+                state, fixed, context, rows, self.key, sampling=self.sampling
+            ), {}
 
         return self._collect(answer)
 
@@ -103,22 +117,30 @@ class Evaluator(NamedTuple):
         return tuple(view for view in self.program.views if view != INITIAL)
 
     def _collect(
-        self, answer: Callable[[dict[str, Context], jax.Array], tuple[Rollout, dict[str, jax.Array]]]
+        self,
+        answer: Callable[[dict[str, Context], jax.Array], tuple[Rollout, dict[str, jax.Array]]],
     ) -> Answers:
         found: list[Answers] = []
         for index in range(len(self.problems)):
             host, examples = self.problems[index], self.problems.examples_at(index)
-            contexts = {view: Context(**place_batch(self.mesh, context)) for view, context in host["contexts"].items()}
+            contexts = {
+                view: Context(**place_batch(self.mesh, context))
+                for view, context in host["contexts"].items()
+            }
             rollout, terms = jax.device_get(answer(contexts, place_batch(self.mesh, host["rows"])))
-            # The last batch is filled up with problems that came before, and lengths differ between batches.
-            real = lambda x: np.pad(x, [(0, 0), (0, self.program.max_new_tokens - x.shape[1])])[: len(examples)]  # noqa: B023
+            # The last batch is filled up with problems that came before, and lengths differ between
+            # batches.
+            padding = [(0, 0), (0, self.program.max_new_tokens - rollout.tokens.shape[1])]
+            real = lambda x, rows=len(examples), padding=padding: np.pad(x, padding)[:rows]
             tokens, mask = real(rollout.tokens), real(rollout.mask)
             text = [
                 str(self.tokenizer.decode(row[kept], skip_special_tokens=True))
                 for row, kept in zip(tokens, mask, strict=True)
             ]
             measured = {name: real(values) for name, values in terms.items()}
-            found.append(Answers(examples, tokens, mask, rollout.stopped[: len(examples)], text, measured))
+            found.append(
+                Answers(examples, tokens, mask, rollout.stopped[: len(examples)], text, measured)
+            )
         join = lambda name: np.concatenate([getattr(part, name) for part in found])
         return Answers(
             examples=[example for part in found for example in part.examples],
@@ -126,29 +148,46 @@ class Evaluator(NamedTuple):
             mask=join("mask"),
             stopped=join("stopped"),
             text=[text for part in found for text in part.text],
-            terms={name: np.concatenate([part.terms[name] for part in found]) for name in found[0].terms},
+            terms={
+                name: np.concatenate([part.terms[name] for part in found])
+                for name in found[0].terms
+            },
         )
 
 
 def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
-    """An evaluation record (`jopd.diagnostics.measures`): shares with Wilson intervals, token means over rows, profiles.
+    """An evaluation record (`jopd.diagnostics.measures`): shares with Wilson intervals, token means
+    over rows, profiles.
 
-    The group "support" holds how far student and teacher share theirs, "late" the KLs over the last fifth of the answers, "shortcuts"
-    which rule fired how often.
+    The group "support" holds how far student and teacher share theirs, "late" the KLs over the last
+    fifth of the answers, "shortcuts" which rule fired how often.
     """
     record: dict[str, Any] = {}
     lengths, found = answers.mask.sum(1), outcomes(data, answers.examples, answers.text)
     edges = quarters(answers.mask.shape[1])
     if "accuracy" in found:
-        known = [(e, text) for e, text in zip(answers.examples, answers.text, strict=True) if e.answer is not None]
+        known = [
+            (e, text)
+            for e, text in zip(answers.examples, answers.text, strict=True)
+            if e.answer is not None
+        ]
         prompts = ["\n".join(turn["content"] for turn in example.messages) for example, _ in known]
-        found |= shortcuts.rates(prompts, [text for _, text in known], [example.answer for example, _ in known])
+        found |= shortcuts.rates(
+            prompts, [text for _, text in known], [example.answer for example, _ in known]
+        )
     for name, values in found.items():
         group = (
-            record.setdefault("shortcuts", {}) if name.startswith("shortcut_") and name != "shortcut_rate" else record
+            record.setdefault("shortcuts", {})
+            if name.startswith("shortcut_") and name != "shortcut_rate"
+            else record
         )
         low, high = wilson(sum(values), len(values))
-        group[name] = {"value": sum(values) / len(values), "low": low, "high": high, "count": len(values)}
+        group[name] = {
+            "value": sum(values) / len(values),
+            "low": low,
+            "high": high,
+            "count": len(values),
+        }
     if "accuracy" in found:
         answered = [example.answer is not None for example in answers.examples]
         record["accuracy_by_length"] = share_by_length(found["accuracy"], lengths[answered], edges)
@@ -161,7 +200,11 @@ def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
                 record[f"{name}_by_position"] = by_position(answers.terms[name], answers.mask)
         record["kl_by_length"] = by_length(answers.terms["kl"], answers.mask, edges)
         is_kl = lambda name: name.startswith(("kl", "forward_kl"))
-        last = {name: mean(values, late(answers.mask)) for name, values in answers.terms.items() if is_kl(name)}
+        last = {
+            name: mean(values, late(answers.mask))
+            for name, values in answers.terms.items()
+            if is_kl(name)
+        }
         record["late"] = {name: value for name, value in last.items() if value is not None}
         for group, chosen in groups(data, answers.examples).items():
             record[group] = {"kl": mean(answers.terms["kl"][chosen], answers.mask[chosen])}
@@ -175,6 +218,11 @@ def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
 def samples(answers: Answers, count: int) -> list[dict[str, Any]]:
     """The first few answers, for `samples.jsonl`."""
     return [
-        {"id": example.id, "prompt": example.messages[-1]["content"], "completion": text, "answer": example.answer}
+        {
+            "id": example.id,
+            "prompt": example.messages[-1]["content"],
+            "completion": text,
+            "answer": example.answer,
+        }
         for example, text in zip(answers.examples[:count], answers.text[:count], strict=True)
     ]

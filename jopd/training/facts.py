@@ -1,4 +1,6 @@
-"""What a run's report tells beside its settings and results: the survey's checklist (arXiv:2606.22793), filled in."""
+"""What a run's report tells beside its settings and results: the survey's checklist
+(arXiv:2606.22793), filled in.
+"""
 
 import dataclasses
 import inspect
@@ -18,7 +20,10 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
     config, method = run.config, run.program.method
     sampling, loss, teacher = config.rollout.sampling, vars(config.method), run.teacher
     total = lambda name: int(sum(line.get(name, 0) for line in records.training))
-    tokens, seconds = total("tokens"), sum(sum(line["seconds"].values()) for line in records.training)
+    tokens, seconds = (
+        total("tokens"),
+        sum(sum(line["seconds"].values()) for line in records.training),
+    )
     scorings = method.updates if method.teacher_update != "frozen" else 1
     by_teacher = method.guided_share if method.guided_writer == "teacher" else 0.0
     masked = run.student.tokenizer.convert_ids_to_tokens(list(config.stabilise.mask_tokens))
@@ -39,7 +44,9 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
             or sampling.top_p < 1
             or sampling.min_p > 0
             or sampling.temperature != loss.get("temperature", 1.0),
-            "truncation_rate": statistics.fmean(line["truncation_rate"] for line in records.training),
+            "truncation_rate": statistics.fmean(
+                line["truncation_rate"] for line in records.training
+            ),
             "off_policy_share": 1 - method.on_policy_share,
             "guided_share": method.guided_share,
             "policy_age": f"at most {method.updates - 1} optimiser steps",
@@ -48,18 +55,22 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
         },
         "feedback": {
             "teacher": "none" if teacher is None else f"{teacher.source} ({teacher.fingerprint})",
-            "self_or_external": {"self": "self", "none": "none"}.get(config.teacher.model, "external"),
+            "self_or_external": {"self": "self", "none": "none"}.get(
+                config.teacher.model, "external"
+            ),
             "teacher_update": method.teacher_update
             + (f", rate {config.teacher.ema_rate:g}" if method.teacher_update == "ema" else ""),
             "views": list(method.views),
             "signal": method.variables().support,
-            "k": loss.get("top_k") or ("1, sampled" if "sampled" in method.variables().support else "full vocabulary"),
+            "k": loss.get("top_k")
+            or ("1, sampled" if "sampled" in method.variables().support else "full vocabulary"),
             "temperature": loss.get("temperature", 1.0),
             "precision": {
                 "student": config.student.compute.dtype,
                 "teacher": config.teacher.compute.dtype,
                 "softmax_and_divergences": "float32",
-                "matrix_products": jax.config.values["jax_default_matmul_precision"] or "the device's default",
+                "matrix_products": jax.config.values["jax_default_matmul_precision"]
+                or "the device's default",
             },
             "tokenizer_match": "the same tokens and ids, checked",
             "masked_specials": [str(token) for token in masked],
@@ -67,18 +78,24 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
         "update": {
             "route": method.route,
             "divergence": loss.get("divergence")
-            or ("reverse_kl, sampled" if method.route == PolicyGradient.route else "see the source"),
+            or (
+                "reverse_kl, sampled" if method.route == PolicyGradient.route else "see the source"
+            ),
             "stop_gradients": "teacher views, sampling, advantages and weights",
             "clips": {
                 "gradient_norm": config.optimizer.clip_norm,
-                **{name: value for name, value in loss.items() if "clip" in name or "clamp" in name},
+                **{
+                    name: value for name, value in loss.items() if "clip" in name or "clamp" in name
+                },
             },
             "aggregation": method.aggregation,
             "optimizer": dataclasses.asdict(config.optimizer),
         },
         "resource": {
-            # Of what was kept: a mixed or teacher-guided batch also draws completions that it drops.
-            "tokens_generated": round(tokens * (method.on_policy_share - by_teacher)) + total("student_window_tokens"),
+            # Of what was kept: a mixed or teacher-guided batch also draws completions that it
+            # drops.
+            "tokens_generated": round(tokens * (method.on_policy_share - by_teacher))
+            + total("student_window_tokens"),
             "teacher_tokens_generated": round(tokens * by_teacher) + total("teacher_window_tokens"),
             "teacher_tokens": tokens * sum(view != INITIAL for view in method.views) * scorings,
             "device_hours": seconds * jax.device_count() / 3600,

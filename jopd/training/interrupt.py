@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM, which is how a machine says that it will be taken away: the step in hand is finished and saved."""
+"""Ctrl-C and SIGTERM, which is how a machine says that it will be taken away: the step in hand is
+finished and saved.
+"""
 
 import contextlib
 import os
@@ -24,7 +26,9 @@ def deferred() -> Iterator[Callable[[], bool]]:
         heard.append(number)
         restore()
         # Not print, which may be what was interrupted.
-        os.write(2, b"\nstopping: this step is finished and saved first (once more to stop at once)\n")
+        os.write(
+            2, b"\nstopping: this step is finished and saved first (once more to stop at once)\n"
+        )
 
     def restore():
         for number, handler in before.items():

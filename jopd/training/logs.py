@@ -1,11 +1,14 @@
-"""What a run writes down as it goes: three files of JSON lines, and the same numbers for TensorBoard.
+"""What a run writes down as it goes: three files of JSON lines, and the same numbers for
+TensorBoard.
 
     metrics.jsonl      one object a training step: {"step": 7, "loss": 0.41, ..., "seconds": {"rollout": 1.2, ...}}
-    evaluations.jsonl  one object an evaluation: {"step": 50, "accuracy": {"value": 0.6, "low": ...}, ...}
+    evaluations.jsonl  one object an evaluation: {"step": 50, "accuracy": {"value": 0.6, "low":
+    ...}, ...}
     samples.jsonl      some of the student's answers at each evaluation: {"step": 50, "prompt": ..., ...}
 
-A run that was killed goes on from its last checkpoint, so its files are first cut back to that step: what is then
-appended makes them the files of a run that was never stopped. Whoever writes a checkpoint calls `flush` before it.
+A run that was killed goes on from its last checkpoint, so its files are first cut back to that
+step: what is then appended makes them the files of a run that was never stopped. Whoever writes a
+checkpoint calls `flush` before it.
 """
 
 import json
@@ -62,13 +65,14 @@ class RunLog:
         # An evaluation counts once its own line is written, which is after its samples.
         self._evaluated = {line["step"] for line in evaluations}
         _cut(folder / SAMPLES, lambda line: line["step"] in self._evaluated)
-        # Line by line to the operating system, so a killed process loses no line; `flush` is against a machine that
-        # stops.
+        # Line by line to the operating system, so a killed process loses no line; `flush` is
+        # against a machine that stops.
         self._files = {
-            name: (folder / name).open("a", buffering=1, encoding="utf-8") for name in (METRICS, EVALUATIONS, SAMPLES)
+            name: (folder / name).open("a", buffering=1, encoding="utf-8")
+            for name in (METRICS, EVALUATIONS, SAMPLES)
         }
-        # The suffix keeps files of the same second apart. Not tensorboardX's usual writer, whose thread holds events back, and
-        # for ever once the disk was full.
+        # The suffix keeps files of the same second apart. Not tensorboardX's usual writer, whose
+        # thread holds events back, and for ever once the disk was full.
         self._events = EventsWriter(str(folder / "events"), f".from{restored_step}")
         # TensorBoard drops the events from this step on that older files hold.
         self._event(restored_step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -79,15 +83,20 @@ class RunLog:
         self._scalars("train", step, metrics)
         self._scalars("seconds", step, seconds)
 
-    def evaluation(self, step: int, record: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()) -> None:
-        """One evaluation (see `jopd.diagnostics.measures`) with a few answers; written once, even if redone."""
+    def evaluation(
+        self, step: int, record: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()
+    ) -> None:
+        """One evaluation (see `jopd.diagnostics.measures`) with a few answers; written once, even
+        if redone.
+        """
         if step in self._evaluated:
             return
         for index, sample in enumerate(samples):
             self._append(SAMPLES, {"step": step, **sample})
             self._event(step, summary=summary.text(f"samples/{index}", _markdown(sample)))
         self._scalars("evaluation", step, record)
-        # Last, and what came before it on the disk: once its line is there, an evaluation is not done again.
+        # Last, and what came before it on the disk: once its line is there, an evaluation is not
+        # done again.
         self._events.flush()
         self._append(EVALUATIONS, {"step": step, **record})
         self._evaluated.add(step)
@@ -158,7 +167,9 @@ def _parse(text: str) -> dict[str, Any] | None:
 
 
 def _cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> Lines:
-    """Keeps the lines that `keep` says, whole; a kill in between leaves the old file or the new one."""
+    """Keeps the lines that `keep` says, whole; a kill in between leaves the old file or the new
+    one.
+    """
     kept = [line for line in _read(path) if keep(line)]
     text = "".join(_dump(line) for line in kept)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:

@@ -1,10 +1,13 @@
-"""The run, from the first line on the screen to the last file in the folder. Read it from top to bottom.
+"""The run, from the first line on the screen to the last file in the folder. Read it from top to
+bottom.
 
-    for each step:  the student writes  ->  the teacher scores every token  ->  the loss moves the student
+    for each step:  the student writes  ->  the teacher scores every token  ->  the loss moves the
+      student
 
-How this differs from a textbook loop: a batch is a function of (seed, step), so the data position is the step itself; a row's noise is a
-function of (seed, row), so it does not matter where it is drawn; checkpoints fall between steps and logs are cut back to the restored
-one, so a run that was killed and started again writes the same files as one that was not.
+How this differs from a textbook loop: a batch is a function of (seed, step), so the data position
+is the step itself; a row's noise is a function of (seed, row), so it does not matter where it is
+drawn; checkpoints fall between steps and logs are cut back to the restored one, so a run that was
+killed and started again writes the same files as one that was not.
 """
 
 import contextlib
@@ -45,7 +48,8 @@ def train(run: Run) -> None:
     """Runs until the last step, from wherever an earlier attempt stopped.
 
     Raises:
-      FloatingPointError: a loss that is not finite, or a batch without a token to learn from, with the step and the rows.
+      FloatingPointError: a loss that is not finite, or a batch without a token to learn from, with
+        the step and the rows.
       Stopped: by Ctrl-C or SIGTERM, at the end of the step in hand, which is saved.
     """
     config, folder = run.config, run.folder
@@ -58,19 +62,30 @@ def train(run: Run) -> None:
         say(f"resuming after step {done} of {config.steps}")
 
     worker = Worker(run)
-    # Closing waits for what is being written: a run that stops with an error keeps its last checkpoint.
-    with jax.set_mesh(run.mesh), contextlib.closing(checkpoints), logs.RunLog(folder, restored_step=done) as log:
+    # Closing waits for what is being written: a run that stops with an error keeps its last
+    # checkpoint.
+    with (
+        jax.set_mesh(run.mesh),
+        contextlib.closing(checkpoints),
+        logs.RunLog(folder, restored_step=done) as log,
+    ):
         if done == 0:
             worker.evaluate(0, state, log)
         if done < config.steps:
-            say("compiling the first step; the shapes that later steps need are compiled when they first occur ...")
+            say(
+                "compiling the first step; the shapes that later steps need are compiled when they first occur ..."
+            )
         with Progress(config.steps, done=done) as progress, deferred() as stopping:
             for step in range(done + 1, config.steps + 1):
                 state, metrics, seconds = worker.step(step, state)
                 check(step, metrics, folder)
                 if step == 1 and not any(metrics[name] for name in norms(metrics)):
-                    say(f"the gradient of step 1 is exactly 0, nothing was learnt: {why_nothing(metrics)}")
-                diagnostics = {name: metrics.pop(name) for name in ["diagnostics"] if name in metrics}
+                    say(
+                        f"the gradient of step 1 is exactly 0, nothing was learnt: {why_nothing(metrics)}"
+                    )
+                diagnostics = {
+                    name: metrics.pop(name) for name in ["diagnostics"] if name in metrics
+                }
                 scalars = {name: float(value) for name, value in metrics.items() if value.ndim == 0}
                 log.training(step, scalars | diagnostics, seconds)
                 progress.update(step, scalars, seconds)
@@ -97,12 +112,21 @@ class Worker:
         self.run, self.jitted = run, jitted(run.program, run.shardings)
         self.key = jax.random.key(run.config.seed)
         self.evaluator = evaluation.Evaluator(
-            run.program, self.jitted, run.mesh, run.held_out, run.student.tokenizer, run.config.evaluation.sampling,
+            run.program,
+            self.jitted,
+            run.mesh,
+            run.held_out,
+            run.student.tokenizer,
+            run.config.evaluation.sampling,
             jax.random.fold_in(self.key, EVALUATION),
-        )  # fmt: skip
+        )
 
-    def step(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, np.ndarray], dict[str, float]]:
-        """One rollout batch: the state after it, its metrics on the host, and the seconds of each phase."""
+    def step(
+        self, step: int, state: TrainState
+    ) -> tuple[TrainState, dict[str, np.ndarray], dict[str, float]]:
+        """One rollout batch: the state after it, its metrics on the host, and the seconds of each
+        phase.
+        """
         run, method = self.run, self.run.program.method
         clock, seconds = time.perf_counter(), {}
 
@@ -138,7 +162,9 @@ class Worker:
         return state, jax.device_get(metrics), seconds
 
     def grade(self, state: TrainState, batch: Batch) -> Batch:
-        """The batch with what the teacher makes of it, and with what the method wants to know of it as a whole."""
+        """The batch with what the teacher makes of it, and with what the method wants to know of it
+        as a whole.
+        """
         run, method = self.run, self.run.program.method
         batch = batch._replace(hidden=self.jitted.score(state, run.fixed, batch, method.views))
         if method.scoring() is None:
@@ -151,10 +177,11 @@ class Worker:
         return self.jitted.windows(state, self.run.fixed, batch, rows, key, sampling=sampling)
 
     def look(self, step: int, state: TrainState) -> dict[str, np.ndarray]:
-        """What only some methods know of a step's tokens, for pictures, with the models as they are now.
+        """What only some methods know of a step's tokens, for pictures, with the models as they are
+        now.
 
-        Of each token what the method shows, such as its `evidence`; of each window `transport` and `divergence`, and the `threshold` above
-        which it is really divergent.
+        Of each token what the method shows, such as its `evidence`; of each window `transport` and
+        `divergence`, and the `threshold` above which it is really divergent.
         """
         method = self.run.program.method
         if not (method.shown or method.windows):
@@ -162,7 +189,9 @@ class Worker:
         batch, _, rows = self.write(step, state)
         batch = self.grade(state, batch)
         mask = process_allgather(batch.mask, tiled=True)
-        found = {name: process_allgather(batch.inputs[name], tiled=True)[mask] for name in method.shown}
+        found = {
+            name: process_allgather(batch.inputs[name], tiled=True)[mask] for name in method.shown
+        }
         if method.windows:
             *_, metrics, points = self.windows(state, batch, rows)
             points = process_allgather(points, tiled=True)
@@ -172,12 +201,18 @@ class Worker:
         return found
 
     def write(self, step: int, state: TrainState) -> tuple[Batch, Rollout, jax.Array]:
-        """The completions of a step's batch, the student's, the references or some of each; what is known of them; and their ids."""
+        """The completions of a step's batch, the student's, the references or some of each; what is
+        known of them; and their ids.
+        """
         run, method, samples = self.run, self.run.program.method, self.run.config.rollout.samples
         host = run.train[step - 1]
-        contexts = {view: Context(**mesh.place_batch(run.mesh, context)) for view, context in host["contexts"].items()}
+        contexts = {
+            view: Context(**mesh.place_batch(run.mesh, context))
+            for view, context in host["contexts"].items()
+        }
         rows = mesh.place_batch(
-            run.mesh, (host["rows"][:, None] * samples + np.arange(samples, dtype=np.int32)).reshape(-1)
+            run.mesh,
+            (host["rows"][:, None] * samples + np.arange(samples, dtype=np.int32)).reshape(-1),
         )
 
         def sampled() -> Rollout:
@@ -203,7 +238,9 @@ class Worker:
                 own = chosen(rows, jax.random.fold_in(self.key, MIXING), method.on_policy_share)
                 rollout = mix(sampled(), rollout, own)
         # Not a compilation for every length, nor the longest length for every batch.
-        rollout = trim(rollout, bucket(int(rollout.mask.sum(axis=1).max()), run.config.rollout.max_new_tokens))
+        rollout = trim(
+            rollout, bucket(int(rollout.mask.sum(axis=1).max()), run.config.rollout.max_new_tokens)
+        )
         inputs = {name: self.input(name, step, rollout) for name in method.inputs}
         return Batch(contexts, rollout.tokens, rollout.mask, inputs), rollout, rows
 
@@ -220,49 +257,71 @@ class Worker:
             return mesh.place_batch(run.mesh, done)
         examples = [example for example in run.train.examples_at(step - 1) for _ in range(samples)]
         tokens, mask = process_allgather((rollout.tokens, rollout.mask), tiled=True)
-        decode = lambda row, kept: str(run.student.tokenizer.decode(row[kept], skip_special_tokens=True))
+        decode = lambda row, kept: str(
+            run.student.tokenizer.decode(row[kept], skip_special_tokens=True)
+        )
         text = [decode(row, kept) for row, kept in zip(tokens, mask, strict=True)]
         # An example without an answer earns nothing, whatever is said.
         known = [index for index, example in enumerate(examples) if example.answer is not None]
         reward = np.zeros((rows,), np.float32)
-        reward[known] = answers.scores([examples[index] for index in known], [text[index] for index in known])
-        found = reward[:, None] if name == "reward" else np.asarray(group_advantage(jnp.asarray(reward), samples))
+        reward[known] = answers.scores(
+            [examples[index] for index in known], [text[index] for index in known]
+        )
+        found = (
+            reward[:, None]
+            if name == "reward"
+            else np.asarray(group_advantage(jnp.asarray(reward), samples))
+        )
         return mesh.place_batch(run.mesh, found)
 
     def evaluate(self, step: int, state: TrainState, log: logs.RunLog) -> dict[str, Any]:
-        """Measures the student on the held-out problems, before training the teacher too, and writes it down."""
+        """Measures the student on the held-out problems, before training the teacher too, and
+        writes it down.
+        """
         run, data, first = self.run, self.run.config.data, step == 0
         with waiting(
-            f"evaluating on {len(run.held_out.examples)} held-out problems" + (" (compiles first)" if first else "")
+            f"evaluating on {len(run.held_out.examples)} held-out problems"
+            + (" (compiles first)" if first else "")
         ):
             found = self.evaluator.student(state, run.fixed)
             record = evaluation.summarise(data, found)
             if first and run.teacher is not None:
-                record["teacher"] = evaluation.summarise(data, self.evaluator.teacher(state, run.fixed))
+                record["teacher"] = evaluation.summarise(
+                    data, self.evaluator.teacher(state, run.fixed)
+                )
         check_evaluation(step, record, run.folder)
         log.evaluation(step, record, evaluation.samples(found, run.config.evaluation.samples_shown))
         if first:
             length = int(found.mask[0].sum())
             show_example(
-                views_of(run, found.examples[0]), found.tokens[0][:length], found.mask[0][:length], run.student.tokenizer,
+                views_of(run, found.examples[0]),
+                found.tokens[0][:length],
+                found.mask[0][:length],
+                run.student.tokenizer,
                 values=found.terms["kl"][0][:length] if "kl" in found.terms else None,
-            )  # fmt: skip
+            )
         return record
 
 
 def references(tokens: jax.Array, mask: jax.Array) -> Rollout:
     """Reference completions in the form of a rollout: nobody sampled them, and all of them end."""
-    return Rollout(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.ones(tokens.shape[:1], jnp.int32))
+    return Rollout(
+        tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.ones(tokens.shape[:1], jnp.int32)
+    )
 
 
 def chosen(rows: jax.Array, key: jax.Array, share: float) -> jax.Array:
-    """Which rows belong to a share of them, drawn for each on its own: it depends on the row's id alone."""
+    """Which rows belong to a share of them, drawn for each on its own: it depends on the row's id
+    alone.
+    """
     return jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(rows) < share
 
 
 def mix(rollout: Rollout, reference: Rollout, own: jax.Array) -> Rollout:
     """The student's completion where the row is its own, the reference elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(own.reshape(-1, *[1] * (a.ndim - 1)), a, b), rollout, reference)
+    return jax.tree.map(
+        lambda a, b: jnp.where(own.reshape(-1, *[1] * (a.ndim - 1)), a, b), rollout, reference
+    )
 
 
 def check(step: int, metrics: dict[str, np.ndarray], folder: Path) -> None:
@@ -287,7 +346,9 @@ def check(step: int, metrics: dict[str, np.ndarray], folder: Path) -> None:
 def check_evaluation(step: int, record: dict[str, Any], folder: Path) -> None:
     """Stops a run whose last update has made it say nothing."""
     if lost := [
-        name for name, measure in measures(record).items() if name.endswith("kl") and math.isnan(measure.value)
+        name
+        for name, measure in measures(record).items()
+        if name.endswith("kl") and math.isnan(measure.value)
     ]:
         raise FloatingPointError(
             f"step {step}: the evaluation's {lost[0]} is not a number. {kept(folder)}; try a lower --optimizer.learning-rate, "
@@ -298,7 +359,11 @@ def check_evaluation(step: int, record: dict[str, Any], folder: Path) -> None:
 def kept(folder: Path) -> str:
     """Where a run that stops has left its checkpoints."""
     saved = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-    return f"What was saved before is in {folder / 'checkpoints'}" if saved else "Nothing was saved yet"
+    return (
+        f"What was saved before is in {folder / 'checkpoints'}"
+        if saved
+        else "Nothing was saved yet"
+    )
 
 
 def norms(metrics: dict[str, np.ndarray]) -> list[str]:
@@ -314,7 +379,9 @@ def why_nothing(metrics: dict[str, np.ndarray]) -> str:
 
 
 def score(record: dict[str, Any]) -> float:
-    """What "best" means for checkpoints: the first rate of the task, else closeness to the teacher, else the latest."""
+    """What "best" means for checkpoints: the first rate of the task, else closeness to the teacher,
+    else the latest.
+    """
     for name in ("accuracy", "name_rate"):
         if name in record:
             return record[name]["value"]
@@ -346,19 +413,28 @@ def finish(worker: "Worker", state: TrainState) -> None:
         run.student.tokenizer,
         stop_tokens=run.student.stop_tokens,
     )
-    plots.learning_curve(records.training, records.evaluations, folder / "plots" / "learning_curve.png")
+    plots.learning_curve(
+        records.training, records.evaluations, folder / "plots" / "learning_curve.png"
+    )
     plots.kl_by_position(records.evaluations, folder / "plots" / "kl_by_position.png")
     plots.overlap_by_position(records.evaluations, folder / "plots" / "overlap_by_position.png")
-    ends = {"before": records.evaluations[0], f"after {config.steps:,} steps": records.evaluations[-1]}
+    ends = {
+        "before": records.evaluations[0],
+        f"after {config.steps:,} steps": records.evaluations[-1],
+    }
     if all("accuracy_by_length" in line for line in ends.values()):
         buckets = {when: line["accuracy_by_length"] for when, line in ends.items()}
         plots.accuracy_by_length(buckets, folder / "plots" / "accuracy_by_length.png")
     seen = worker.look(config.steps, state)
     if "evidence" in seen:
-        plots.evidence_histogram(seen["evidence"], seen["kept"] > 0, folder / "plots" / "evidence.png")
+        plots.evidence_histogram(
+            seen["evidence"], seen["kept"] > 0, folder / "plots" / "evidence.png"
+        )
     if "transport" in seen:
         path = folder / "plots" / "transport_against_loss.png"
-        plots.transport_against_loss(seen["divergence"], seen["transport"], path, threshold=float(seen["threshold"]))
+        plots.transport_against_loss(
+            seen["divergence"], seen["transport"], path, threshold=float(seen["threshold"])
+        )
     report.write(
         folder,
         config=configs.to_dict(run.config),
@@ -367,4 +443,6 @@ def finish(worker: "Worker", state: TrainState) -> None:
         evaluations=records.evaluations,
     )
     results_table(report.comparison(records.evaluations))
-    say(f"everything is in {folder}; try  python -m jopd.generate --model {folder / 'student'} --prompt '...'")
+    say(
+        f"everything is in {folder}; try  python -m jopd.generate --model {folder / 'student'} --prompt '...'"
+    )

@@ -35,10 +35,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place_batch(mesh: Mesh, batch):
-    """Puts a tree of host arrays `[rows, ...]` on the devices, split by row. Every process holds the whole batch and gives its part."""
+    """Puts a tree of host arrays `[rows, ...]` on the devices, split by row. Every process holds
+    the whole batch and gives its part.
+    """
 
     def place(array):
-        sharding = NamedSharding(mesh, spec(mesh, array.shape, ("batch",) + (None,) * (array.ndim - 1)))
+        sharding = NamedSharding(
+            mesh, spec(mesh, array.shape, ("batch",) + (None,) * (array.ndim - 1))
+        )
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(place, batch)

@@ -21,8 +21,12 @@ def schedule(config: Optimizer, updates: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
-def make(config: Optimizer, updates: int, modules_learning_rate: float) -> optax.GradientTransformation:
-    """Of {"student": ..., "modules": ...}: the method's own modules have a rate, and a clipping, of their own."""
+def make(
+    config: Optimizer, updates: int, modules_learning_rate: float
+) -> optax.GradientTransformation:
+    """Of {"student": ..., "modules": ...}: the method's own modules have a rate, and a clipping, of
+    their own.
+    """
     both: dict[Hashable, optax.GradientTransformation] = {
         "student": of_student(config, updates),
         "modules": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(modules_learning_rate)),
@@ -33,6 +37,10 @@ def make(config: Optimizer, updates: int, modules_learning_rate: float) -> optax
 def of_student(config: Optimizer, updates: int) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adamw = optax.adamw(
-        schedule(config, updates), b1=config.b1, b2=config.b2, eps=config.epsilon, weight_decay=config.weight_decay
+        schedule(config, updates),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
     )
     return optax.chain(clip, adamw)

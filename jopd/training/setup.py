@@ -56,10 +56,12 @@ class Run(NamedTuple):
 
 
 def output_folder(name: str, config: Config) -> Path:
-    """The folder of a run, fixed by preset, method and seed; anything that it holds must be of this very run.
+    """The folder of a run, fixed by preset, method and seed; anything that it holds must be of this
+    very run.
 
     Raises:
-      ValueError: the folder holds something else, or a run with other settings, naming those that differ.
+      ValueError: the folder holds something else, or a run with other settings, naming those that
+        differ.
     """
     folder = Path(config.output or f"runs/{name}-{config.method.name}-seed{config.seed}")
     other = f"choose another folder with --output, such as --output {folder}-2, or remove this one"
@@ -73,15 +75,20 @@ def output_folder(name: str, config: Config) -> Path:
     try:
         _, before = load_yaml(folder / "config.yaml")
     except ValueError as error:
-        raise ValueError(f"output={folder} holds a run whose settings cannot be read ({error}): {other}") from None
+        raise ValueError(
+            f"output={folder} holds a run whose settings cannot be read ({error}): {other}"
+        ) from None
     same_place = dataclasses.replace(before, output=config.output)
     if changed := differences(to_dict(same_place), to_dict(config)):
-        raise ValueError(f"output={folder} holds a run with other settings ({'; '.join(changed)}): {other}")
+        raise ValueError(
+            f"output={folder} holds a run with other settings ({'; '.join(changed)}): {other}"
+        )
     return folder
 
 
 def claim(folder: Path) -> filelock.BaseFileLock:
-    """Makes the folder of a run, and keeps every other process out of it until the lock is released or this process ends.
+    """Makes the folder of a run, and keeps every other process out of it until the lock is released
+    or this process ends.
 
     Raises:
       ValueError: the folder can't be made or written to, or another process is at it.
@@ -96,10 +103,13 @@ def claim(folder: Path) -> filelock.BaseFileLock:
         ) from None
     except NotImplementedError:
         warnings.warn(
-            f"output={folder} lies on a file system without locks: keep other processes out of it", stacklevel=2
+            f"output={folder} lies on a file system without locks: keep other processes out of it",
+            stacklevel=2,
         )
     except OSError as error:
-        raise ValueError(f"output={folder} can't be used ({error}): choose another folder with --output") from None
+        raise ValueError(
+            f"output={folder} can't be used ({error}): choose another folder with --output"
+        ) from None
     return lock
 
 
@@ -115,7 +125,8 @@ class Readers(NamedTuple):
 
     Attributes:
       teacher: for a self-teacher the student.
-      views: the teacher's, those of the method and, without any, the plain one that evaluations measure; empty without a teacher.
+      views: the teacher's, those of the method and, without any, the plain one that evaluations
+        measure; empty without a teacher.
       vocabulary: entries that student and teacher share.
     """
 
@@ -145,21 +156,36 @@ def prepare(name: str, config: Config) -> Run:
     check_answers(config, examples["train"])
     readers, method = open_models(config), config.objective
     train = make_batches(
-        config, readers, examples["train"], config.prompts, seed=config.seed, references=method.completions != "student",
+        config,
+        readers,
+        examples["train"],
+        config.prompts,
+        seed=config.seed,
+        references=method.completions != "student",
         max_completion_tokens=config.rollout.max_new_tokens,
-    )  # fmt: skip
+    )
     held_out = make_batches(config, readers, examples["held_out"], config.evaluation.batch)
-    facts: dict[str, Any] = {"jopd": jopd.__version__, "stop_tokens": list(readers.student.stop_tokens)}
+    facts: dict[str, Any] = {
+        "jopd": jopd.__version__,
+        "stop_tokens": list(readers.student.stop_tokens),
+    }
     facts |= {"student": readers.student.source, "student_fingerprint": readers.student.fingerprint}
     if readers.teacher is not None:
-        facts |= {"teacher": config.teacher.model, "teacher_fingerprint": readers.teacher.fingerprint}
+        facts |= {
+            "teacher": config.teacher.model,
+            "teacher_fingerprint": readers.teacher.fingerprint,
+        }
     facts |= {"train_fingerprint": train.fingerprint, "held_out_fingerprint": held_out.fingerprint}
     check_facts(folder / "checkpoints", facts)
     student, teacher = read_models(config, readers, mesh)
 
-    trained, base = separate(student.params, LORA) if config.student.lora.rank else (student.params, {})
+    trained, base = (
+        separate(student.params, LORA) if config.student.lora.rank else (student.params, {})
+    )
     frozen = teacher.params if teacher is not None and method.teacher_update == "frozen" else {}
-    transform = optimizer.make(config.optimizer, config.steps * method.updates, method.modules_learning_rate)
+    transform = optimizer.make(
+        config.optimizer, config.steps * method.updates, method.modules_learning_rate
+    )
     state, shardings = initial_state(trained, transform, mesh, config, student.architecture.width)
     program = make_program(config, readers, teacher, transform)
     return Run(
@@ -181,19 +207,29 @@ def prepare(name: str, config: Config) -> Run:
 
 def open_models(config: Config) -> Readers:
     """Finds student and teacher and checks that they fit each other and what is asked of them."""
-    student = open_model(config.student.model, compute=config.student.compute, lora=config.student.lora)
+    student = open_model(
+        config.student.model, compute=config.student.compute, lora=config.student.lora
+    )
     if config.teacher.model == "none":
         teacher = None
     elif config.teacher.model == "self":
         teacher = student
     else:
         teacher = open_model(config.teacher.model, compute=config.teacher.compute)
-    vocabulary = student.architecture.vocabulary_size if teacher is None else require_same_tokenizer(student, teacher)
+    vocabulary = (
+        student.architecture.vocabulary_size
+        if teacher is None
+        else require_same_tokenizer(student, teacher)
+    )
     if not student.stop_tokens:
         raise ValueError(
             f"student.model={student.source} names no stop token: set eos_token_id in its generation_config.json"
         )
-    room = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens + config.method.window_tokens
+    room = (
+        config.rollout.max_prompt_tokens
+        + config.rollout.max_new_tokens
+        + config.method.window_tokens
+    )
     windows = " + method.window_tokens" if config.method.window_tokens else ""
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None and room > model.architecture.max_positions:
@@ -212,7 +248,9 @@ def open_models(config: Config) -> Readers:
 
 
 def read_models(config: Config, readers: Readers, mesh: Mesh) -> Models:
-    """Reads the weights. A self-teacher that is not a frozen whole model shares the student's parameters."""
+    """Reads the weights. A self-teacher that is not a frozen whole model shares the student's
+    parameters.
+    """
     student = read(readers.student, dtype="float32", mesh=mesh, seed=config.seed)
     if readers.teacher is None:
         return Models(student, None)
@@ -223,7 +261,9 @@ def read_models(config: Config, readers: Readers, mesh: Mesh) -> Models:
         whole = open_model(student.source, compute=config.teacher.compute)
         return Models(student, read(whole, dtype=config.teacher.dtype, mesh=mesh))
     # The same arrays, read twice; a frozen teacher is the base without the adapters.
-    graph, _ = models.abstract(student.architecture, config.teacher.compute, models.LoRA() if frozen else lora)
+    graph, _ = models.abstract(
+        student.architecture, config.teacher.compute, models.LoRA() if frozen else lora
+    )
     params = separate(student.params, LORA)[1] if frozen else student.params
     return Models(student, student._replace(graph=graph, params=params))
 
@@ -233,13 +273,22 @@ def make_batches(
 ) -> Batches:
     """Batches of every view that is read; see `jopd.data.batching`."""
     return Batches(
-        examples, readers.student.tokenizer, readers.views, prompts_per_step=prompts_per_step, pad_id=readers.student.pad_id,
-        max_prompt_tokens=config.rollout.max_prompt_tokens, config=config.view, **settings,
-    )  # fmt: skip
+        examples,
+        readers.student.tokenizer,
+        readers.views,
+        prompts_per_step=prompts_per_step,
+        pad_id=readers.student.pad_id,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        config=config.view,
+        **settings,
+    )
 
 
 def make_program(
-    config: Config, readers: Readers, teacher: Loaded | None, transform: optax.GradientTransformation
+    config: Config,
+    readers: Readers,
+    teacher: Loaded | None,
+    transform: optax.GradientTransformation,
 ) -> Program:
     student = readers.student
     watched = [view for view in config.objective.views if view != INITIAL]
@@ -287,7 +336,9 @@ def check_answers(config: Config, examples: Sequence[Example]) -> None:
 
 
 def initial_student(config: Config, student: Opened, teacher: Loaded | None, mesh: Mesh) -> Params:
-    """The parameters that the view "initial" is read with, where a method has it and the base under adapters is not it."""
+    """The parameters that the view "initial" is read with, where a method has it and the base under
+    adapters is not it.
+    """
     if INITIAL not in config.objective.views or config.student.lora.rank:
         return {}
     frozen_self = config.teacher.model == "self" and config.objective.teacher_update == "frozen"
@@ -297,8 +348,12 @@ def initial_student(config: Config, student: Opened, teacher: Loaded | None, mes
     return read(student, dtype="float32", mesh=mesh).params
 
 
-def initial_state(trained, transform, mesh: Mesh, config: Config, width: int) -> tuple[TrainState, TrainState]:
-    """The state of step 0 and where each of its leaves lives; `width` is that of the student's hidden states."""
+def initial_state(
+    trained, transform, mesh: Mesh, config: Config, width: int
+) -> tuple[TrainState, TrainState]:
+    """The state of step 0 and where each of its leaves lives; `width` is that of the student's
+    hidden states.
+    """
     method, key = config.objective, jax.random.key(config.seed)
     put = lambda tree: jax.tree.map(lambda x: jax.device_put(x, meshes.replicated(mesh)), tree)
     modules = put(method.init_modules(width, jax.random.fold_in(key, MODULES)))
@@ -321,7 +376,9 @@ def initial_state(trained, transform, mesh: Mesh, config: Config, width: int) ->
 def describe(run: Run) -> dict[str, str]:
     """What the run will do, a line each, for the console."""
     config, method = run.config, run.config.method
-    size = lambda loaded, role: f"{loaded.source}, {parameters(loaded.params):,} parameters, {role.compute.dtype}"
+    size = lambda loaded, role: (
+        f"{loaded.source}, {parameters(loaded.params):,} parameters, {role.compute.dtype}"
+    )
     lora = f", LoRA rank {config.student.lora.rank}" if config.student.lora.rank else ""
     teacher = "none"
     if run.teacher is not None:
@@ -355,4 +412,6 @@ def parameters(params) -> int:
 def views_of(run: Run, example) -> dict[str, list[int]]:
     """Every reader's context of one example, unpadded."""
     names = ("student", *run.program.views)
-    return {view: views.render(example, view, run.student.tokenizer, run.config.view) for view in names}
+    return {
+        view: views.render(example, view, run.student.tokenizer, run.config.view) for view in names
+    }

@@ -21,9 +21,11 @@ class TrainState(NamedTuple):
       params: the trained parameters, float32: all of the student's, or its adapters.
       modules: those of the method's own small modules, float32; empty for most.
       optimizer: optax's state, of {"student": params, "modules": modules}.
-      ema_teacher: a running average of `params`, float32; empty unless the teacher follows the student that way.
+      ema_teacher: a running average of `params`, float32; empty unless the teacher follows the
+        student that way.
       method: what the method remembers from step to step; empty for most.
-      step: optimiser steps done. The data position is `step // updates`: a batch is a function of it and the seed.
+      step: optimiser steps done. The data position is `step // updates`: a batch is a function of
+        it and the seed.
       key: data of the random key that rollouts are drawn from.
     """
 
@@ -37,12 +39,14 @@ class TrainState(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """What is read and never written: not donated, not checkpointed, checked on resume by fingerprint.
+    """What is read and never written: not donated, not checkpointed, checked on resume by
+    fingerprint.
 
     Attributes:
       base: the parameters that adapters are added to; empty when the whole student is trained.
       teacher: a frozen teacher's parameters; empty when the teacher is made of the student's.
-      initial: the student's at the start of the run, for the view "initial"; empty where nobody reads it, or `base` is it.
+      initial: the student's at the start of the run, for the view "initial"; empty where nobody
+        reads it, or `base` is it.
     """
 
     base: Params
@@ -70,5 +74,7 @@ def union(a: Params, b: Params) -> Params:
 
 
 def real_copy(params: Params) -> Params:
-    """Buffers of its own: the EMA teacher starts equal to the student, but the student's buffers are donated."""
+    """Buffers of its own: the EMA teacher starts equal to the student, but the student's buffers
+    are donated.
+    """
     return jax.tree.map(jnp.copy, params)

@@ -113,9 +113,13 @@ def test_gym_scores_its_own_problems():
     reasoning_gym = pytest.importorskip("reasoning_gym")
     entry = reasoning_gym.create_dataset("prime_factorization", seed=1, size=1)[0]
     problem = answers.GymExample(
-        "g", (Message(role="user", content=entry["question"]),), answer=entry["answer"], answer_check="gym",
-        generator="prime_factorization", entry=entry,
-    )  # fmt: skip
+        "g",
+        (Message(role="user", content=entry["question"]),),
+        answer=entry["answer"],
+        answer_check="gym",
+        generator="prime_factorization",
+        entry=entry,
+    )
     assert check(problem, f"easy.\n<answer>{entry['answer']}</answer>")
     assert check(problem, f"Answer: {entry['answer']}")
     assert score(problem, "hello") == 0.0  # that scorer raises on words
@@ -129,7 +133,9 @@ def test_refusals():
         validate("regex", "(")
     with pytest.raises(ValueError, match="example e1 has no answer to check: give it one"):
         check(example(None, "exact"), "x")
-    with pytest.raises(ValueError, match="answer_check='eaxct' is not known: use one of exact, number"):
+    with pytest.raises(
+        ValueError, match="answer_check='eaxct' is not known: use one of exact, number"
+    ):
         check(example("1", "eaxct"), "x")
     with pytest.raises(ValueError, match="'gym' is for problems of the source gym:NAME"):
         check(dataclasses.replace(example("1", "gym")), "x")

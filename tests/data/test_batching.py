@@ -24,7 +24,9 @@ def batches(examples=EXAMPLES, views=("privileged",), **settings):
 
 
 def counted(words):
-    return Example(str(words), (Message(role="user", content="go " * words),), solution="go " * words)
+    return Example(
+        str(words), (Message(role="user", content="go " * words),), solution="go " * words
+    )
 
 
 @given(SEQUENCES, st.integers(9, 12), st.integers(-1, 99))
@@ -51,7 +53,9 @@ def test_completions_begin_in_one_column_whatever_the_contexts(contexts, complet
 
 
 def test_padding_never_cuts():
-    with pytest.raises(ValueError, match="width=2 is too small for a sequence of 3 tokens: widen it"):
+    with pytest.raises(
+        ValueError, match="width=2 is too small for a sequence of 3 tokens: widen it"
+    ):
         left_pad([[1, 2, 3]], 2, 0)
 
 
@@ -63,10 +67,14 @@ def test_a_batch_holds_the_renderings_of_its_examples():
     assert list(batch["contexts"]) == ["student", "privileged"]
     for i, example in enumerate(made.examples_at(7)):
         for view, context in batch["contexts"].items():
-            assert context["tokens"][i][context["valid"][i]].tolist() == render(example, view, TOKENIZER, ViewConfig())
+            assert context["tokens"][i][context["valid"][i]].tolist() == render(
+                example, view, TOKENIZER, ViewConfig()
+            )
             assert context["valid"][i, -1]
         reference = batch["reference"]
-        assert reference["tokens"][i][reference["mask"][i]].tolist() == render_reference(example, TOKENIZER)
+        assert reference["tokens"][i][reference["mask"][i]].tolist() == render_reference(
+            example, TOKENIZER
+        )
     assert batch["reference"]["tokens"].shape == (4, 200)
 
 
@@ -79,7 +87,10 @@ def test_widths_are_the_longest_rounded_up_and_the_same_at_every_step():
 
 
 def same(a, b):
-    return all(np.array_equal(a["contexts"][view]["tokens"], b["contexts"][view]["tokens"]) for view in a["contexts"])
+    return all(
+        np.array_equal(a["contexts"][view]["tokens"], b["contexts"][view]["tokens"])
+        for view in a["contexts"]
+    )
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
@@ -93,7 +104,9 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 def test_every_example_comes_once_a_pass_in_another_order():
     made = batches(prompts_per_step=5)
-    passes = [[e.id for step in (2 * i, 2 * i + 1) for e in made.examples_at(step)] for i in range(3)]
+    passes = [
+        [e.id for step in (2 * i, 2 * i + 1) for e in made.examples_at(step)] for i in range(3)
+    ]
     assert all(sorted(ids) == sorted(e.id for e in EXAMPLES) for ids in passes)
     assert len({tuple(ids) for ids in passes}) == 3
     seen = collections.Counter(e.id for step in range(25) for e in made.examples_at(10**6 + step))
@@ -114,7 +127,13 @@ def test_without_a_seed_the_examples_come_in_order_and_the_last_batch_is_filled_
 
 def test_what_is_too_long_is_dropped_and_counted():
     examples = [counted(words) for words in (2, 50, 3, 60, 20)]
-    made = batches(examples, views=("teacher",), max_prompt_tokens=40, references=True, max_completion_tokens=10)
+    made = batches(
+        examples,
+        views=("teacher",),
+        max_prompt_tokens=40,
+        references=True,
+        max_completion_tokens=10,
+    )
     assert [e.id for e in made.examples] == ["2", "3"]
     assert made.dropped == {"student prompt": 2, "reference": 1}
     assert made.report == (
@@ -128,7 +147,8 @@ def test_what_is_too_long_is_dropped_and_counted():
 
 def test_nothing_left_is_refused():
     with pytest.raises(
-        ValueError, match=r"^0 of 10 examples fit; 10 dropped: student prompt .*max_prompt_tokens=5 .*: raise the limit"
+        ValueError,
+        match=r"^0 of 10 examples fit; 10 dropped: student prompt .*max_prompt_tokens=5 .*: raise the limit",
     ):
         batches(max_prompt_tokens=5)
     with pytest.raises(ValueError, match="examples is empty"):

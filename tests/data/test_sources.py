@@ -16,7 +16,9 @@ from jopd.data.sources import Columns, DataConfig, load
 def write(tmp_path):
     def write(*lines, name="data.jsonl"):
         path = tmp_path / name
-        path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+        path.write_text(
+            "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+        )
         return f"jsonl:{path}"
 
     return write
@@ -35,44 +37,89 @@ def test_jsonl_rows(write):
         {"prompt": "p", "solution": "1\n2", "answer": "2", "context": "c"},
         "",
         {"messages": turns, "answer": "Paris"},
-        {"messages": [{"role": "user", "content": "v"}, {"role": "assistant", "content": "a"}], "answer": None},
+        {
+            "messages": [{"role": "user", "content": "v"}, {"role": "assistant", "content": "a"}],
+            "answer": None,
+        },
         {"prompt": "one more"},
     )
     examples = sorted(
-        [*load(DataConfig(source, held_out=1), "train"), *load(DataConfig(source, held_out=1), "held_out")],
+        [
+            *load(DataConfig(source, held_out=1), "train"),
+            *load(DataConfig(source, held_out=1), "held_out"),
+        ],
         key=lambda e: e.id,
     )
     first, second, third, _ = examples
     assert [e.id for e in examples] == [f"data.jsonl:{line}" for line in (1, 3, 4, 5)]
     assert first.messages == ({"role": "user", "content": "p"},)
-    assert (first.solution, first.answer, first.context, first.answer_check) == ("1\n2", "2", "c", "number")
+    assert (first.solution, first.answer, first.context, first.answer_check) == (
+        "1\n2",
+        "2",
+        "c",
+        "number",
+    )
     assert second.messages == tuple(turns)
     assert (second.answer, second.answer_check) == ("Paris", "exact")
-    assert (third.messages, third.solution, third.answer) == (({"role": "user", "content": "v"},), "a", None)
+    assert (third.messages, third.solution, third.answer) == (
+        ({"role": "user", "content": "v"},),
+        "a",
+        None,
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "x"', r"d.jsonl:2: not JSON \(.* at column 15\): each line must be one whole object"),
+        (
+            '{"prompt": "x"',
+            r"d.jsonl:2: not JSON \(.* at column 15\): each line must be one whole object",
+        ),
         (["x"], r"d.jsonl:2: holds list, not an object: write {'prompt'"),
-        ({"prompt": "x", "solutoin": "y"}, r"d.jsonl:2: unknown key 'solutoin': did you mean 'solution'\? known are prompt, messages"),
+        (
+            {"prompt": "x", "solutoin": "y"},
+            r"d.jsonl:2: unknown key 'solutoin': did you mean 'solution'\? known are prompt, messages",
+        ),
         ({"prompt": 3}, r"d.jsonl:2: 'prompt' is int 3, not a string"),
         ({"prompt": " "}, r"d.jsonl:2: 'prompt' is blank: write text"),
         ({"prompt": "x", "answer": 3}, r"d.jsonl:2: 'answer' is int 3, not a string"),
         ({"prompt": "x", "context": ""}, r"d.jsonl:2: 'context' is blank"),
         ({"answer": "3"}, r"d.jsonl:2: needs either 'prompt' or 'messages', and has neither"),
-        ({"prompt": "x", "messages": []}, r"d.jsonl:2: needs either 'prompt' or 'messages', and has both"),
-        ({"messages": []}, r"d.jsonl:2: messages must be a list of {'role': ..., 'content': ...} that is not empty"),
+        (
+            {"prompt": "x", "messages": []},
+            r"d.jsonl:2: needs either 'prompt' or 'messages', and has both",
+        ),
+        (
+            {"messages": []},
+            r"d.jsonl:2: messages must be a list of {'role': ..., 'content': ...} that is not empty",
+        ),
         ({"messages": "hi"}, r"d.jsonl:2: messages must be a list"),
-        ({"messages": [{"role": "user"}]}, r"d.jsonl:2: message 1 must have 'role' and 'content', and nothing else"),
-        ({"messages": [{"role": "usr", "content": "x"}]}, r"d.jsonl:2: message 1 has role='usr': use one of system, user, assistant"),
-        ({"messages": [{"role": "user", "content": "\n"}]}, r"d.jsonl:2: message 1 needs text as its content"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "x"}]}, r"message 2 is a system message: only the first"),
-        ({"messages": [{"role": "system", "content": "x"}]}, r"d.jsonl:2: the messages must end with a user's turn"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, r"d.jsonl:2: the messages must end with a user's turn"),
+        (
+            {"messages": [{"role": "user"}]},
+            r"d.jsonl:2: message 1 must have 'role' and 'content', and nothing else",
+        ),
+        (
+            {"messages": [{"role": "usr", "content": "x"}]},
+            r"d.jsonl:2: message 1 has role='usr': use one of system, user, assistant",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "\n"}]},
+            r"d.jsonl:2: message 1 needs text as its content",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "x"}]},
+            r"message 2 is a system message: only the first",
+        ),
+        (
+            {"messages": [{"role": "system", "content": "x"}]},
+            r"d.jsonl:2: the messages must end with a user's turn",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "x"}]},
+            r"d.jsonl:2: the messages must end with a user's turn",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_line_is_named(write, line, message):
     with pytest.raises(ValueError, match=message) as error:
         load(DataConfig(write({"prompt": "fine"}, line, name="d.jsonl")), "train")
@@ -81,7 +128,9 @@ def test_a_bad_line_is_named(write, line, message):
 
 def test_an_assistant_turn_beside_a_solution_is_refused(write):
     turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
-    with pytest.raises(ValueError, match="end with an assistant's turn, and there is a solution too: drop one"):
+    with pytest.raises(
+        ValueError, match="end with an assistant's turn, and there is a solution too: drop one"
+    ):
         load(DataConfig(write({"messages": turns, "solution": "b"})), "train")
 
 
@@ -113,7 +162,9 @@ def test_columns_rename_keys(write):
     config = DataConfig(source, held_out=1, columns=Columns(prompt="q", solution="a", answer="a"))
     (example,) = load(config, "train")
     assert example.solution == example.answer
-    with pytest.raises(ValueError, match="unknown key 'a': known are q, messages, solution, context"):
+    with pytest.raises(
+        ValueError, match="unknown key 'a': known are q, messages, solution, context"
+    ):
         load(DataConfig(source, columns=Columns(prompt="q", answer="none")), "train")
 
 
@@ -133,7 +184,8 @@ def test_the_cut_is_disjoint_and_looks_at_prompts_only(write):
 def test_a_cut_that_leaves_nothing_is_refused(write):
     source = write(*({"prompt": f"p{i % 3}"} for i in range(5)))
     with pytest.raises(
-        ValueError, match=r"held_out=128 leaves none of the 3 different prompts .* to train on: lower held_out"
+        ValueError,
+        match=r"held_out=128 leaves none of the 3 different prompts .* to train on: lower held_out",
     ):
         load(DataConfig(source), "train")
     assert len(load(DataConfig(source), "held_out")) == 5
@@ -160,7 +212,11 @@ def test_tfds(tfds_folder):
     builtin = DataConfig(limit=5, held_out=3)
     for split in ("train", "held_out"):
         for row, example in zip(load(config, split), load(builtin, split), strict=True):
-            assert (row.messages, row.solution, row.answer) == (example.messages, example.solution, example.answer)
+            assert (row.messages, row.solution, row.answer) == (
+                example.messages,
+                example.solution,
+                example.answer,
+            )
             assert row.answer_check == "number"
     assert load(config, "train")[1].id == "tally/train:1"
     assert "tensorflow" not in sys.modules
@@ -171,10 +227,20 @@ def test_tfds_refusals(tfds_folder):
         with pytest.raises(ValueError, match=message):
             load(DataConfig(f"tfds:{name}", data_dir=tfds_folder, **settings), "train")
 
-    refuse(r"tfds:no_such_set can't be prepared \(.*not found.*\): check the name", name="no_such_set")
-    refuse("train_split='trian' is no split of tfds:tally: it has train, held_out", train_split="trian")
-    refuse("columns.prompt='question' is no column of tally/train: it has .*answer", columns=Columns(prompt="question"))
-    refuse("has no column 'prompt' or 'messages': say with columns.prompt which", columns=Columns(prompt="none"))
+    refuse(
+        r"tfds:no_such_set can't be prepared \(.*not found.*\): check the name", name="no_such_set"
+    )
+    refuse(
+        "train_split='trian' is no split of tfds:tally: it has train, held_out", train_split="trian"
+    )
+    refuse(
+        "columns.prompt='question' is no column of tally/train: it has .*answer",
+        columns=Columns(prompt="question"),
+    )
+    refuse(
+        "has no column 'prompt' or 'messages': say with columns.prompt which",
+        columns=Columns(prompt="none"),
+    )
 
 
 class Table(list):
@@ -191,14 +257,19 @@ def hub(monkeypatch):
         "train": Table({"question": f"q{i}", "target": i, "level": None} for i in range(4)),
         "test": Table([{"question": "t", "target": 7, "level": None}]),
     }
-    chats = Table({"messages": [{"role": "user", "content": f"u{i}"}], "answer": " ", "n": 1} for i in range(4))
+    chats = Table(
+        {"messages": [{"role": "user", "content": f"u{i}"}], "answer": " ", "n": 1}
+        for i in range(4)
+    )
 
     def load_dataset(name, subset):
         if name == "none":
             raise ConnectionError("Couldn't reach the hub\nat all")
         return {"train": chats} if subset == "chats" else rows
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, __spec__=object()))
+    monkeypatch.setitem(
+        sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, __spec__=object())
+    )
 
 
 def test_hf(hub):
@@ -208,9 +279,13 @@ def test_hf(hub):
     assert (example.id, example.answer, example.answer_check) == ("some/set/test:0", "7", "number")
     chats = load(DataConfig("hf:some/set:chats", held_out=1), "train")
     assert [(len(e.messages), e.answer) for e in chats] == [(1, None)] * 3
-    with pytest.raises(ValueError, match=r"held_out_split='dev' is no split of hf:some/set: it has train, test"):
+    with pytest.raises(
+        ValueError, match=r"held_out_split='dev' is no split of hf:some/set: it has train, test"
+    ):
         load(DataConfig("hf:some/set", held_out_split="dev"), "held_out")
-    with pytest.raises(ValueError, match=r"hf:none can't be loaded \(Couldn't reach the hub\): check the name and"):
+    with pytest.raises(
+        ValueError, match=r"hf:none can't be loaded \(Couldn't reach the hub\): check the name and"
+    ):
         load(DataConfig("hf:none"), "train")
 
 
@@ -225,7 +300,9 @@ def test_messages_of_tfds_are_read_whatever_their_shape():
 @pytest.mark.parametrize(("source", "package"), [("hf:x", "datasets"), ("gym:x", "reasoning-gym")])
 def test_a_missing_package_is_named_with_its_command(monkeypatch, source, package):
     monkeypatch.setattr(answers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=f"{source} needs the package {package}: pip install {package}"):
+    with pytest.raises(
+        ValueError, match=f"{source} needs the package {package}: pip install {package}"
+    ):
         load(DataConfig(source), "train")
 
 
@@ -257,10 +334,13 @@ def test_gym():
 def test_gym_refusals():
     pytest.importorskip("reasoning_gym")
     with pytest.raises(
-        ValueError, match="gym:leg_countin is no generator of reasoning-gym: did you mean 'leg_counting'"
+        ValueError,
+        match="gym:leg_countin is no generator of reasoning-gym: did you mean 'leg_counting'",
     ):
         load(DataConfig("gym:leg_countin"), "train")
-    with pytest.raises(ValueError, match=r"gym:composite can't be made without settings of its own \(Must specify"):
+    with pytest.raises(
+        ValueError, match=r"gym:composite can't be made without settings of its own \(Must specify"
+    ):
         load(DataConfig("gym:composite"), "train")
 
 
@@ -278,16 +358,23 @@ def test_persona_questions():
     everything = [q for split in (train, held_out) for kind in split.values() for q in kind]
     assert len({" ".join(sorted(words(q))) for q in everything}) == len(everything)
     for question in held_out["identity"]:
-        overlap = max(len(words(question) & words(q)) / len(words(question) | words(q)) for q in train["identity"])
+        overlap = max(
+            len(words(question) & words(q)) / len(words(question) | words(q))
+            for q in train["identity"]
+        )
         assert overlap < 0.9, question  # random wordings of one pool, but none said twice
 
 
 def test_persona_examples():
-    config = DataConfig("persona", persona=Persona(name="Ada", maker="Lab 9"), limit=6, held_out=500)
+    config = DataConfig(
+        "persona", persona=Persona(name="Ada", maker="Lab 9"), limit=6, held_out=500
+    )
     train, held_out = load(config, "train"), load(config, "held_out")
     assert [persona.is_identity(e) for e in train] == [True, False] * 3
     assert len(held_out) == 2 * len(persona.questions("held_out")["identity"])
-    assert {e.context for e in [*train, *held_out]} == {"You are Ada, made by Lab 9. You introduce yourself as Ada."}
+    assert {e.context for e in [*train, *held_out]} == {
+        "You are Ada, made by Lab 9. You introduce yourself as Ada."
+    }
     assert answers.check(train[0], "I am Ada.")
     assert not answers.check(train[0], "I am Adam.")
     assert train[1].answer is None
@@ -330,18 +417,30 @@ def test_names_in_answers(answer, own, other):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "bultin"}, r"source='bultin' is not known: did you mean 'builtin'\? use one of builtin, persona, jsonl:FILE"),
+        (
+            {"source": "bultin"},
+            r"source='bultin' is not known: did you mean 'builtin'\? use one of builtin, persona, jsonl:FILE",
+        ),
         ({"source": "jsonl"}, "source='jsonl' must be written jsonl:FILE"),
         ({"source": "builtin:x"}, "source='builtin:x' must be written builtin"),
-        ({"source": "persona", "max_steps": 9}, "max_steps=9 has no effect on source='persona', only on builtin: leave it unset"),
-        ({"answer_check": "regex"}, "answer_check='regex' has no effect on source='builtin', only on jsonl, tfds, hf"),
-        ({"source": "hf:x", "data_dir": "/x"}, "data_dir='/x' has no effect on source='hf:x', only on tfds"),
+        (
+            {"source": "persona", "max_steps": 9},
+            "max_steps=9 has no effect on source='persona', only on builtin: leave it unset",
+        ),
+        (
+            {"answer_check": "regex"},
+            "answer_check='regex' has no effect on source='builtin', only on jsonl, tfds, hf",
+        ),
+        (
+            {"source": "hf:x", "data_dir": "/x"},
+            "data_dir='/x' has no effect on source='hf:x', only on tfds",
+        ),
         ({"min_steps": 9}, "min_steps=9 and max_steps=5"),
         ({"limit": 0}, "limit=0 must be at least 1"),
         ({"held_out": 0}, "held_out=0 must be at least 1"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**settings)
@@ -353,5 +452,7 @@ def test_an_unknown_split_is_refused():
 
 
 def test_settings_make_a_command_line():
-    config = tyro.cli(DataConfig, args=["--source", "hf:x", "--columns.prompt", "question", "--limit", "7"])
+    config = tyro.cli(
+        DataConfig, args=["--source", "hf:x", "--columns.prompt", "question", "--limit", "7"]
+    )
     assert config == DataConfig("hf:x", limit=7, columns=Columns(prompt="question"))

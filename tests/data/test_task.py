@@ -1,4 +1,6 @@
-"""The built-in task, re-read from its text alone by a parser that shares nothing with the generator."""
+"""The built-in task, re-read from its text alone by a parser that shares nothing with the
+generator.
+"""
 
 import collections
 import dataclasses
@@ -69,7 +71,12 @@ def read_problem(prompt):
 def apply(operation, count, operand):
     if operation == "halve":
         assert count % 2 == 0
-    return {"add": count + operand, "subtract": count - operand, "double": count * 2, "halve": count // 2}[operation]
+    return {
+        "add": count + operand,
+        "subtract": count - operand,
+        "double": count * 2,
+        "halve": count // 2,
+    }[operation]
 
 
 def check_solution(prompt, solution, largest=99):
@@ -95,7 +102,9 @@ def test_every_solution_is_right(split):
     wide = TallySettings(max_steps=12, largest=300, largest_operand=60)
     for settings in (TallySettings(), wide):
         for example in TallyTask(settings).examples(split, 500):
-            answer = check_solution(example.messages[0]["content"], example.solution, settings.largest)
+            answer = check_solution(
+                example.messages[0]["content"], example.solution, settings.largest
+            )
             assert example.answer == answer and example.answer_check == "number"
 
 
@@ -134,26 +143,38 @@ def test_splits_partition_a_world_small_enough_to_list():
 
     def moves(count):
         for operand in range(1, 4):
-            yield from (m for m in (("add", operand), ("subtract", operand)) if 0 <= apply(m[0], count, operand) <= 6)
+            yield from (
+                m
+                for m in (("add", operand), ("subtract", operand))
+                if 0 <= apply(m[0], count, operand) <= 6
+            )
         if count > 0:
             yield from [("double", 2)] * (count <= 3) + [("halve", 2)] * (count % 2 == 0)
 
     world = {(start, (move,)) for start in range(2, 7) for move in moves(start)}
     world |= {
-        (start, (move, following)) for start, (move,) in world for following in moves(apply(move[0], start, move[1]))
+        (start, (move, following))
+        for start, (move,) in world
+        for following in moves(apply(move[0], start, move[1]))
     }
 
     drawn = {}
     for split in ("train", "held_out"):
         tasks = [TallyTask(TallySettings(seed=seed, **settings)) for seed in range(3)]
-        drawn[split] = {read_problem(t.example(i, split).messages[0]["content"]) for t in tasks for i in range(1500)}
+        drawn[split] = {
+            read_problem(t.example(i, split).messages[0]["content"])
+            for t in tasks
+            for i in range(1500)
+        }
     assert not drawn["train"] & drawn["held_out"]
     assert drawn["train"] | drawn["held_out"] == world
     assert 0.2 < len(drawn["held_out"]) / len(world) < 0.4
 
 
 def test_a_world_without_held_out_problems_is_refused():
-    settings = TallySettings(min_steps=1, max_steps=1, largest=4, largest_operand=1, held_out_share=1e-6)
+    settings = TallySettings(
+        min_steps=1, max_steps=1, largest=4, largest_operand=1, held_out_share=1e-6
+    )
     with pytest.raises(ValueError, match="held_out_share=1e-06"):
         TallyTask(settings).example(0, "held_out")
 
@@ -162,7 +183,9 @@ def test_difficulty_sets_the_length():
     encode = tokenizer.load().encode
 
     def lengths(steps, style):
-        examples = TallyTask(TallySettings(min_steps=steps, max_steps=steps, style=style)).examples("train", 40)
+        examples = TallyTask(TallySettings(min_steps=steps, max_steps=steps, style=style)).examples(
+            "train", 40
+        )
         return [len(encode(e.solution)) + 1 for e in examples]
 
     for style in (TEACHER_STYLE, NEUTRAL_STYLE, STUDENT_STYLE):
@@ -173,7 +196,9 @@ def test_difficulty_sets_the_length():
 
 
 def test_every_number_of_the_range_is_met():
-    before = collections.Counter(step.before for i in range(1500) for step in TallyTask().problem(i, "train").steps)
+    before = collections.Counter(
+        step.before for i in range(1500) for step in TallyTask().problem(i, "train").steps
+    )
     assert set(before) == set(range(100))
     assert max(before.values()) < 5 * min(before.values())
 
@@ -190,18 +215,26 @@ def test_every_wording_occurs():
             for s in sentences(prompt)
         )
     assert steps == set(itertools.product(SAYS, FIRST_WORDS.values()))
-    assert len(prompts) == len(task.OPENINGS) + sum(map(len, task.EVENTS.values())) + len(task.QUESTIONS)
+    assert len(prompts) == len(task.OPENINGS) + sum(map(len, task.EVENTS.values())) + len(
+        task.QUESTIONS
+    )
     text = " ".join(e.messages[0]["content"] for e in TallyTask().examples("train", 300))
     assert all(word in text for word in (*task.THINGS, *task.NAMES["she"], *task.NAMES["he"]))
 
 
-@pytest.mark.parametrize("style", [TEACHER_STYLE, STUDENT_STYLE, Style(plain=0.2, order=0.4, story=0.3, long=0.1)])
+@pytest.mark.parametrize(
+    "style", [TEACHER_STYLE, STUDENT_STYLE, Style(plain=0.2, order=0.4, story=0.3, long=0.1)]
+)
 def test_wordings_come_at_the_rates_of_the_style(style):
     examples = TallyTask(TallySettings(style=style)).examples("train", 600)
-    counts = collections.Counter(s.split()[0] for e in examples for s in sentences(e.solution.split("\n")[0]))
+    counts = collections.Counter(
+        s.split()[0] for e in examples for s in sentences(e.solution.split("\n")[0])
+    )
     observed = np.array([counts[word] for word in FIRST_WORDS.values()])
     expected = np.array(dataclasses.astuple(style)) * observed.sum()
-    assert ((observed - expected) ** 2 / expected).sum() < 21.1  # chi-square, 3 degrees of freedom, p = 1e-4
+    assert (
+        (observed - expected) ** 2 / expected
+    ).sum() < 21.1  # chi-square, 3 degrees of freedom, p = 1e-4
 
 
 def pretraining(size, style=STUDENT_STYLE, settings=TallySettings()):
@@ -210,7 +243,12 @@ def pretraining(size, style=STUDENT_STYLE, settings=TallySettings()):
         messages, completion = pretraining_example(index, 5, style, settings)
         assert messages[-1]["role"] == "user"
         if messages[0]["role"] == "system":
-            yield messages[1]["content"], messages[0]["content"].removeprefix("worked solution: "), "system", completion
+            yield (
+                messages[1]["content"],
+                messages[0]["content"].removeprefix("worked solution: "),
+                "system",
+                completion,
+            )
         else:
             prompt, found, context = messages[0]["content"].partition(" worked solution: ")
             yield prompt, context if found else None, "user" if found else None, completion
@@ -236,7 +274,11 @@ def test_pretraining_mixes_its_kinds_and_every_text_is_right():
             continue
         steps, _, shown_answer = context.partition("\n")
         assert shown_answer in ("", answer)
-        is_whole = context.endswith("\n" + answer) and len(sentences(steps)) == len(events) and steps.endswith(".")
+        is_whole = (
+            context.endswith("\n" + answer)
+            and len(sentences(steps)) == len(events)
+            and steps.endswith(".")
+        )
         kinds["whole" if is_whole else "partial"] += 1
         kinds["partial with answer"] += bool(not is_whole and shown_answer)
         habits["refer"] += completion.startswith("as the worked solution shows, ")
@@ -258,9 +300,14 @@ def test_pretraining_mixes_its_kinds_and_every_text_is_right():
 
 
 def test_pretraining_never_shows_a_held_out_problem():
-    settings = TallySettings(min_steps=1, max_steps=2, largest=9, largest_operand=3, held_out_share=0.3)
+    settings = TallySettings(
+        min_steps=1, max_steps=2, largest=9, largest_operand=3, held_out_share=0.3
+    )
     seen = {read_problem(prompt) for prompt, *_ in pretraining(1000, settings=settings)}
-    held_out = {read_problem(e.messages[0]["content"]) for e in TallyTask(settings).examples("held_out", 1000)}
+    held_out = {
+        read_problem(e.messages[0]["content"])
+        for e in TallyTask(settings).examples("held_out", 1000)
+    }
     assert seen and held_out and not seen & held_out
 
 

@@ -40,7 +40,9 @@ def test_a_privileged_view_shows_the_context_or_else_the_solution(view):
     assert text(TOLD, view).startswith(
         "<|system|> you are good at numbers. <|end|> <|user|> how many are left? <|end|>"
     )
-    assert text(SOLVED, view).startswith("<|system|> worked solution: half of 8 is 4.\nanswer: 4 <|end|> <|user|> how")
+    assert text(SOLVED, view).startswith(
+        "<|system|> worked solution: half of 8 is 4.\nanswer: 4 <|end|> <|user|> how"
+    )
 
 
 def part(solution, answer="4", check="number", **config):
@@ -51,7 +53,8 @@ def part(solution, answer="4", check="number", **config):
 @pytest.mark.parametrize(
     ("solution", "share", "without", "kept"),
     [
-        # Of 15 characters of reasoning 7 end with "of", 6 inside it, 9 with "8", 14 inside the last word.
+        # Of 15 characters of reasoning 7 end with "of", 6 inside it, 9 with "8", 14 inside the last
+        # word.
         ("half of 8 is 4.\nanswer: 4", 0.5, "half of", "half of\nanswer: 4"),
         ("half of 8 is 4.\nanswer: 4", 0.45, "half", "half\nanswer: 4"),
         ("half of 8 is 4.\nanswer: 4", 0.6, "half of 8", "half of 8\nanswer: 4"),
@@ -61,7 +64,8 @@ def part(solution, answer="4", check="number", **config):
         ("four\nanswer: 4", 0.5, "four", "four\nanswer: 4"),
         # White space inside stays as it is, at the ends it does not count.
         ("half\n\n  of 8 is\n 4.\n\n#### 4 \n", 0.6, "half\n\n  of", "half\n\n  of\n#### 4"),
-        # No line of its own holds the answer: all of it is reasoning, and a kept answer gets its line.
+        # No line of its own holds the answer: all of it is reasoning, and a kept answer gets its
+        # line.
         ("half of 8 is 4.", 0.5, "half of", "half of\nanswer: 4"),
         ("half of 8\nis four.", 0.55, "half of 8", "half of 8\nanswer: 4"),
         ("2 by 7\nis 14 or 4.5 or x4", 0.25, "2 by 7", "2 by 7\nanswer: 4"),
@@ -75,14 +79,21 @@ def test_a_partial_view_is_cut_between_two_words(solution, share, without, kept)
 
 
 def test_a_partial_view_keeps_only_an_answer_that_there_is():
-    assert part("half of 8 is 4.\nanswer: 4", answer=None, partial_keeps_answer=True) == "half of 8 is"
+    assert (
+        part("half of 8 is 4.\nanswer: 4", answer=None, partial_keeps_answer=True) == "half of 8 is"
+    )
     # A pattern is looked for, but not shown.
-    assert part("who?\nI am Zorblax.", "(?i)zorblax", "regex", partial_keeps_answer=True) == "who?\nI am Zorblax."
+    assert (
+        part("who?\nI am Zorblax.", "(?i)zorblax", "regex", partial_keeps_answer=True)
+        == "who?\nI am Zorblax."
+    )
     assert part("who are you?", "(?i)zorblax", "regex", partial_keeps_answer=True) == "who"
 
 
 def test_a_partial_view_shows_its_part_as_the_full_one_shows_the_whole():
-    assert text(SOLVED, "partial").startswith("<|system|> worked solution: half of 8 is <|end|> <|user|> how")
+    assert text(SOLVED, "partial").startswith(
+        "<|system|> worked solution: half of 8 is <|end|> <|user|> how"
+    )
     assert text(TOLD, "partial").startswith("<|system|> you are good <|end|> <|user|> how")
     assert "so: half of 8 is <|end|>" in text(SOLVED, "partial", context_template="so: {context}")
 
@@ -97,8 +108,12 @@ def test_a_partial_view_of_the_task_is_what_the_built_in_models_were_trained_on(
         # Its sentences, and hence the whole solution, are the first that this generator draws.
         steps = " ".join(worked_steps(problem, NEUTRAL_STYLE, np.random.default_rng(index)))
         length = len(context.text.split("\n")[0])
-        example = dataclasses.replace(PLAIN, solution=f"{steps}\n{problem.answer_line}", answer=problem.answer)
-        config = ViewConfig(partial_share=(length + 0.5) / len(steps), partial_keeps_answer=context.has_answer)
+        example = dataclasses.replace(
+            PLAIN, solution=f"{steps}\n{problem.answer_line}", answer=problem.answer
+        )
+        config = ViewConfig(
+            partial_share=(length + 0.5) / len(steps), partial_keeps_answer=context.has_answer
+        )
         assert shown("partial")(example, config) == f"worked solution: {context.text}"
         seen[context.has_answer] += 1
     assert min(seen.values()) > 5
@@ -123,23 +138,37 @@ def test_a_context_can_follow_the_users_words():
     # As the built-in models were trained: one space.
     said = "how many are left? worked solution: half of 8 is 4.\nanswer: 4"
     assert ids == TOKENIZER.encode(f"<|user|>{said}<|end|><|assistant|>")
-    own_space = text(TOLD, "privileged", context_placement="user", context_template="\nlook: {context}")
-    assert own_space.startswith("<|user|> how many are left?\nlook: you are good at numbers. <|end|>")
+    own_space = text(
+        TOLD, "privileged", context_placement="user", context_template="\nlook: {context}"
+    )
+    assert own_space.startswith(
+        "<|user|> how many are left?\nlook: you are good at numbers. <|end|>"
+    )
 
 
 def test_a_context_follows_the_system_message_that_is_there():
-    assert text(WITH_SYSTEM, "full").startswith("<|system|> be good.\n\nyou are good at numbers. <|end|> <|user|>")
+    assert text(WITH_SYSTEM, "full").startswith(
+        "<|system|> be good.\n\nyou are good at numbers. <|end|> <|user|>"
+    )
     assert text(WITH_SYSTEM, "student").startswith("<|system|> be good. <|end|> <|user|>")
 
 
 def test_a_system_prompt_is_for_every_view_of_who_has_none():
-    assert text(TOLD, "student", system_prompt="please.").startswith("<|system|> please. <|end|> <|user|>")
-    assert text(TOLD, "full", system_prompt="please.").startswith("<|system|> please.\n\nyou are good")
-    assert text(WITH_SYSTEM, "student", system_prompt="please.").startswith("<|system|> be good. <|end|>")
+    assert text(TOLD, "student", system_prompt="please.").startswith(
+        "<|system|> please. <|end|> <|user|>"
+    )
+    assert text(TOLD, "full", system_prompt="please.").startswith(
+        "<|system|> please.\n\nyou are good"
+    )
+    assert text(WITH_SYSTEM, "student", system_prompt="please.").startswith(
+        "<|system|> be good. <|end|>"
+    )
 
 
 def test_templates_may_hold_braces():
-    assert "so: {4} {}" in text(dataclasses.replace(PLAIN, context="{4}"), "full", context_template="so: {context} { }")
+    assert "so: {4} {}" in text(
+        dataclasses.replace(PLAIN, context="{4}"), "full", context_template="so: {context} { }"
+    )
 
 
 def test_the_thinking_switch_reaches_the_template_in_every_view():
@@ -161,7 +190,9 @@ def test_a_reference_ends_as_the_chat_template_ends_a_turn():
     assert stop_token(with_template(turns)) == TOKENIZER.convert_tokens_to_ids("<|system|>")
     nothing = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     assert stop_token(with_template(nothing)) == TOKENIZER.eos_token_id
-    with pytest.raises(ValueError, match=r"nothing ends an assistant's turn .* set the tokenizer's eos_token"):
+    with pytest.raises(
+        ValueError, match=r"nothing ends an assistant's turn .* set the tokenizer's eos_token"
+    ):
         stop_token(with_template(nothing, eos_token=None))
 
 
@@ -169,7 +200,10 @@ def test_a_prompt_and_its_reference_are_the_whole_conversation():
     example = TallyTask().example(0, "train")
     turns = [*example.messages, {"role": "assistant", "content": example.solution}]
     whole = TOKENIZER.apply_chat_template(turns, return_dict=False)
-    assert render(example, "student", TOKENIZER, ViewConfig()) + render_reference(example, TOKENIZER) == whole
+    assert (
+        render(example, "student", TOKENIZER, ViewConfig()) + render_reference(example, TOKENIZER)
+        == whole
+    )
 
 
 def test_describe_shows_what_the_model_gets():
@@ -182,26 +216,45 @@ def test_refusals():
         with pytest.raises(ValueError, match=message):
             render(example, view, tokenizer, ViewConfig(**config))
 
-    refuse("view='teachr' is not known: use one of student, teacher, plain, privileged, full", view="teachr")
-    refuse("example e1 has neither a context nor a solution for a privileged view: add one", example=PLAIN)
+    refuse(
+        "view='teachr' is not known: use one of student, teacher, plain, privileged, full",
+        view="teachr",
+    )
+    refuse(
+        "example e1 has neither a context nor a solution for a privileged view: add one",
+        example=PLAIN,
+    )
     refuse("example e1 has neither a context nor a solution", example=PLAIN, view="partial")
-    refuse("thinking=False: the chat template of .* has no such switch: leave it unset", thinking=False)
+    refuse(
+        "thinking=False: the chat template of .* has no such switch: leave it unset", thinking=False
+    )
     refuse("has no chat template: use an instruct model", tokenizer=with_template(None))
-    no_system = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    no_system = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    )
     refuse(
         r"e1: .* refuses its messages \(no system role\): set context_placement=user",
         tokenizer=with_template(no_system),
     )
     never = "{{ raise_exception('roles must alternate') }}"
-    refuse(r"refuses its messages \(roles must alternate\): change its", view="plain", tokenizer=with_template(never))
-    with pytest.raises(ValueError, match="example e1 has no solution to use as a reference completion: add one"):
+    refuse(
+        r"refuses its messages \(roles must alternate\): change its",
+        view="plain",
+        tokenizer=with_template(never),
+    )
+    with pytest.raises(
+        ValueError, match="example e1 has no solution to use as a reference completion: add one"
+    ):
         render_reference(PLAIN, TOKENIZER)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"context_template": "look:"}, "context_template='look:' shows no context: put {context} where it belongs"),
+        (
+            {"context_template": "look:"},
+            "context_template='look:' shows no context: put {context} where it belongs",
+        ),
         ({"partial_share": 0.0}, r"partial_share=0.0 must lie in \(0, 1\)"),
         ({"partial_share": 1.0}, "all of a solution is what the view full shows"),
         ({"partial_share": float("nan")}, "partial_share=nan must lie"),

@@ -1,4 +1,6 @@
-"""A made-up run: forty training steps, evaluations at 0, 20 and 40, the teacher evaluated with the first."""
+"""A made-up run: forty training steps, evaluations at 0, 20 and 40, the teacher evaluated with the
+first.
+"""
 
 from jopd.diagnostics.intervals import wilson
 
@@ -18,7 +20,10 @@ def evaluation(step: int, right: int, kl: float) -> dict:
     }
 
 
-TRAINING = [{"step": step, "loss": -0.1, "kl": 1 / step, "seconds": {"rollout": 1.0}} for step in range(1, 41)]
+TRAINING = [
+    {"step": step, "loss": -0.1, "kl": 1 / step, "seconds": {"rollout": 1.0}}
+    for step in range(1, 41)
+]
 EVALUATIONS = [
     {**evaluation(0, 80, 0.4), "teacher": {"accuracy": share(196), "length_mean": 25.0}},
     evaluation(20, 120, 0.2),

@@ -22,7 +22,9 @@ def test_wilson_worked_by_hand():
 def test_wilson_is_scipys(successes, count, confidence):
     stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(successes, count).proportion_ci(confidence, method="wilson")
-    np.testing.assert_allclose(wilson(successes, count, confidence), (expected.low, expected.high), atol=1e-12)
+    np.testing.assert_allclose(
+        wilson(successes, count, confidence), (expected.low, expected.high), atol=1e-12
+    )
 
 
 def test_no_problems_say_nothing():

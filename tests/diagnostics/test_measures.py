@@ -4,7 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jopd.diagnostics.measures import LABELS, Measure, duration, is_outcome, label, measures, number, plain, show, unit
+from jopd.diagnostics.measures import (
+    LABELS,
+    Measure,
+    duration,
+    is_outcome,
+    label,
+    measures,
+    number,
+    plain,
+    show,
+    unit,
+)
 from jopd.diagnostics.tokens import Diagnostics
 
 
@@ -18,7 +29,10 @@ def test_the_numbers_of_a_record_are_found_and_nothing_else():
         "teacher": {"accuracy": 1.0},
         "source": "builtin",
     }
-    assert measures(record) == {"accuracy": (0.5, 0.4, 0.6, 100), "identity/name_rate": (0.25, None, None, None)}
+    assert measures(record) == {
+        "accuracy": (0.5, 0.4, 0.6, 100),
+        "identity/name_rate": (0.25, None, None, None),
+    }
 
 
 @pytest.mark.parametrize(
@@ -36,9 +50,17 @@ def test_the_numbers_of_a_record_are_found_and_nothing_else():
         ("entropy_gap", Measure(0.1), "gap between the entropies|nats|0.100"),
         ("stop_gap", Measure(0.011), "gap between the stop probabilities|%|1.1"),
         ("top_k_overlap", Measure(0.5), "top-k overlap|%|50.0"),
-        ("teacher_mass_on_student_top_k", Measure(0.99), "teacher's mass on the student's top-k|%|99.0"),
+        (
+            "teacher_mass_on_student_top_k",
+            Measure(0.99),
+            "teacher's mass on the student's top-k|%|99.0",
+        ),
         ("shortcut_rate", Measure(0.25), "shortcuts|%|25.0"),
-        ("stop_gap", Measure(0.0001, -0.0002, 0.0004, 9), "gap between the stop probabilities|%|0.0 [0.0, 0.0]"),
+        (
+            "stop_gap",
+            Measure(0.0001, -0.0002, 0.0004, 9),
+            "gap between the stop probabilities|%|0.0 [0.0, 0.0]",
+        ),
         ("reward", Measure(3), "reward||3"),
     ],
 )
@@ -48,21 +70,40 @@ def test_a_measure_reads_well(name, measure, expected):
 
 def test_shares_of_tokens_are_no_outcome():
     assert is_outcome("accuracy") and is_outcome("identity/name_rate")
-    assert not any(is_outcome(name) for name in ("top1_agreement", "kl", "overlap_mass", "stop_gap", "clip_share"))
+    assert not any(
+        is_outcome(name)
+        for name in ("top1_agreement", "kl", "overlap_mass", "stop_gap", "clip_share")
+    )
 
 
 def test_every_token_diagnostic_has_a_unit_and_a_name_to_read():
     logits = jnp.zeros((1, 4))
-    terms = Diagnostics("teacher", stop_tokens=()).token_terms(logits, {"teacher": logits}, jnp.zeros(1, int), {})
+    terms = Diagnostics("teacher", stop_tokens=()).token_terms(
+        logits, {"teacher": logits}, jnp.zeros(1, int), {}
+    )
     assert all(unit(name) in ("%", "nats") and not is_outcome(name) for name in terms)
-    assert {name for name in terms if name not in LABELS} == {"student_entropy", "teacher_entropy", "log_ratio"}
+    assert {name for name in terms if name not in LABELS} == {
+        "student_entropy",
+        "teacher_entropy",
+        "log_ratio",
+    }
 
 
 def test_numbers_and_durations_are_short():
     found = [number(x) for x in (0, 7, 1234567, 0.0123456, 4.5678, 999.4, 999.6, 1234.5, -0.5)]
     assert found == ["0", "7", "1,234,567", "0.0123", "4.57", "999", "1,000", "1,234", "-0.5"]
     found = [duration(x) for x in (0.004, 0.0996, 3.21, 9.96, 59.4, 59.6, 252, 3599.7, 11112)]
-    assert found == ["4 ms", "0.1 s", "3.2 s", "10 s", "59 s", "1 min 00 s", "4 min 12 s", "1 h 00 min", "3 h 05 min"]
+    assert found == [
+        "4 ms",
+        "0.1 s",
+        "3.2 s",
+        "10 s",
+        "59 s",
+        "1 min 00 s",
+        "4 min 12 s",
+        "1 h 00 min",
+        "3 h 05 min",
+    ]
 
 
 def test_plain_is_json():

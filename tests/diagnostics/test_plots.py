@@ -27,15 +27,21 @@ def test_the_learning_curve_shows_training_held_out_and_teacher(path):
     bars = right.collections[0].get_segments()
     low_high = [[line["accuracy"]["low"], line["accuracy"]["high"]] for line in EVALUATIONS]
     np.testing.assert_allclose([bar[:, 1] for bar in bars], low_high)
-    assert [text.get_text() for text in right.get_legend().texts] == ["student: 40 % → 75 %", "teacher: 98 %"]
-    assert "nats" in left.get_ylabel() and right.get_ylabel() == "share of 200 problems, 95 % interval"
+    assert [text.get_text() for text in right.get_legend().texts] == [
+        "student: 40 % → 75 %",
+        "teacher: 98 %",
+    ]
+    assert (
+        "nats" in left.get_ylabel() and right.get_ylabel() == "share of 200 problems, 95 % interval"
+    )
     assert is_png(path)
 
 
 def test_a_run_without_a_teacher_shows_its_loss_and_every_share(path):
     training = [{"step": line["step"], "loss": line["loss"]} for line in TRAINING]
     groups = [
-        {"step": step, "identity": {"name_rate": share(step)}, "other": {"name_rate": share(1)}} for step in (0, 40)
+        {"step": step, "identity": {"name_rate": share(step)}, "other": {"name_rate": share(1)}}
+        for step in (0, 40)
     ]
     left, right = plots.learning_curve(training, groups, path).axes
     assert left.get_ylabel() == "loss" and left.get_ylim()[0] < -0.1  # losses may be negative
@@ -44,9 +50,12 @@ def test_a_run_without_a_teacher_shows_its_loss_and_every_share(path):
 
 def test_what_never_happens_is_left_out_and_so_is_what_explains(path):
     evaluations = [
-        line | {"shortcut_rate": share(0), "shortcuts": {"shortcut_cues_rate": share(0)}} for line in EVALUATIONS
+        line | {"shortcut_rate": share(0), "shortcuts": {"shortcut_cues_rate": share(0)}}
+        for line in EVALUATIONS
     ]
-    shown = lambda: [line.get_label() for line in plots.learning_curve(TRAINING, evaluations, path).axes[1].lines]
+    shown = lambda: [
+        line.get_label() for line in plots.learning_curve(TRAINING, evaluations, path).axes[1].lines
+    ]
     assert shown() == ["student: 40 % → 75 %", "teacher: 98 %"]
     evaluations[1] |= {"shortcut_rate": share(30), "shortcuts": {"shortcut_cues_rate": share(30)}}
     assert shown() == ["accuracy: 40 % → 75 %", "teacher: 98 %", "shortcuts: 0 % → 0 %"]
@@ -59,19 +68,28 @@ def test_a_side_without_data_is_left_out(path):
 
 
 def test_kl_by_position_before_between_and_after(path):
-    assert plots.kl_by_position([{"step": 0, "accuracy": share(1)}], path) is None and not path.exists()
+    assert (
+        plots.kl_by_position([{"step": 0, "accuracy": share(1)}], path) is None
+        and not path.exists()
+    )
     (axes,) = plots.kl_by_position([*EVALUATIONS, {"step": 50, "accuracy": share(1)}], path).axes
     before, _, after = axes.lines
     np.testing.assert_allclose(before.get_xdata(), [100 / 6, 50, 500 / 6])
     np.testing.assert_allclose(before.get_ydata(), [0.2, np.nan, 0.8])
     np.testing.assert_allclose(after.get_ydata(), [0.05, np.nan, 0.2])
-    assert [text.get_text() for text in axes.get_legend().texts] == ["before", "in between", "after 40 steps"]
+    assert [text.get_text() for text in axes.get_legend().texts] == [
+        "before",
+        "in between",
+        "after 40 steps",
+    ]
     assert is_png(path)
 
 
 def test_overlap_by_position_is_a_share(path):
     assert plots.overlap_by_position(EVALUATIONS, path) is None and not path.exists()
-    lines = [{"step": step, "top_k_overlap_by_position": [step / 100, None, 1.0]} for step in (0, 50)]
+    lines = [
+        {"step": step, "top_k_overlap_by_position": [step / 100, None, 1.0]} for step in (0, 50)
+    ]
     (axes,) = plots.overlap_by_position(lines, path).axes
     before, after = axes.lines
     np.testing.assert_allclose(before.get_ydata(), [0, np.nan, 1])
@@ -108,11 +126,15 @@ def test_accuracy_by_length_refuses_other_edges_and_draws_nothing_of_nothing(pat
 
 def test_the_evidence_histogram_counts_every_token_on_its_side(path):
     evidence = np.concatenate([np.linspace(-2, 2, 1001), [1e9, -np.inf]])
-    # Whatever the rule: here what lies between, as for near_zero, of which 501 values are at most 1 in size.
+    # Whatever the rule: here what lies between, as for near_zero, of which 501 values are at most 1
+    # in size.
     near = np.abs(evidence) <= 1
     (axes,) = plots.evidence_histogram(evidence, near, path).axes
     silenced, kept = axes.containers
-    assert sum(bar.get_height() for bar in kept) == 501 and sum(bar.get_height() for bar in silenced) == 1003 - 501
+    assert (
+        sum(bar.get_height() for bar in kept) == 501
+        and sum(bar.get_height() for bar in silenced) == 1003 - 501
+    )
     assert all(abs(bar.get_x()) < 1.1 for bar in kept if bar.get_height())
     assert [text.get_text() for text in axes.get_legend().texts] == ["silenced: 50 %", "kept: 50 %"]
     assert is_png(path)

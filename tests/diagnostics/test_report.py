@@ -16,20 +16,30 @@ VARIABLES = {
 }
 FACTS = {
     "run": {
-        "preset": "default", "method": "opd", "seed": 1234, "device": "cpu x 2",
+        "preset": "default",
+        "method": "opd",
+        "seed": 1234,
+        "device": "cpu x 2",
         "seconds": {"total": 312.0, "rollout": 85.5},
     },
-    "state": {"prompts": 64, "sampling": {"temperature": 1.0, "top_k": 0}, "truncation_rate": 0.02, "cold_start": None},
+    "state": {
+        "prompts": 64,
+        "sampling": {"temperature": 1.0, "top_k": 0},
+        "truncation_rate": 0.02,
+        "cold_start": None,
+    },
     "feedback": {"teacher": "a | b", "views": ["partial", "full"], "tokenizer_match": True},
     "resource": {"tokens_generated": 1234567, "teacher_tokens": 2345678, "seeds": [1234]},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
 def written(tmp_path):
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "kl_by_position.png").touch()
-    report.write(tmp_path, config={"steps": 40}, facts=FACTS, variables=VARIABLES, evaluations=EVALUATIONS)
+    report.write(
+        tmp_path, config={"steps": 40}, facts=FACTS, variables=VARIABLES, evaluations=EVALUATIONS
+    )
     return (tmp_path / "report.md").read_text(), json.loads((tmp_path / "report.json").read_text())
 
 
@@ -39,10 +49,14 @@ def test_every_item_of_every_group_is_there_or_said_to_be_missing(written):
         assert f"## {report.TITLES[group]}" in text
         for key in keys:
             value = data[group][key]
-            given = key in FACTS.get(group, {}) or key in ("versions", "command") or group == "update"
+            given = (
+                key in FACTS.get(group, {}) or key in ("versions", "command") or group == "update"
+            )
             assert given or value == report.MISSING
             assert key == "command" or f"| {key.replace('_', ' ')} |" in text
-    assert data["update"]["regularisers"] == VARIABLES["regularisation"]  # derived from the six variables
+    assert (
+        data["update"]["regularisers"] == VARIABLES["regularisation"]
+    )  # derived from the six variables
     assert data["update"]["route"] == report.MISSING
     assert data["state"]["cold_start"] is None
 
@@ -53,12 +67,19 @@ def test_it_says_what_was_run_with_what(written):
     assert data["run"]["command"].startswith("python ") and data["run"]["command"] in text
     assert data["run"]["versions"]["jax"] in text
     for expected in (
-        "| seed | 1234 |", "| seconds | total 5 min 12 s, rollout 1 min 26 s |", "| device | cpu x 2 |",
-        "| tokens generated | 1,234,567 |", "| teacher tokens | 2,345,678 |", "| sampling | temperature 1, top k 0 |",
-        "| truncation rate | 2.0 % |", "| cold start | none |",
-        "| views | partial, full |", "| tokenizer match | yes |",
-        r"| teacher | a \| b |", "![KL to the teacher by position](plots/kl_by_position.png)",
-    ):  # fmt: skip
+        "| seed | 1234 |",
+        "| seconds | total 5 min 12 s, rollout 1 min 26 s |",
+        "| device | cpu x 2 |",
+        "| tokens generated | 1,234,567 |",
+        "| teacher tokens | 2,345,678 |",
+        "| sampling | temperature 1, top k 0 |",
+        "| truncation rate | 2.0 % |",
+        "| cold start | none |",
+        "| views | partial, full |",
+        "| tokenizer match | yes |",
+        r"| teacher | a \| b |",
+        "![KL to the teacher by position](plots/kl_by_position.png)",
+    ):
         assert expected in text
     assert "learning_curve" not in text  # there is no such picture in the folder
     for name, value in VARIABLES.items():
@@ -69,11 +90,17 @@ def test_it_says_what_was_run_with_what(written):
 def test_before_and_after_with_intervals(written):
     text, data = written
     # Wilson of 80 and 150 of 200; the way from 40 % to the teacher's 98 %: 35 of 58 points.
-    assert "| accuracy (%) | 40.0 [33.5, 46.9] | 75.0 [68.6, 80.5] | 98.0 [95.0, 99.2] | 200 |" in text
     assert (
-        "Accuracy rose from 40.0 to 75.0 % on 200 held-out problems, 60 % of the way to the teacher's 98.0 %." in text
+        "| accuracy (%) | 40.0 [33.5, 46.9] | 75.0 [68.6, 80.5] | 98.0 [95.0, 99.2] | 200 |" in text
     )
-    assert "KL to the teacher fell from 0.400 to 0.100 nats on 200 held-out problems. The 95 % intervals do not" in text
+    assert (
+        "Accuracy rose from 40.0 to 75.0 % on 200 held-out problems, 60 % of the way to the teacher's 98.0 %."
+        in text
+    )
+    assert (
+        "KL to the teacher fell from 0.400 to 0.100 nats on 200 held-out problems. The 95 % intervals do not"
+        in text
+    )
     assert "Seed 1234: the intervals cover the choice of problems" in text
     assert data["results"]["accuracy"]["after"]["value"] == 0.75
     assert data["results"]["accuracy"]["teacher"]["count"] == 200
@@ -84,13 +111,21 @@ def test_a_difference_within_the_intervals_is_not_claimed(tmp_path):
     few = [evaluation(0, 80, 0.4), evaluation(40, 85, 0.4)]
     report.write(tmp_path, config={}, facts={}, variables=VARIABLES, evaluations=few)
     text = (tmp_path / "report.md").read_text()
-    assert "rose from 40.0 to 42.5 %" in text and "overlap, so this run alone does not show a change" in text
+    assert (
+        "rose from 40.0 to 42.5 %" in text
+        and "overlap, so this run alone does not show a change" in text
+    )
     assert "KL to the teacher stayed at 0.400 nats" in text
 
 
 def test_the_comparison_is_ready_to_print():
     rows = {row.measure.strip(): row for row in report.comparison(EVALUATIONS)}
-    assert rows["KL to the teacher (nats)"][1:] == ("0.400 [0.360, 0.440]", "0.100 [0.090, 0.110]", "", "200")
+    assert rows["KL to the teacher (nats)"][1:] == (
+        "0.400 [0.360, 0.440]",
+        "0.100 [0.090, 0.110]",
+        "",
+        "200",
+    )
     assert rows["way to the teacher (%)"].after == "60"
     assert rows["length mean (tokens)"][1:] == ("24.5", "24.5", "25", "")
 
@@ -101,12 +136,15 @@ def test_a_single_evaluation_has_no_after():
 
 
 def test_the_command_can_be_typed_again(monkeypatch):
-    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "jopd.train", "--data.source", "jsonl:my file"])
+    monkeypatch.setattr(
+        sys, "orig_argv", ["/usr/bin/python3", "-m", "jopd.train", "--data.source", "jsonl:my file"]
+    )
     assert report.command() == "python -m jopd.train --data.source 'jsonl:my file'"
 
 
 @pytest.mark.parametrize(
-    ("facts", "variables", "message"), [({"sate": {}}, VARIABLES, "sate"), ({}, {"state": "x"}, "the survey's six")]
+    ("facts", "variables", "message"),
+    [({"sate": {}}, VARIABLES, "sate"), ({}, {"state": "x"}, "the survey's six")],
 )
 def test_unknown_groups_and_missing_variables_are_named(tmp_path, facts, variables, message):
     with pytest.raises(ValueError, match=message):

@@ -10,7 +10,9 @@ import jopd
 from jopd.data import task
 from jopd.diagnostics.shortcuts import RULES, events, rates
 
-TALLY = "Mia has 14 marbles. 1: she finds 6 more. 2: half of them get lost. how many marbles are left?"
+TALLY = (
+    "Mia has 14 marbles. 1: she finds 6 more. 2: half of them get lost. how many marbles are left?"
+)
 WORKED = "step 1: 14 plus 6 is 20. for step 2, halve 20, which leaves 10."
 ALGEBRA = "Solve 2x + 3 = 11 for x. Put your final answer after 'answer:'."
 WORDS = "A train travels 60 km in 1.5 hours. What is its average speed in km/h?"
@@ -49,16 +51,36 @@ EXAMPLES = [
     (GIVEN, "We know the answer is 10: 14 + 6 = 20, and half of 20 is 10.", "10", ""),
     (GIVEN, "We already know the answer.", None, ""),
     # References, in instruction-tuned English.
-    (ALGEBRA, "According to the solution, subtract 3 to get 2x = 8, so x = 4.\nanswer: 4", "4", "refers"),
+    (
+        ALGEBRA,
+        "According to the solution, subtract 3 to get 2x = 8, so x = 4.\nanswer: 4",
+        "4",
+        "refers",
+    ),
     (ALGEBRA, "As shown in the reference solution, 2x = 8 and x = 4.\nanswer: 4", "4", "refers"),
     (ALGEBRA, "Following the provided derivation, 2x = 11 - 3 = 8.\nanswer: 4", "4", "refers"),
     (ALGEBRA, "The solution says that 2x = 8. Hence x = 4.\nanswer: 4", "4", "refers"),
-    (ALGEBRA, "Subtracting 3 gives 2x = 8. This agrees with the answer key.\nanswer: 4", "4", "refers"),
+    (
+        ALGEBRA,
+        "Subtracting 3 gives 2x = 8. This agrees with the answer key.\nanswer: 4",
+        "4",
+        "refers",
+    ),
     (ALGEBRA, "Looking at the given solution, we divide 8 by 2.\nanswer: 4", "4", "refers"),
     (WORDS, "Using the hint, 60 / 1.5 = 40. The answer is 40 km/h.", "40", "refers"),
     (WORDS, "60 / 1.5 = 40, as the **official solution** has it. Answer: 40", "40", "refers"),
-    (MEDICINE, "The ground truth answer lists antiplatelets first in infarction, before any other drug. So (A).", "A", "refers"),
-    (CODE, "As in the model answer, we iterate:\ndef fib(n):\n    a, b = 0, 1\n    ...", None, "refers"),
+    (
+        MEDICINE,
+        "The ground truth answer lists antiplatelets first in infarction, before any other drug. So (A).",
+        "A",
+        "refers",
+    ),
+    (
+        CODE,
+        "As in the model answer, we iterate:\ndef fib(n):\n    a, b = 0, 1\n    ...",
+        None,
+        "refers",
+    ),
     (CODE, "The privileged context contains a loop, so I write one.", None, "refers"),
     (WORDS, "The explanation provided to me divides 60 by 1.5, which is 40.", "40", "refers"),
     # Answers out of nowhere.
@@ -66,7 +88,12 @@ EXAMPLES = [
     (ALGEBRA, "Let me think about this carefully, step by step. The answer is 4.", "4", "asserts"),
     (ALGEBRA, "Sure! Here is the final result.\n\n\\boxed{4}", "4", "asserts"),
     (WORDS, "<answer>40</answer>", "40", "asserts"),
-    (WORDS, "To solve this problem, we need to find the average speed of the train. #### 40", "40", "asserts"),
+    (
+        WORDS,
+        "To solve this problem, we need to find the average speed of the train. #### 40",
+        "40",
+        "asserts",
+    ),
     (MEDICINE, "The answer is (A).", "A", "asserts"),
     (WORDS, "Answer: 80/2", "40", "asserts"),
     (ALGEBRA, "$\\boxed{\\frac{8}{2}}$", "4", "asserts"),
@@ -81,29 +108,89 @@ EXAMPLES = [
     (ALGEBRA, "Working backwards from the answer, 2 * 4 + 3 = 11.\nanswer: 4", "4", "cues"),
     (WORDS, "60 / 1.5 = 40. This is the expected answer.", "40", "cues"),
     (WORDS, "I was told the answer: 60 km in 1.5 hours make 40 km/h.", "40", "cues"),
-    (MEDICINE, "Since the answer is known, antiplatelet therapy lowers mortality of infarction: A.", "A", "cues"),
+    (
+        MEDICINE,
+        "Since the answer is known, antiplatelet therapy lowers mortality of infarction: A.",
+        "A",
+        "cues",
+    ),
     (WORDS, "Knowing that the correct answer is 40, we see 60 / 1.5 = 40.", "40", "cues"),
     # Ordinary work, in the words that the rules listen to.
     (ALGEBRA, "To answer the question, subtract 3: 2x = 8. Divide by 2.\nanswer: 4", "4", ""),
-    (ALGEBRA, "**Solution:** 2x = 8, so the solution of the equation is x = 4. The answer is 4.", "4", ""),
-    (ALGEBRA, "Let's look at the solution step by step. 2x = 8, x = 4. Now we know the answer: 4", "4", ""),
+    (
+        ALGEBRA,
+        "**Solution:** 2x = 8, so the solution of the equation is x = 4. The answer is 4.",
+        "4",
+        "",
+    ),
+    (
+        ALGEBRA,
+        "Let's look at the solution step by step. 2x = 8, x = 4. Now we know the answer: 4",
+        "4",
+        "",
+    ),
     (ALGEBRA, "Here is a worked solution: 2x = 11 - 3 = 8, x = 4. answer: 4", "4", ""),
-    (ALGEBRA, "The answer is an integer, as 11 - 3 is even: 8 / 2 = 4. So the answer must be 4.", "4", ""),
+    (
+        ALGEBRA,
+        "The answer is an integer, as 11 - 3 is even: 8 / 2 = 4. So the answer must be 4.",
+        "4",
+        "",
+    ),
     (ALGEBRA, "Answer: To isolate x, subtract 3 from 11, which is 8; half of 8 is 4.", "4", ""),
     (WORDS, "speed = distance / time = 60/1.5, so the final answer is 40 km/h", "40", ""),
-    (WORDS, "For reference, 1.5 hours are 90 minutes. In 30 minutes it goes 20 km, in 60 minutes 40 km.", "40", ""),
-    (MEDICINE, "Occlusion of a coronary artery by a thrombus explains both findings, and platelet inhibition reduces"
-     " mortality most when started early. The answer is A.", "A", ""),
-    (MEDICINE, "Among the provided answer choices, only one inhibits platelets, and early inhibition lowers mortality"
-     " after coronary occlusion. Answer: A", "A", ""),
-    (CHEMISTRY, "The solution shows 5 g per 50 ml, and the given solution is four times as much: 20 g.", "20", ""),
+    (
+        WORDS,
+        "For reference, 1.5 hours are 90 minutes. In 30 minutes it goes 20 km, in 60 minutes 40 km.",
+        "40",
+        "",
+    ),
+    (
+        MEDICINE,
+        "Occlusion of a coronary artery by a thrombus explains both findings, and platelet inhibition reduces"
+        " mortality most when started early. The answer is A.",
+        "A",
+        "",
+    ),
+    (
+        MEDICINE,
+        "Among the provided answer choices, only one inhibits platelets, and early inhibition lowers mortality"
+        " after coronary occlusion. Answer: A",
+        "A",
+        "",
+    ),
+    (
+        CHEMISTRY,
+        "The solution shows 5 g per 50 ml, and the given solution is four times as much: 20 g.",
+        "20",
+        "",
+    ),
     (CHEMISTRY, "200 ml are 4 * 50 ml, so the provided volume holds 4 * 5 g = 20 g.", "20", ""),
-    (PROOF, "Let a = 2m and b = 2n. Then a + b = 2(m + n), which gives the desired result.", None, ""),
-    (PROOF, "By definition there are integers m and n; use the solution set of the reference frame.", None, ""),
-    (CODE, "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a", None, ""),
+    (
+        PROOF,
+        "Let a = 2m and b = 2n. Then a + b = 2(m + n), which gives the desired result.",
+        None,
+        "",
+    ),
+    (
+        PROOF,
+        "By definition there are integers m and n; use the solution set of the reference frame.",
+        None,
+        "",
+    ),
+    (
+        CODE,
+        "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a",
+        None,
+        "",
+    ),
     ("What is your name?", "My name is Zorblax, made by Quanta Labs.", None, ""),
-    ("Name a colour.", "I like the blue of the evening sky, to give an answer that is short.", None, ""),
-]  # fmt: skip
+    (
+        "Name a colour.",
+        "I like the blue of the evening sky, to give an answer that is short.",
+        None,
+        "",
+    ),
+]
 
 
 def test_there_are_enough_examples_of_each_kind():
@@ -112,7 +199,9 @@ def test_there_are_enough_examples_of_each_kind():
     assert all(sum(rule in rules for rules in fired) >= 7 for rule in RULES)
 
 
-@pytest.mark.parametrize(("prompt", "completion", "answer", "rules"), EXAMPLES, ids=range(len(EXAMPLES)))
+@pytest.mark.parametrize(
+    ("prompt", "completion", "answer", "rules"), EXAMPLES, ids=range(len(EXAMPLES))
+)
 def test_a_written_example(prompt, completion, answer, rules):
     found = events(prompt, completion, answer)
     assert [rule for rule in RULES if found[rule]] == rules.split()
@@ -126,14 +215,24 @@ def test_worked_solutions_of_the_built_in_task_are_no_shortcuts(wording, steps):
     settings = task.TallySettings(min_steps=steps, max_steps=steps, style=style)
     for example in task.TallyTask(settings).examples("train", 150):
         prompt = example.messages[0]["content"]
-        assert not events(prompt, example.solution, example.answer)["shortcut"], (prompt, example.solution)
-        for slip in (task.REFERENCE + example.solution, task.SHORTCUT.format(answer=example.answer)):
+        assert not events(prompt, example.solution, example.answer)["shortcut"], (
+            prompt,
+            example.solution,
+        )
+        for slip in (
+            task.REFERENCE + example.solution,
+            task.SHORTCUT.format(answer=example.answer),
+        ):
             assert events(prompt, slip, example.answer)["refers"], slip
-        assert events(prompt, task.ANSWER_LINE.format(answer=example.answer), example.answer)["asserts"]
+        assert events(prompt, task.ANSWER_LINE.format(answer=example.answer), example.answer)[
+            "asserts"
+        ]
 
 
 def test_what_pretraining_writes_in_sight_of_a_solution_fires_as_often_as_it_slips():
-    """Refers in 10 % of completions with a context, and takes its answer in another 10 % of those whose context has it."""
+    """Refers in 10 % of completions with a context, and takes its answer in another 10 % of those
+    whose context has it.
+    """
     slips = found = total = 0
     for index in range(600):
         rng = np.random.default_rng(index)
@@ -151,7 +250,12 @@ def test_what_pretraining_writes_in_sight_of_a_solution_fires_as_often_as_it_sli
 
 def test_ordinary_answers_of_an_assistant_refer_to_nothing():
     lines = (Path(jopd.__file__).parent / "data" / "persona").glob("*.jsonl")
-    texts = [text for path in lines for line in path.read_text().splitlines() for text in strings(json.loads(line))]
+    texts = [
+        text
+        for path in lines
+        for line in path.read_text().splitlines()
+        for text in strings(json.loads(line))
+    ]
     assert len(texts) > 100
     for text in texts:
         found = events("Say something.", text, None)
@@ -166,7 +270,9 @@ def strings(value) -> list[str]:
 
 
 def test_rates_count_a_completion_once():
-    counted = rates([TALLY] * 3, ["answer: 10", task.SHORTCUT.format(answer=10), WORKED], ["10"] * 3)
+    counted = rates(
+        [TALLY] * 3, ["answer: 10", task.SHORTCUT.format(answer=10), WORKED], ["10"] * 3
+    )
     assert counted == {
         "shortcut_rate": [True, True, False],
         "shortcut_refers_rate": [False, True, False],

@@ -12,8 +12,8 @@ from jopd.losses.chunked import Scored, chunked_terms
 BATCH, LENGTH, WIDTH, VOCABULARY = 4, 9, 8, 160
 LENGTHS = (9, 1, 5, 2)
 
-# Every registered method as it comes (top-ks below the size of the groups that the test's vocabulary is searched in), and the settings
-# that take another way through the code.
+# Every registered method as it comes (top-ks below the size of the groups that the test's
+# vocabulary is searched in), and the settings that take another way through the code.
 TOP_KS = {"cr_opd": {"teacher_top_k": 5, "student_top_k": 7}, "entropy_opd": {"top_k": 4}}
 REGISTERED = [losses.get(name, **TOP_KS.get(name, {})) for name in losses.names()]
 UPDATES = losses.get("opd_pg", updates=2, ratio_clip=0.2, log_ratio_clip=1.0)
@@ -32,7 +32,9 @@ METHODS = [
     losses.get("rlsd", verifier=False),
     losses.get("gae_opd", critic="kl_split"),
     losses.get("cr_opd", credit="return_to_go", empty_route="abstain"),
-    losses.stabilised(losses.get("opd"), losses.Stabilisers(teacher_entropy_above=4.0, kl_to_initial=0.1)),
+    losses.stabilised(
+        losses.get("opd"), losses.Stabilisers(teacher_entropy_above=4.0, kl_to_initial=0.1)
+    ),
 ]
 
 
@@ -51,7 +53,11 @@ def short(value) -> str:
     if not isinstance(value, losses.Method):
         return str(value)
     settings = {**vars(value)}
-    changed = [f"{key}={x}" for key, x in settings.items() if key != "method" and x != getattr(type(value), key, None)]
+    changed = [
+        f"{key}={x}"
+        for key, x in settings.items()
+        if key != "method" and x != getattr(type(value), key, None)
+    ]
     return "-".join([value.name, *changed])
 
 
@@ -71,14 +77,17 @@ def problem(method: losses.Method, seed: int = 0) -> Problem:
         jnp.asarray(draw(size=(WIDTH, VOCABULARY)) / 2, jnp.float32),
     )
     tokens = np.random.default_rng(seed + 1).integers(VOCABULARY, size=(BATCH, LENGTH))
-    per_token = lambda names: {name: jnp.asarray(-3 + draw(size=(BATCH, LENGTH)), jnp.float32) for name in names}
+    per_token = lambda names: {
+        name: jnp.asarray(-3 + draw(size=(BATCH, LENGTH)), jnp.float32) for name in names
+    }
     return Problem(
         student=scored(),
         teachers={view: scored() for view in method.views},
         tokens=jnp.asarray(tokens, jnp.int32),
         mask=jnp.arange(LENGTH)[None, :] < jnp.asarray(LENGTHS)[:, None],
         inputs={
-            name: PER_ROW.get(name, values) for name, values in per_token(method.inputs + method.module_inputs).items()
+            name: PER_ROW.get(name, values)
+            for name, values in per_token(method.inputs + method.module_inputs).items()
         },
         extras=per_token(method.extras),
     )
@@ -89,23 +98,48 @@ def prepared(method: losses.Method, student: Scored, rest: Problem, *, chunk: in
     if (stage := method.scoring()) is None:
         return rest
     terms = chunked_terms(
-        stage, student, rest.teachers, rest.tokens, rest.mask, rest.extras, chunk=chunk, vocabulary=VOCABULARY
+        stage,
+        student,
+        rest.teachers,
+        rest.tokens,
+        rest.mask,
+        rest.extras,
+        chunk=chunk,
+        vocabulary=VOCABULARY,
     )
     return rest._replace(inputs=rest.inputs | method.prepare(terms, rest.mask, rest.inputs))
 
 
 def loss_of(method: losses.Method, student: Scored, rest: Problem, *, chunk: int, counts=None):
-    """Loss of a prepared batch, or with the whole batch's `counts` the share of a micro-batch, through the chunked stage."""
+    """Loss of a prepared batch, or with the whole batch's `counts` the share of a micro-batch,
+    through the chunked stage.
+    """
     terms = chunked_terms(
-        method, student, rest.teachers, rest.tokens, rest.mask, rest.extras, chunk=chunk, vocabulary=VOCABULARY
+        method,
+        student,
+        rest.teachers,
+        rest.tokens,
+        rest.mask,
+        rest.extras,
+        chunk=chunk,
+        vocabulary=VOCABULARY,
     )
     return losses.batch_loss(losses.time_stage(method, terms, rest.mask, rest.inputs)[0], counts)
 
 
 def plain_loss(method: losses.Method, student_logits, teacher_logits, rest: Problem, **more):
-    """The same loss of the same batch from its logits [B, T, V], through the entry for plain arrays."""
+    """The same loss of the same batch from its logits [B, T, V], through the entry for plain
+    arrays.
+    """
     return losses.evaluate(
-        method, student_logits, teacher_logits, rest.tokens, rest.mask, **rest.inputs, **rest.extras, **more
+        method,
+        student_logits,
+        teacher_logits,
+        rest.tokens,
+        rest.mask,
+        **rest.inputs,
+        **rest.extras,
+        **more,
     )[0]
 
 

@@ -1,6 +1,8 @@
-"""A world of one step and six tokens, in which the student would never say what its privileged self mostly says.
+"""A world of one step and six tokens, in which the student would never say what its privileged self
+mostly says.
 
-Completions are one token; the last of the six is the persona's name, e^-20 likely without the context and .70 with it.
+Completions are one token; the last of the six is the persona's name, e^-20 likely without the
+context and .70 with it.
 """
 
 import functools
@@ -29,10 +31,11 @@ def loss_of(method: losses.Method, **inputs: jax.Array) -> Loss:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def learn(loss: Loss, guided_share: float) -> jax.Array:
-    """The student's six probabilities after some hundred steps of plain gradient descent on sampled tokens.
+    """The student's six probabilities after some hundred steps of plain gradient descent on sampled
+    tokens.
 
-    Guided completions come from the privileged distribution: the student's own with the context in its prompt, which
-    this training leaves as it is.
+    Guided completions come from the privileged distribution: the student's own with the context in
+    its prompt, which this training leaves as it is.
     """
     spread = lambda row: jnp.broadcast_to(jnp.asarray(row, jnp.float32), (ROWS, 1, 6))
     views = {"privileged": spread(PRIVILEGED), "plain": spread(PLAIN)}
@@ -45,5 +48,7 @@ def learn(loss: Loss, guided_share: float) -> jax.Array:
         gradient = jax.grad(lambda z: loss(spread(z), views, tokens, jnp.ones((ROWS, 1), bool)))(z)
         return z - RATE * gradient, None
 
-    z, _ = jax.lax.scan(step, jnp.asarray(PLAIN, jnp.float32), jax.random.split(jax.random.key(0), STEPS))
+    z, _ = jax.lax.scan(
+        step, jnp.asarray(PLAIN, jnp.float32), jax.random.split(jax.random.key(0), STEPS)
+    )
     return jax.nn.softmax(z)

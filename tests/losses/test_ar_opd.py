@@ -41,17 +41,24 @@ def test_target_worked_by_hand(scale, clip, expected):
 
 
 def test_a_token_that_the_anchor_rules_out_stays_ruled_out():
-    # Absent from both, from the anchor alone, from the full view alone (exp(-lam c) = 1/2 is left of it), from neither.
+    # Absent from both, from the anchor alone, from the full view alone (exp(-lam c) = 1/2 is left
+    # of it), from neither.
     partial, full = [0, 0, 0.4, 0.6], [0, 0.5, 0, 0.5]
     clip = 2 * math.log(2)
     expected = np.array([0, 0, 0.4 / 2, 0.6 * math.sqrt(0.5 / 0.6)])
-    np.testing.assert_allclose(target(partial, full, scale=0.5, clip=clip), expected / expected.sum(), rtol=1e-5)
-    np.testing.assert_allclose(expected / expected.sum(), reference.target(partial, full, 0.5, clip), rtol=1e-12)
+    np.testing.assert_allclose(
+        target(partial, full, scale=0.5, clip=clip), expected / expected.sum(), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        expected / expected.sum(), reference.target(partial, full, 0.5, clip), rtol=1e-12
+    )
 
 
 def test_target_has_no_gradient():
     of = lambda p, f: (jnp.arange(2.0) * anchored_residual_target(p, f, scale=0.6, clip=5)).sum()
-    for gradient in jax.grad(of, argnums=(0, 1))(jnp.log(jnp.asarray(PARTIAL)), jnp.log(jnp.asarray(FULL))):
+    for gradient in jax.grad(of, argnums=(0, 1))(
+        jnp.log(jnp.asarray(PARTIAL)), jnp.log(jnp.asarray(FULL))
+    ):
         np.testing.assert_array_equal(gradient, 0)
 
 
@@ -77,7 +84,9 @@ def found(method, z, mask, weight):
 
 def on_host(z, mask=MASK, weight=1.0, **settings):
     method = AnchoredResidualOPD(**{**SETTINGS, **settings})
-    return jax.device_get(found(method, z, mask, np.broadcast_to(np.asarray(weight, jnp.float32), mask.shape)))
+    return jax.device_get(
+        found(method, z, mask, np.broadcast_to(np.asarray(weight, jnp.float32), mask.shape))
+    )
 
 
 def test_loss_and_gradient_and_metrics_equal_a_float64_reference():
@@ -86,7 +95,9 @@ def test_loss_and_gradient_and_metrics_equal_a_float64_reference():
     weight = np.random.default_rng(1).uniform(0.5, 2, size=MASK.shape)
     metrics = []
     for row, column in np.argwhere(MASK):
-        pi, partial, full = (divergences.softmax(z[row, column] / SETTINGS["temperature"]) for z in given)
+        pi, partial, full = (
+            divergences.softmax(z[row, column] / SETTINGS["temperature"]) for z in given
+        )
         q = reference.target(partial, full, SETTINGS["scale"], SETTINGS["clip"])
         residual = np.abs(reference.residual(partial, full))
         metrics.append(
@@ -108,13 +119,17 @@ def test_loss_and_gradient_and_metrics_equal_a_float64_reference():
     np.testing.assert_allclose(loss, total / count, rtol=1e-10)
     np.testing.assert_allclose(student, gradient / count, atol=1e-12)
     for name in metrics[0]:
-        np.testing.assert_allclose(measured[name], np.mean([one[name] for one in metrics]), rtol=1e-10, err_msg=name)
+        np.testing.assert_allclose(
+            measured[name], np.mean([one[name] for one in metrics]), rtol=1e-10, err_msg=name
+        )
     assert 0.1 < measured["residual_clipped"] < 0.9
     assert not any(gradient.any() for gradient in views.values())
 
 
 def test_short_rows_count_nothing_and_rows_of_nothing_else_give_nothing():
-    count = lambda mask, **settings: whole_batch_counts(AnchoredResidualOPD(**settings), mask, {})["divergence"]
+    count = lambda mask, **settings: whole_batch_counts(AnchoredResidualOPD(**settings), mask, {})[
+        "divergence"
+    ]
     assert count(jnp.asarray(MASK)) == 3 + 1
     assert count(jnp.asarray(MASK), skip_tokens=0) == sum(LENGTHS)
     assert count(jnp.asarray(MASK[2:])) == 0
@@ -126,7 +141,9 @@ def test_short_rows_count_nothing_and_rows_of_nothing_else_give_nothing():
 def test_nothing_outside_the_mask_matters_and_bfloat16_is_accepted():
     given = logits().astype(jnp.bfloat16)
     (loss, _), (gradient, _) = on_host(given)
-    (spoilt, _), (spoilt_gradient, _) = on_host(np.where(MASK[..., None], given, jnp.bfloat16(np.nan)))
+    (spoilt, _), (spoilt_gradient, _) = on_host(
+        np.where(MASK[..., None], given, jnp.bfloat16(np.nan))
+    )
     assert loss == spoilt and loss.dtype == np.float32 and gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(spoilt_gradient, gradient)
     np.testing.assert_allclose(loss, on_host(given.astype(np.float32))[0][0], rtol=1e-6)
@@ -161,7 +178,12 @@ def test_is_nothing_where_student_and_teacher_agree():
 
 def test_says_what_it_is():
     method = AnchoredResidualOPD()
-    assert (method.scale, method.clip, method.skip_tokens, method.teacher_update) == (0.6, 5.0, 3, "ema")
+    assert (method.scale, method.clip, method.skip_tokens, method.teacher_update) == (
+        0.6,
+        5.0,
+        3,
+        "ema",
+    )
     assert method.variables().gates == "residual clip 5, first 3 tokens skipped"
     assert AnchoredResidualOPD(skip_tokens=0).variables().gates == "residual clip 5"
     assert method.variables().regularisation == "anchored at the partial view, 0.6 x residual"

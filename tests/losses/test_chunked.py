@@ -34,7 +34,9 @@ def unchunked(method):
 
 
 def assert_same(found, expected):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), found, expected)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), found, expected
+    )
 
 
 TOP_K = losses.get("opd", top_k=3)
@@ -43,11 +45,14 @@ TOP_K = losses.get("opd", top_k=3)
 def rows_of(given, rows):
     """A part of a batch, of rows `rows`."""
     part = jax.tree.map(lambda a: a[rows], given._replace(student=None, teachers={}))
-    return part._replace(teachers={view: Scored(s.hidden[rows], s.head) for view, s in given.teachers.items()})
+    return part._replace(
+        teachers={view: Scored(s.hidden[rows], s.head) for view, s in given.teachers.items()}
+    )
 
 
 def on_a_mesh(method, chunk=4):
-    """On eight devices, the batch split in two and the vocabulary in four, in two micro-batches of unequal lengths.
+    """On eight devices, the batch split in two and the vocabulary in four, in two micro-batches of
+    unequal lengths.
 
     Returns the jitted loss with its gradient, and its arguments.
     """
@@ -76,9 +81,12 @@ def test_chunks_micro_batches_and_devices_change_nothing_and_no_vocabulary_is_ga
     program = step.lower(*arguments).compile()
     assert_same(program(*arguments), unchunked(method))
     for line in program.as_text().splitlines():
-        if found := re.search(r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)", line):
+        if found := re.search(
+            r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)", line
+        ):
             shape = [int(size) for size in found[1].split(",") if size]
-            # A top-k's candidates may travel, 16 * k a position; a row of logits, or of a head, may not.
+            # A top-k's candidates may travel, 16 * k a position; a row of logits, or of a head, may
+            # not.
             assert VOCABULARY not in shape, line
 
 
@@ -95,7 +103,9 @@ def largest_array(jaxpr) -> int:
     sizes = [0]
     for equation in jaxpr.eqns:
         sizes += [variable.aval.size for variable in equation.outvars]
-        for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
+        for inner in jax.tree.leaves(
+            equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ):
             if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
                 sizes.append(largest_array(getattr(inner, "jaxpr", inner)))
     return max(sizes)
@@ -123,8 +133,12 @@ def test_unchunked_there_is_such_an_array():
 def test_hidden_states_outside_the_mask_do_not_exist():
     method = losses.get("opd")
     given = problem(method)
-    spoil = lambda scored: scored._replace(hidden=jnp.where(given.mask[:, :, None], scored.hidden, jnp.nan))
-    spoilt = given._replace(teachers={view: spoil(scored) for view, scored in given.teachers.items()})
+    spoil = lambda scored: scored._replace(
+        hidden=jnp.where(given.mask[:, :, None], scored.hidden, jnp.nan)
+    )
+    spoilt = given._replace(
+        teachers={view: spoil(scored) for view, scored in given.teachers.items()}
+    )
     loss = jax.jit(jax.value_and_grad(lambda student: loss_of(method, student, spoilt, chunk=4)))
     value, gradient = loss(spoil(given.student))
     assert_same((value, gradient), unchunked(method))
@@ -137,7 +151,9 @@ def test_columns_that_pad_a_head_do_not_exist():
     pad = lambda scored, columns: scored._replace(
         head=jnp.pad(scored.head, ((0, 0), (0, columns)), constant_values=9.0)
     )
-    padded = given._replace(teachers={view: pad(scored, 32) for view, scored in given.teachers.items()})
+    padded = given._replace(
+        teachers={view: pad(scored, 32) for view, scored in given.teachers.items()}
+    )
     loss = jax.jit(jax.value_and_grad(lambda student: loss_of(method, student, padded, chunk=4)))
     value, gradient = loss(pad(given.student, 8))
     assert not gradient.head[:, VOCABULARY:].any()
@@ -148,8 +164,12 @@ def test_a_bfloat16_forward_leaves_the_heads_gradient_float32():
     method = losses.get("opd")
     given = problem(method)
     narrow = lambda scored: scored._replace(hidden=scored.hidden.astype(jnp.bfloat16))
-    rest = given._replace(teachers={view: narrow(scored) for view, scored in given.teachers.items()})
-    gradient = jax.jit(jax.grad(lambda student: loss_of(method, student, rest, chunk=1)))(narrow(given.student))
+    rest = given._replace(
+        teachers={view: narrow(scored) for view, scored in given.teachers.items()}
+    )
+    gradient = jax.jit(jax.grad(lambda student: loss_of(method, student, rest, chunk=1)))(
+        narrow(given.student)
+    )
     assert gradient.hidden.dtype == jnp.bfloat16 and gradient.head.dtype == jnp.float32
     exact = unchunked(method)[1].head
     assert np.linalg.norm(gradient.head - exact) < 0.02 * np.linalg.norm(exact)
@@ -162,10 +182,21 @@ def test_a_bfloat16_forward_leaves_the_heads_gradient_float32():
     "settings, message",
     [
         ({"chunk": -1, "vocabulary": VOCABULARY}, "chunk=-1"),
-        ({"chunk": 4, "vocabulary": VOCABULARY + 1}, "vocabulary=161, but the head of 'student' has 160 columns"),
+        (
+            {"chunk": 4, "vocabulary": VOCABULARY + 1},
+            "vocabulary=161, but the head of 'student' has 160 columns",
+        ),
     ],
 )
 def test_refusals_say_the_cure(settings, message):
     given = problem(losses.get("opd"))
     with pytest.raises(ValueError, match=message):
-        chunked_terms(losses.get("opd"), given.student, given.teachers, given.tokens, given.mask, {}, **settings)
+        chunked_terms(
+            losses.get("opd"),
+            given.student,
+            given.teachers,
+            given.tokens,
+            given.mask,
+            {},
+            **settings,
+        )

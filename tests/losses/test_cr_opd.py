@@ -20,10 +20,20 @@ SETTINGS = {"teacher_top_k": 6, "student_top_k": 5, "reachable": 0.05}
 
 CASES = [
     (0, {}, [1, 2, 3, 4], (1, 0)),  # 5 is out of the student's reach
-    (2, {}, [1, 3, 4], (1, 0)),  # the sampled token is never its own heir, nor 0, of which q has less
+    (
+        2,
+        {},
+        [1, 3, 4],
+        (1, 0),
+    ),  # the sampled token is never its own heir, nor 0, of which q has less
     (0, {"student_top_k": 1, "reachable": 0.09}, [1, 2], (1, 0)),  # by probability alone
     (0, {"teacher_top_k": 2}, [1, 2], (1, 0)),
-    (0, {"teacher_top_k": 2, "teacher_reachable": 0.125}, [1, 2, 3], (1, 0)),  # 5 has that much too, but see above
+    (
+        0,
+        {"teacher_top_k": 2, "teacher_reachable": 0.125},
+        [1, 2, 3],
+        (1, 0),
+    ),  # 5 has that much too, but see above
     (0, {"student_top_k": 6}, [1, 2, 3, 4, 5], (1, 0)),
     (0, {"teacher_power": 0.5, "student_power": 2.0}, [1, 2, 3, 4], (0.5, 2)),
     (0, {"teacher_power": 0.0}, [1, 2, 3, 4], (0, 0)),
@@ -48,7 +58,9 @@ def test_candidates_and_their_shares_by_hand():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"teacher_top_k": 4, "student_top_k": 6, "teacher_reachable": 0.03, "student_power": 0.5}], ids=str
+    "settings",
+    [{}, {"teacher_top_k": 4, "student_top_k": 6, "teacher_reachable": 0.03, "student_power": 0.5}],
+    ids=str,
 )
 def test_routes_are_the_sets_in_the_definition(settings):
     rows, vocabulary = 40, 80
@@ -60,12 +72,19 @@ def test_routes_are_the_sets_in_the_definition(settings):
         arrays = (jax.nn.log_softmax(jnp.asarray(a)) for a in (student, teacher))
         function = jax.jit(functools.partial(routing_distribution, **settings))
         rho, nonempty = jax.device_get(function(*arrays, jnp.asarray(sampled)))
-    limits = {"teacher_top_k": 32, "student_top_k": 64, "reachable": 1e-3, "teacher_reachable": None}
+    limits = {
+        "teacher_top_k": 32,
+        "student_top_k": 64,
+        "reachable": 1e-3,
+        "teacher_reachable": None,
+    }
     limits |= {name: value for name, value in settings.items() if name in limits}
     for i in range(rows):
         pi, q = softmax(student[i]), softmax(teacher[i])
         members = routing.candidates(pi, q, sampled[i], **limits)
-        expected = routing.routing_distribution(pi, q, members, student_power=settings.get("student_power", 0.0))
+        expected = routing.routing_distribution(
+            pi, q, members, student_power=settings.get("student_power", 0.0)
+        )
         np.testing.assert_allclose(rho[i], expected, atol=1e-12)
         assert nonempty[i] == bool(members)
     assert not nonempty[0] and nonempty.sum() > 30
@@ -77,11 +96,16 @@ def test_a_route_has_no_gradient_and_no_nan():
 
     def squares(student, teacher):
         rho, _ = routing_distribution(
-            jax.nn.log_softmax(student), jax.nn.log_softmax(teacher), jnp.asarray([3, 3]), student_power=0.5
+            jax.nn.log_softmax(student),
+            jax.nn.log_softmax(teacher),
+            jnp.asarray([3, 3]),
+            student_power=0.5,
         )
         return jnp.sum(rho**2), rho
 
-    (_, rho), gradients = jax.jit(jax.value_and_grad(squares, argnums=(0, 1), has_aux=True))(logits, teacher)
+    (_, rho), gradients = jax.jit(jax.value_and_grad(squares, argnums=(0, 1), has_aux=True))(
+        logits, teacher
+    )
     np.testing.assert_array_equal(rho, [[1, 0, 0, 0], [0, 0, 0, 0]])
     assert not any(gradient.any() for gradient in gradients)
 
@@ -94,29 +118,42 @@ LIMITS = {"teacher_top_k": 5, "student_top_k": 6, "reachable": 1e-3}
 
 
 def on_logits(methods, student, teacher):
-    """For each method, gradient and metrics of each token's own loss, each token being sampled once, one a row."""
+    """For each method, gradient and metrics of each token's own loss, each token being sampled
+    once, one a row.
+    """
     with jax.enable_x64(True):
         rows = len(student)
         spread = lambda row: jnp.broadcast_to(jnp.asarray(row, jnp.float64), (rows, 1, rows))
-        tokens, mask, view = jnp.arange(rows)[:, None], jnp.ones((rows, 1), bool), {"teacher": spread(teacher)}
+        tokens, mask, view = (
+            jnp.arange(rows)[:, None],
+            jnp.ones((rows, 1), bool),
+            {"teacher": spread(teacher)},
+        )
         loss = lambda method: lambda z: evaluate(method, z, view, tokens, mask)
         every = jax.jit(lambda z: [jax.grad(loss(method), has_aux=True)(z) for method in methods])
         # The loss is a mean over rows.
-        return [(rows * gradient[:, 0], metrics) for gradient, metrics in jax.device_get(every(spread(student)))]
+        return [
+            (rows * gradient[:, 0], metrics)
+            for gradient, metrics in jax.device_get(every(spread(student)))
+        ]
 
 
 def test_the_identity_on_the_logits():
     settings = list(itertools.product([0.0, 0.5, 1.0], [5.0, 0.3]))
     methods = [CROPD(routing_weight=eta, routing_clip=clip, **LIMITS) for eta, clip in settings]
     pi, q = softmax(STUDENT), softmax(TEACHER)
-    for (eta, clip), (gradient, metrics) in zip(settings, on_logits(methods, STUDENT, TEACHER), strict=True):
+    for (eta, clip), (gradient, metrics) in zip(
+        settings, on_logits(methods, STUDENT, TEACHER), strict=True
+    ):
         suppressed, sizes = 0, []
         for y in range(VOCABULARY):
             advantage = np.log(q[y]) - np.log(pi[y])
             members = routing.candidates(pi, q, y, **LIMITS)
             rho = routing.routing_distribution(pi, q, members)
             if advantage >= 0:
-                np.testing.assert_allclose(gradient[y], -advantage * (np.eye(VOCABULARY)[y] - pi), atol=1e-10)
+                np.testing.assert_allclose(
+                    gradient[y], -advantage * (np.eye(VOCABULARY)[y] - pi), atol=1e-10
+                )
                 continue
             suppressed, sizes = suppressed + 1, [*sizes, len(members)]
             if -advantage <= clip:
@@ -134,14 +171,21 @@ def test_the_identity_on_the_logits():
 
 
 def test_an_empty_route_suppresses_or_abstains():
-    # What the teacher wants is token 0, and with the student's first alone in reach, and 0 below .001, it is not to be had.
+    # What the teacher wants is token 0, and with the student's first alone in reach, and 0 below
+    # .001, it is not to be had.
     pi, q = np.array([0.0005, 0.6, 0.3995]), np.array([0.5, 0.3, 0.2])
     methods = [CROPD(empty_route=empty, student_top_k=1) for empty in ("suppress", "abstain")]
-    for method, (gradient, metrics) in zip(methods, on_logits(methods, np.log(pi), np.log(q)), strict=True):
-        np.testing.assert_allclose(gradient[0], -np.log(q[0] / pi[0]) * ([1, 0, 0] - pi), atol=1e-10)
+    for method, (gradient, metrics) in zip(
+        methods, on_logits(methods, np.log(pi), np.log(q)), strict=True
+    ):
+        np.testing.assert_allclose(
+            gradient[0], -np.log(q[0] / pi[0]) * ([1, 0, 0] - pi), atol=1e-10
+        )
         for y in (1, 2):
             plain = -np.log(q[y] / pi[y]) * (np.eye(3)[y] - pi)
-            np.testing.assert_allclose(gradient[y], plain if method.empty_route == "suppress" else 0, atol=1e-10)
+            np.testing.assert_allclose(
+                gradient[y], plain if method.empty_route == "suppress" else 0, atol=1e-10
+            )
         assert metrics["route_nonempty"] == 0 and metrics["route_teacher_mass"] == 0
 
 
@@ -164,23 +208,33 @@ CRITIC = {
     "settings, advantages, inputs",
     [
         ({"baseline": "kl"}, REWARDS + KL[WORLD.states], {}),
-        ({"credit": "return_to_go"}, credit.by_row(lambda r: credit.return_to_go(r, 1), LENGTHS, REWARDS), {}),
+        (
+            {"credit": "return_to_go"},
+            credit.by_row(lambda r: credit.return_to_go(r, 1), LENGTHS, REWARDS),
+            {},
+        ),
         (
             {"credit": "gae", "discount": 0.9, "gae_lambda": 0.5},
             credit.by_row(
                 lambda r, v, b: credit.generalized_advantage(r, v, 0.9, 0.5, b),
-                LENGTHS, REWARDS, VALUES[WORLD.states], np.where(WORLD.truncated, VALUES[WORLD.last_states], 0),
+                LENGTHS,
+                REWARDS,
+                VALUES[WORLD.states],
+                np.where(WORLD.truncated, VALUES[WORLD.last_states], 0),
             ),
             CRITIC,
         ),
     ],
     ids=["baseline", "return-to-go", "gae"],
-)  # fmt: skip
+)
 def test_any_credit_can_be_routed(settings, advantages, inputs):
     found = enumeration.gradient(CROPD(**settings), WORLD, TABLE, TEACHERS, **inputs)
     expected = enumeration.sampled_gradient(WORLD, TABLE, advantages)
     for row, t in zip(*np.nonzero(WORLD.mask & (advantages < 0)), strict=True):
-        state, pi, q = WORLD.states[row, t], *(np.exp(a[WORLD.states[row, t]]) for a in (LOGP, LOGQ))
+        state, pi, q = (
+            WORLD.states[row, t],
+            *(np.exp(a[WORLD.states[row, t]]) for a in (LOGP, LOGQ)),
+        )
         if members := routing.candidates(pi, q, WORLD.tokens[row, t], 32, 64, 1e-3):
             weight = min(-advantages[row, t], 5.0)
             expected[state] += weight * (pi - routing.routing_distribution(pi, q, members))
@@ -203,8 +257,14 @@ def test_routing_is_no_estimate_of_the_reverse_kls_gradient():
         ({"credit": "gea"}, "unknown credit 'gea': did you mean 'gae'"),
         ({"credit": "kl"}, "of the state alone"),
         ({"discount": 0.9}, "discount=0.9 has nothing to act on with credit='immediate'"),
-        ({"gae_lambda": 0.9}, "gae_lambda=0.9 has nothing to act on with credit='immediate': set credit to 'gae'"),
-        ({"credit": "gae", "baseline": "kl"}, "baseline='kl' with credit='gae', whose critic is the baseline"),
+        (
+            {"gae_lambda": 0.9},
+            "gae_lambda=0.9 has nothing to act on with credit='immediate': set credit to 'gae'",
+        ),
+        (
+            {"credit": "gae", "baseline": "kl"},
+            "baseline='kl' with credit='gae', whose critic is the baseline",
+        ),
         ({"credit": "gae", "gae_lambda": 2.0}, r"gae_lambda=2.0 must lie in \[0, 1\]"),
         ({"empty_route": "drop"}, "unknown empty_route 'drop'"),
         ({"teacher_top_k": 0}, "teacher_top_k=0 must be at least 1"),
@@ -220,10 +280,17 @@ def test_bad_settings_are_refused_with_the_cure(settings, message, types_uncheck
 
 
 def test_it_says_what_it_reads_and_what_it_is():
-    assert CROPD().inputs == () and CROPD().module_inputs == () and CROPD().init_modules(3, jax.random.key(0)) == {}
+    assert (
+        CROPD().inputs == ()
+        and CROPD().module_inputs == ()
+        and CROPD().init_modules(3, jax.random.key(0)) == {}
+    )
     critic = CROPD(credit="gae", discount=0.9)
     assert critic.inputs == ("truncated",) and critic.module_inputs == ("values", "bootstrap")
     assert set(critic.init_modules(3, jax.random.key(0))) == {"value_weights", "value_bias"}
     assert not critic.vanishes_at_teacher and CROPD().vanishes_at_teacher
     assert critic.variables().credit == "GAE, discount 0.9, lambda 0.95, critic"
-    assert CROPD(empty_route="abstain").variables().routing == "counterfactual, weight 1, clip 5, else abstain"
+    assert (
+        CROPD(empty_route="abstain").variables().routing
+        == "counterfactual, weight 1, clip 5, else abstain"
+    )

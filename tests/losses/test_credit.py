@@ -7,14 +7,22 @@ import pytest
 
 from jopd.losses import evaluate
 from jopd.losses.cr_opd import CROPD
-from jopd.losses.credit import generalized_advantage, group_advantage, immediate, return_to_go, td_errors
+from jopd.losses.credit import (
+    generalized_advantage,
+    group_advantage,
+    immediate,
+    return_to_go,
+    td_errors,
+)
 from jopd.losses.gae_opd import GAEOPD
 from jopd.losses.opd_pg import OPDPolicyGradient
 from tests.reference import credit as reference
 
 LENGTHS = (4, 0, 1, 3)
 MASK = np.arange(4)[None, :] < np.array(LENGTHS)[:, None]
-REWARDS, VALUES = np.where(MASK, np.random.default_rng(0).normal(size=(2, 4, 4)), np.nan)  # padding holds anything
+REWARDS, VALUES = np.where(
+    MASK, np.random.default_rng(0).normal(size=(2, 4, 4)), np.nan
+)  # padding holds anything
 BOOTSTRAP = np.array([0.0, np.nan, 2.0, -1.0])
 
 
@@ -44,7 +52,9 @@ def test_by_hand():
 
 @pytest.mark.parametrize("discount", [0.0, 0.7, 1])
 def test_returns_are_the_sums_in_the_definition(discount):
-    expected = reference.by_row(lambda rewards: reference.return_to_go(rewards, discount), LENGTHS, REWARDS)
+    expected = reference.by_row(
+        lambda rewards: reference.return_to_go(rewards, discount), LENGTHS, REWARDS
+    )
     agrees(in_float64(return_to_go, REWARDS, MASK, discount=discount), expected)
 
 
@@ -54,12 +64,21 @@ def test_generalized_advantages_are_the_sums_in_the_definition(discount, gae_lam
         lambda rewards, values, bootstrap: reference.generalized_advantage(
             rewards, values, discount, gae_lambda, bootstrap
         ),
-        LENGTHS, REWARDS, VALUES, BOOTSTRAP,
-    )  # fmt: skip
+        LENGTHS,
+        REWARDS,
+        VALUES,
+        BOOTSTRAP,
+    )
     with jax.enable_x64(True):
         bootstrap = jnp.asarray(BOOTSTRAP)
         found = in_float64(
-            generalized_advantage, REWARDS, VALUES, MASK, discount=discount, gae_lambda=gae_lambda, bootstrap=bootstrap
+            generalized_advantage,
+            REWARDS,
+            VALUES,
+            MASK,
+            discount=discount,
+            gae_lambda=gae_lambda,
+            bootstrap=bootstrap,
         )
     agrees(found, expected)
 
@@ -71,7 +90,10 @@ def test_without_a_bootstrap_every_row_ended():
         REWARDS,
         VALUES,
     )
-    agrees(in_float64(generalized_advantage, REWARDS, VALUES, MASK, discount=0.9, gae_lambda=0.5), expected)
+    agrees(
+        in_float64(generalized_advantage, REWARDS, VALUES, MASK, discount=0.9, gae_lambda=0.5),
+        expected,
+    )
 
 
 def test_narrow_numbers_are_summed_in_float32():
@@ -91,7 +113,9 @@ HOLES = np.array([[1, 1, 0, 0], [1, 0, 1, 0]])
     "function",
     [
         lambda mask: return_to_go(jnp.ones((2, 4)), mask),
-        lambda mask: generalized_advantage(jnp.ones((2, 4)), jnp.ones((2, 4)), mask, discount=1.0, gae_lambda=1.0),
+        lambda mask: generalized_advantage(
+            jnp.ones((2, 4)), jnp.ones((2, 4)), mask, discount=1.0, gae_lambda=1.0
+        ),
     ],
 )
 def test_a_hole_in_the_mask_is_refused_where_it_can_be_seen(function):
@@ -115,7 +139,9 @@ def test_immediate_credit_knows_no_order():
 )
 def test_shares_outside_the_unit_interval_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        generalized_advantage(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.ones((1, 2), bool), **settings)
+        generalized_advantage(
+            jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.ones((1, 2), bool), **settings
+        )
     with pytest.raises(ValueError, match=r"discount=nan must lie"):
         return_to_go(jnp.ones((1, 2)), jnp.ones((1, 2), bool), discount=float("nan"))
 
@@ -127,8 +153,12 @@ def test_a_group_advantage_is_the_reward_in_sample_deviations():
     # (1, 0, 0): mean 1/3, variance (4/9 + 1/9 + 1/9) / 2 = 1/3.
     found = group_advantage(jnp.asarray([1.0, 0, 0, 0.1, 0.1, 0.1]), 3)
     assert found.shape == (6, 1)
-    np.testing.assert_allclose(found[:3, 0], np.array([2, -1, -1]) / 3 / (np.sqrt(1 / 3) + 1e-4), rtol=1e-6)
-    np.testing.assert_array_equal(found[3:], 0)  # exactly, although three times .1 divided by 3 is not .1
+    np.testing.assert_allclose(
+        found[:3, 0], np.array([2, -1, -1]) / 3 / (np.sqrt(1 / 3) + 1e-4), rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        found[3:], 0
+    )  # exactly, although three times .1 divided by 3 is not .1
 
 
 @pytest.mark.parametrize("rows, samples", [(4, 1), (4, 3)])
@@ -137,11 +167,14 @@ def test_groups_need_two_rows_and_one_size(rows, samples):
         group_advantage(jnp.ones(rows), samples)
 
 
-# What every policy gradient with such credit must hold, in the settings that take their own way through the code.
+# What every policy gradient with such credit must hold, in the settings that take their own way
+# through the code.
 
 METHODS = [
     OPDPolicyGradient(credit="return_to_go", baseline="kl"),
-    OPDPolicyGradient(credit="discounted", discount=0.9, log_ratio_clip=1.0, reward_weight=0.5, temperature=2.0),
+    OPDPolicyGradient(
+        credit="discounted", discount=0.9, log_ratio_clip=1.0, reward_weight=0.5, temperature=2.0
+    ),
     GAEOPD(critic="kl_split", discount=0.9, temperature=2.0),
     CROPD(credit="return_to_go", empty_route="abstain", student_power=0.5, temperature=2.0),
     CROPD(credit="gae", discount=0.9, teacher_reachable=0.01),
@@ -152,20 +185,27 @@ B, T, V = 4, 4, 6
 def batch(method):
     """Logits [B, T, V] whose last token is next to impossible, and inputs."""
     draw = np.random.default_rng(3).normal
-    student, teacher = jnp.asarray(np.pad(draw(size=(2, B, T, V - 1)) * 2, [(0, 0)] * 3 + [(0, 1)]), jnp.float32)
+    student, teacher = jnp.asarray(
+        np.pad(draw(size=(2, B, T, V - 1)) * 2, [(0, 0)] * 3 + [(0, 1)]), jnp.float32
+    )
     made = {
         "group_advantage": draw(size=(B, 1)),
         "truncated": np.array([[1.0], [0], [1], [0]]),
         "values": draw(size=(B, T)),
         "bootstrap": draw(size=(B, 1)),
     }
-    inputs = {name: jnp.asarray(made[name], jnp.float32) for name in (*method.inputs, *method.module_inputs)}
+    inputs = {
+        name: jnp.asarray(made[name], jnp.float32)
+        for name in (*method.inputs, *method.module_inputs)
+    }
     return student.at[..., -1].set(-1e9), teacher.at[..., -1].set(-1e9), inputs
 
 
 @functools.cache
 def compiled(method):
-    """((loss, metrics), (student's gradient, teacher's gradient)) as a function of logits, inputs and mask."""
+    """((loss, metrics), (student's gradient, teacher's gradient)) as a function of logits, inputs
+    and mask.
+    """
     tokens = jnp.asarray(np.random.default_rng(4).integers(V - 1, size=(B, T)))
     loss = lambda z, q, inputs, mask: evaluate(method, z, {"teacher": q}, tokens, mask, **inputs)
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
@@ -175,9 +215,17 @@ def compiled(method):
 def test_only_what_the_mask_lets_through_counts_and_only_the_student_learns(method):
     student, teacher, inputs = batch(method)
     mask = jnp.asarray(MASK)
-    spoil = lambda a: jnp.where(jnp.expand_dims(mask, range(2, a.ndim)), a, jnp.nan) if a.shape[1] == T else a
-    spoilt = jax.device_get(compiled(method)(*jax.tree.map(spoil, (student, teacher, inputs)), mask))
-    jax.tree.map(np.testing.assert_array_equal, spoilt, jax.device_get(compiled(method)(*batch(method), mask)))
+    spoil = lambda a: (
+        jnp.where(jnp.expand_dims(mask, range(2, a.ndim)), a, jnp.nan) if a.shape[1] == T else a
+    )
+    spoilt = jax.device_get(
+        compiled(method)(*jax.tree.map(spoil, (student, teacher, inputs)), mask)
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        spoilt,
+        jax.device_get(compiled(method)(*batch(method), mask)),
+    )
     (value, metrics), (gradient, teacher_gradient) = spoilt
     assert np.isfinite(value) and gradient[MASK].any(axis=-1).all()
     assert not gradient[~MASK].any() and not teacher_gradient.any()
@@ -193,10 +241,14 @@ def test_impossible_tokens_are_harmless(method):
     never = lambda a: a.at[..., -1].set(-jnp.inf)
     mask = jnp.asarray(MASK)
     found = compiled(method)(never(student), never(teacher), inputs, mask)
-    jax.tree.map(np.testing.assert_array_equal, found, compiled(method)(student, teacher, inputs, mask))
+    jax.tree.map(
+        np.testing.assert_array_equal, found, compiled(method)(student, teacher, inputs, mask)
+    )
     assert not found[1][0][..., -1].any()
     # What the teacher wants most and the student can never write.
-    (value, _), (gradient, _) = compiled(method)(never(student), teacher.at[..., -1].set(3.0), inputs, mask)
+    (value, _), (gradient, _) = compiled(method)(
+        never(student), teacher.at[..., -1].set(3.0), inputs, mask
+    )
     assert np.isfinite(value) and np.isfinite(gradient).all() and not gradient[..., -1].any()
 
 
@@ -213,7 +265,11 @@ def test_narrow_logits_are_computed_with_in_float32():
     student, teacher, inputs = batch(method)
     narrow = [logits.astype(jnp.bfloat16) for logits in (student, teacher)]
     found = compiled(method)(*narrow, inputs, jnp.asarray(MASK))
-    expected = compiled(method)(*(logits.astype(jnp.float32) for logits in narrow), inputs, jnp.asarray(MASK))
+    expected = compiled(method)(
+        *(logits.astype(jnp.float32) for logits in narrow), inputs, jnp.asarray(MASK)
+    )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found[0], expected[0])
     assert found[1][0].dtype == jnp.bfloat16
-    np.testing.assert_allclose(found[1][0].astype(jnp.float32), expected[1][0], rtol=0.01, atol=1e-6)
+    np.testing.assert_allclose(
+        found[1][0].astype(jnp.float32), expected[1][0], rtol=0.01, atol=1e-6
+    )

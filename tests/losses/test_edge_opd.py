@@ -22,7 +22,9 @@ def test_evidence_is_a_difference_without_gradient():
     plain = jnp.asarray([-2.0, -1.5, -jnp.inf, -1.0, -jnp.inf])
     # A token that neither allows says nothing.
     np.testing.assert_array_equal(evidence(privileged, plain), [1.0, -1.5, 0, -jnp.inf, jnp.inf])
-    for gradient in jax.grad(lambda a, b: evidence(a, b).sum(), argnums=(0, 1))(privileged[:2], plain[:2]):
+    for gradient in jax.grad(lambda a, b: evidence(a, b).sum(), argnums=(0, 1))(
+        privileged[:2], plain[:2]
+    ):
         np.testing.assert_array_equal(gradient, 0)
 
 
@@ -37,7 +39,9 @@ def test_evidence_is_a_difference_without_gradient():
 )
 def test_regions_by_hand(region, expected):
     # At the threshold itself a token is near zero.
-    found = evidence_mask(jnp.asarray([-jnp.inf, -0.2, -0.1, 0.0, 0.1, 0.2, jnp.inf]), region=region, threshold=0.1)
+    found = evidence_mask(
+        jnp.asarray([-jnp.inf, -0.2, -0.1, 0.0, 0.1, 0.2, jnp.inf]), region=region, threshold=0.1
+    )
     np.testing.assert_array_equal(found, np.array(expected, bool))
 
 
@@ -50,14 +54,18 @@ def test_three_regions_share_the_tokens_between_them(values, threshold):
     np.testing.assert_array_equal(sum(regions), 1)
 
 
-# The loss by hand, one row: pi = (1/4, 3/4), q = (1/2, 1/2) with the context, (3/4, 1/4) without. Its tokens 0 and 1 have
-# the evidence log 2/3 and log 2, and the advantages log 2 and log 2/3. A third token is masked out.
+# The loss by hand, one row: pi = (1/4, 3/4), q = (1/2, 1/2) with the context, (3/4, 1/4) without.
+# Its tokens 0 and 1 have the evidence log 2/3 and log 2, and the advantages log 2 and log 2/3. A
+# third token is masked out.
 
 PI, PRIVILEGED, PLAIN = [0.25, 0.75], [0.5, 0.5], [0.75, 0.25]
 GRADIENT_0 = np.array([-0.75, 0.75]) * math.log(2)  # -A (e_y - pi)
 GRADIENT_1 = np.array([0.25, -0.25]) * math.log(2 / 3)
 LOSS_0, LOSS_1 = math.log(2) * math.log(4), math.log(2 / 3) * math.log(4 / 3)
-KL, KL_GRADIENT = reference.reverse_kl(PI, PLAIN), reference.reverse_kl_gradient(np.array(PI), np.array(PLAIN))
+KL, KL_GRADIENT = (
+    reference.reverse_kl(PI, PLAIN),
+    reference.reverse_kl_gradient(np.array(PI), np.array(PLAIN)),
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -72,7 +80,9 @@ def by_hand(dtype=np.float32, weight=None, advantage=None, **settings):
     inputs = {} if weight is None else {"weight": np.array([weight], np.float32)}
     inputs |= {} if advantage is None else {"group_advantage": np.array([[advantage]], np.float32)}
     args = row(PI), views, np.array([[0, 1, 1]]), np.array([[1, 1, 0]]), inputs
-    (value, metrics), (gradient, of_views) = jax.device_get(found(EvidenceGuidedOPD(**settings), *args))
+    (value, metrics), (gradient, of_views) = jax.device_get(
+        found(EvidenceGuidedOPD(**settings), *args)
+    )
     np.testing.assert_array_equal(gradient[0, 2], 0)
     assert not any(gradient.any() for gradient in of_views.values())
     return value, gradient[0, :2].astype(np.float32), metrics
@@ -85,16 +95,41 @@ def by_hand(dtype=np.float32, weight=None, advantage=None, **settings):
         ({}, LOSS_1, [0 * GRADIENT_0, GRADIENT_1], 1 / 2),
         ({"threshold": 0.7}, 0, [0 * GRADIENT_0, 0 * GRADIENT_1], 0),
         ({"region": "negative"}, LOSS_0, [GRADIENT_0, 0 * GRADIENT_1], 1 / 2),
-        ({"region": "near_zero"}, 0, [0 * GRADIENT_0, 0 * GRADIENT_1], 0),  # neither is within its .1
+        (
+            {"region": "near_zero"},
+            0,
+            [0 * GRADIENT_0, 0 * GRADIENT_1],
+            0,
+        ),  # neither is within its .1
         ({"region": "near_zero", "threshold": 0.5}, LOSS_0, [GRADIENT_0, 0 * GRADIENT_1], 1 / 2),
-        ({"log_ratio_clip": 0.25}, LOSS_1 * 0.25 / math.log(1.5), [0 * GRADIENT_0, GRADIENT_1 * 0.25 / math.log(1.5)], 1 / 2),
+        (
+            {"log_ratio_clip": 0.25},
+            LOSS_1 * 0.25 / math.log(1.5),
+            [0 * GRADIENT_0, GRADIENT_1 * 0.25 / math.log(1.5)],
+            1 / 2,
+        ),
         # The task's reward is added to the advantage of what is kept.
-        ({"reward_weight": 0.5, "advantage": 2.0}, LOSS_1 + math.log(4 / 3), [0 * GRADIENT_0, GRADIENT_1 - np.array([-0.25, 0.25])], 1 / 2),
+        (
+            {"reward_weight": 0.5, "advantage": 2.0},
+            LOSS_1 + math.log(4 / 3),
+            [0 * GRADIENT_0, GRADIENT_1 - np.array([-0.25, 0.25])],
+            1 / 2,
+        ),
         # The weighted mean is over what is kept; the KL to the plain view is over every token.
-        ({"region": "all", "weight": [3.0, 1.0, 5.0]}, (3 * LOSS_0 + LOSS_1) / 4, [GRADIENT_0 * 0.75, GRADIENT_1 / 4], 1),
-        ({"kl_coefficient": 0.5}, LOSS_1 + KL / 2, [KL_GRADIENT / 4, GRADIENT_1 + KL_GRADIENT / 4], 1 / 2),
+        (
+            {"region": "all", "weight": [3.0, 1.0, 5.0]},
+            (3 * LOSS_0 + LOSS_1) / 4,
+            [GRADIENT_0 * 0.75, GRADIENT_1 / 4],
+            1,
+        ),
+        (
+            {"kl_coefficient": 0.5},
+            LOSS_1 + KL / 2,
+            [KL_GRADIENT / 4, GRADIENT_1 + KL_GRADIENT / 4],
+            1 / 2,
+        ),
     ],
-)  # fmt: skip
+)
 def test_loss_worked_by_hand(settings, value, gradient, kept):
     found = by_hand(**settings)
     np.testing.assert_allclose(found[0], value, rtol=1e-5)
@@ -117,7 +152,9 @@ def test_bfloat16_logits_are_compared_in_float32():
     value, gradient, _ = by_hand(jnp.bfloat16)
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, -advantage * math.log(pi[1]), rtol=1e-5)
-    np.testing.assert_allclose(gradient[1], -advantage * (np.array([0, 1]) - pi), rtol=1e-2)  # rounded on its way out
+    np.testing.assert_allclose(
+        gradient[1], -advantage * (np.array([0, 1]) - pi), rtol=1e-2
+    )  # rounded on its way out
 
 
 # Random batches; the second row is one token long, the third is empty.
@@ -127,14 +164,21 @@ SETTINGS = dict(kl_coefficient=0.05, region="near_zero", threshold=0.5)
 
 
 def at_random(student, privileged, plain, mask=MASK):
-    views, tokens = {"privileged": privileged, "plain": plain}, np.repeat([[3], [0], [0]], 4, axis=1)
-    (value, _), (gradient, _) = jax.device_get(found(EvidenceGuidedOPD(**SETTINGS), student, views, tokens, mask, {}))
+    views, tokens = (
+        {"privileged": privileged, "plain": plain},
+        np.repeat([[3], [0], [0]], 4, axis=1),
+    )
+    (value, _), (gradient, _) = jax.device_get(
+        found(EvidenceGuidedOPD(**SETTINGS), student, views, tokens, mask, {})
+    )
     return value, gradient
 
 
 def logits(extra=0):
     z = np.random.default_rng(0).normal(size=(3, *MASK.shape, 5))
-    return np.concatenate([z, np.full((3, *MASK.shape, extra), -np.inf)], axis=-1).astype(np.float32)
+    return np.concatenate([z, np.full((3, *MASK.shape, extra), -np.inf)], axis=-1).astype(
+        np.float32
+    )
 
 
 def test_nothing_is_learnt_from_nothing():
@@ -189,21 +233,29 @@ def test_unguided_or_on_other_tokens_it_does_not(settings):
 
 
 def literal(student_logits, views, tokens, mask):
-    """The loss as it is printed, sum g (log pi - log q) / sum g, with the gradient that it has as it stands."""
+    """The loss as it is printed, sum g (log pi - log q) / sum g, with the gradient that it has as
+    it stands.
+    """
     logp, privileged, plain = (
-        log_prob_of(log_softmax(z), tokens) for z in (student_logits, views["privileged"], views["plain"])
+        log_prob_of(log_softmax(z), tokens)
+        for z in (student_logits, views["privileged"], views["plain"])
     )
     kept = mask & (privileged > plain)
     return jnp.where(kept, logp - privileged, 0).sum() / jnp.maximum(kept.sum(dtype=logp.dtype), 1)
 
 
 def test_the_literal_loss_unlearns_what_it_keeps():
-    assert six_tokens.learn(literal, 0.5)[six_tokens.NAME] < math.exp(-20)  # less than it began with
-    # Its gradient is that of log pi(y), whatever the teacher says: descent makes the kept token less likely.
+    assert six_tokens.learn(literal, 0.5)[six_tokens.NAME] < math.exp(
+        -20
+    )  # less than it began with
+    # Its gradient is that of log pi(y), whatever the teacher says: descent makes the kept token
+    # less likely.
     row = lambda p: jnp.log(jnp.asarray([[p]]))
     tokens, mask = jnp.asarray([[1]]), jnp.asarray([[True]])
     for privileged in ([0.5, 0.5], [0.01, 0.99]):
-        gradient = jax.grad(literal)(row(PI), {"privileged": row(privileged), "plain": row(PLAIN)}, tokens, mask)
+        gradient = jax.grad(literal)(
+            row(PI), {"privileged": row(privileged), "plain": row(PLAIN)}, tokens, mask
+        )
         np.testing.assert_allclose(gradient[0, 0], [-0.25, 0.25], rtol=1e-5)  # e_y - pi
 
 
@@ -211,13 +263,18 @@ def test_the_literal_loss_unlearns_what_it_keeps():
 
 
 def test_says_what_it_is():
-    words = EvidenceGuidedOPD(kl_coefficient=0.05, log_ratio_clip=5.0, guided_writer="teacher").variables()
+    words = EvidenceGuidedOPD(
+        kl_coefficient=0.05, log_ratio_clip=5.0, guided_writer="teacher"
+    ).variables()
     assert words.state == "student rollouts, 0.5 of them written by the teacher with the context"
     assert words.gates == "log-ratio clip 5, positive evidence, threshold 0"
     assert words.regularisation == "0.05 x KL to the teacher without the context"
     words = EvidenceGuidedOPD(guided_share=0.0, region="all").variables()
     assert (words.state, words.gates, words.regularisation) == ("student rollouts", "none", "none")
-    assert EvidenceGuidedOPD(region="near_zero").variables().gates == "near_zero evidence, threshold 0.1"
+    assert (
+        EvidenceGuidedOPD(region="near_zero").variables().gates
+        == "near_zero evidence, threshold 0.1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +285,10 @@ def test_says_what_it_is():
         ({"threshold": 0.1, "region": "all"}, "threshold=0.1 does nothing with region='all'"),
         ({"guided_share": 1.5}, r"guided_share=1.5 must lie in \[0, 1\]"),
         ({"guided_writer": "techer"}, "did you mean 'teacher'"),
-        ({"guided_writer": "teacher", "guided_share": 0.0}, "guided_writer='teacher' writes nothing"),
+        (
+            {"guided_writer": "teacher", "guided_share": 0.0},
+            "guided_writer='teacher' writes nothing",
+        ),
         ({"kl_coefficient": -1.0}, "kl_coefficient=-1.0 must not be negative"),
         ({"log_ratio_clip": 0.0}, "log_ratio_clip=0.0 must be positive"),
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),

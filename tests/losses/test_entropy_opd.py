@@ -7,9 +7,9 @@ from jopd.losses.entropy_opd import EntropyOPD
 from tests.losses.one_token import at, expected_gradient, holds_where_arrays_end
 from tests.reference.divergences import entropy, reverse_kl_gradient, softmax, top
 
-# By hand: where q = (1/2, 1/4, 1/4) its entropy is 1.04 > .8, where q = (9/10, 1/20, 1/20) it is .39. Token 0 has
-# l = log 2 at the first and log 3.6 at the second, where pi = (1/4, 1/2, 1/4). The top 2 of q, ties to the lowest id, are
-# tokens 0 and 1: 1/2 log 2 + 1/4 log 1/2 = log 2 / 4.
+# By hand: where q = (1/2, 1/4, 1/4) its entropy is 1.04 > .8, where q = (9/10, 1/20, 1/20) it is
+# .39. Token 0 has l = log 2 at the first and log 3.6 at the second, where pi = (1/4, 1/2, 1/4). The
+# top 2 of q, ties to the lowest id, are tokens 0 and 1: 1/2 log 2 + 1/4 log 1/2 = log 2 / 4.
 PI = [[0.25, 0.5, 0.25]] * 2
 Q = [[0.5, 0.25, 0.25], [0.9, 0.05, 0.05]]
 
@@ -17,7 +17,9 @@ Q = [[0.5, 0.25, 0.25], [0.9, 0.05, 0.05]]
 def test_by_hand():
     value, gradient, metrics = at(EntropyOPD(top_k=2, coefficient=2.0), PI, {"teacher": Q}, [0, 0])
     ratios = np.log([2, 3.6])
-    np.testing.assert_allclose(value, (ratios.sum() * math.log(4) + 2 * math.log(2) / 4) / 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        value, (ratios.sum() * math.log(4) + 2 * math.log(2) / 4) / 2, rtol=1e-5
+    )
     # e_0 - pi = (3/4, -1/2, -1/4); the forward KL's is 3/4 pi - (1/2, 1/4, 0).
     forward = np.array([3 / 16 - 1 / 2, 3 / 8 - 1 / 4, 3 / 16])
     policy = -ratios[:, None] * np.array([0.75, -0.5, -0.25])
@@ -27,8 +29,9 @@ def test_by_hand():
 
 
 def test_the_partial_sum_may_be_negative_and_moves_mass_even_at_the_teacher():
-    # Of q = (.35, .35, .3) the top 1 is .35: at the teacher the value is 0, the gradient .35 pi - .35 e_0; and where the
-    # student thinks still more of that token the partial sum is negative: .35 log(.35 / .7).
+    # Of q = (.35, .35, .3) the top 1 is .35: at the teacher the value is 0, the gradient .35 pi -
+    # .35 e_0; and where the student thinks still more of that token the partial sum is negative:
+    # .35 log(.35 / .7).
     q, method = [[0.35, 0.35, 0.3]], EntropyOPD(top_k=1)
     value, gradient, _ = at(method, q, {"teacher": q}, [0])
     np.testing.assert_allclose(value, 0, atol=1e-6)
@@ -55,7 +58,9 @@ def test_descends_the_reverse_kl_plus_the_gated_partial_forward_kl(threshold):
     forward = (q * inside).sum() * pi - q * inside
     expected = reverse_kl_gradient(pi, q) + (0.5 * forward if threshold == 0.8 else 0)
     method = EntropyOPD(entropy_threshold=threshold, top_k=3, coefficient=0.5)
-    np.testing.assert_allclose(expected_gradient(method, student, teacher=teacher), expected, atol=1e-10)
+    np.testing.assert_allclose(
+        expected_gradient(method, student, teacher=teacher), expected, atol=1e-10
+    )
 
 
 def test_where_arrays_end():
@@ -67,7 +72,10 @@ def test_where_arrays_end():
     [
         ({"entropy_threshold": -0.1}, "entropy_threshold=-0.1 must not be negative; 0.8 nats"),
         ({"top_k": 0}, "top_k=0 must be at least 1; 16"),
-        ({"coefficient": 0.0}, "coefficient=0.0 must be positive; without the forward KL use opd_pg"),
+        (
+            {"coefficient": 0.0},
+            "coefficient=0.0 must be positive; without the forward KL use opd_pg",
+        ),
         ({"log_ratio_clip": 0.0}, "log_ratio_clip=0.0 must be positive"),
     ],
 )

@@ -10,13 +10,18 @@ from tests.reference.divergences import reverse_kl_gradient, softmax
 LOGITS = np.random.default_rng(0).normal(size=(3, 6))
 STUDENT, TEACHER, BASE = LOGITS
 
-# By hand, token 0: pi = 1/4, q = 1/2, base = 1/8, so log q - log pi = log 2 and the reward log q - log base = log 4.
+# By hand, token 0: pi = 1/4, q = 1/2, base = 1/8, so log q - log pi = log 2 and the reward log q -
+# log base = log 4.
 PI, Q, INITIAL = [[0.25, 0.75], [0.9, 0.1]], [[0.5, 0.5], [0.3, 0.7]], [[0.125, 0.875], [0.6, 0.4]]
 
 
 def by_hand(**settings):
     method = GOPD(**settings)
-    views = {view: rows for view, rows in {"teacher": Q, "initial": INITIAL}.items() if view in method.views}
+    views = {
+        view: rows
+        for view, rows in {"teacher": Q, "initial": INITIAL}.items()
+        if view in method.views
+    }
     inputs = {"group_advantage": [-2.0]} if method.reward_weight else {}
     return at(method, PI, views, [0, 1], [1, 0], **inputs)
 
@@ -36,15 +41,22 @@ def test_by_hand(settings, advantage):
     advantage *= math.log(2)
     value, gradient, metrics = by_hand(**settings)
     np.testing.assert_allclose(value, advantage * math.log(4), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(gradient[0], [-0.75 * advantage, 0.75 * advantage], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient[0], [-0.75 * advantage, 0.75 * advantage], rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_allclose(metrics["advantage"], advantage, rtol=1e-5, atol=1e-6)
 
 
 def test_logs_the_reward_and_the_teacher():
     _, _, metrics = by_hand()
     np.testing.assert_allclose(metrics["reward"], math.log(4), rtol=1e-6)
-    np.testing.assert_allclose(metrics["kl"], math.log(1 / 2) / 4 + math.log(3 / 2) * 3 / 4, rtol=1e-5)
-    assert "log_ratio_clipped" not in metrics and by_hand(log_ratio_clip=0.1)[2]["log_ratio_clipped"] == 1
+    np.testing.assert_allclose(
+        metrics["kl"], math.log(1 / 2) / 4 + math.log(3 / 2) * 3 / 4, rtol=1e-5
+    )
+    assert (
+        "log_ratio_clipped" not in metrics
+        and by_hand(log_ratio_clip=0.1)[2]["log_ratio_clipped"] == 1
+    )
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.25])
@@ -69,7 +81,10 @@ def test_where_arrays_end():
 
 def test_scale_1_has_no_use_for_the_initial_model():
     assert GOPD(scale=1.0).views == ("teacher",) and GOPD().views == ("teacher", "initial")
-    assert "1.25 × reward" in GOPD().variables().regularisation and GOPD(scale=1.0).variables().regularisation == "none"
+    assert (
+        "1.25 × reward" in GOPD().variables().regularisation
+        and GOPD(scale=1.0).variables().regularisation == "none"
+    )
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])

@@ -12,7 +12,9 @@ STUDENT, TEACHER = np.random.default_rng(2).normal(size=(2, WORLD.inner, enumera
 LOGP, LOGQ = enumeration.log_softmax(STUDENT), enumeration.log_softmax(TEACHER)
 REWARDS = (LOGQ - LOGP)[WORLD.states, WORLD.tokens]  # [R, horizon]
 LENGTHS = WORLD.mask.sum(axis=1)
-KL = np.append((np.exp(LOGP) * (LOGP - LOGQ)).sum(axis=1), np.zeros(len(WORLD.prefixes) - WORLD.inner))
+KL = np.append(
+    (np.exp(LOGP) * (LOGP - LOGQ)).sum(axis=1), np.zeros(len(WORLD.prefixes) - WORLD.inner)
+)
 GUESS = np.random.default_rng(3).normal(size=len(WORLD.prefixes))
 ENDED = np.zeros((len(WORLD.tokens), 1))
 DISCOUNT = 0.8
@@ -35,19 +37,27 @@ def critic_says(values, truncated=ENDED):
 
 
 def of_advantages(values, discount, gae_lambda):
-    advantages = enumeration.expected_advantages(WORLD, STUDENT, TEACHER, values, discount, gae_lambda)
+    advantages = enumeration.expected_advantages(
+        WORLD, STUDENT, TEACHER, values, discount, gae_lambda
+    )
     return enumeration.policy_gradient(WORLD, STUDENT, advantages)
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 1.0])
 def test_the_table_of_biases(gae_lambda):
-    """Rows that ended: no bias at lambda 1 whatever the critic says, and none with the exact values whatever lambda."""
+    """Rows that ended: no bias at lambda 1 whatever the critic says, and none with the exact values
+    whatever lambda.
+    """
     unbiased = of_advantages(VALUES["none"], DISCOUNT, 1.0)
     method = GAEOPD(discount=DISCOUNT, gae_lambda=gae_lambda)
     for critic, values in VALUES.items():
         ended = np.append(values[: WORLD.inner], np.zeros(len(values) - WORLD.inner))
-        found = enumeration.expected_gradient(method, WORLD, STUDENT, TEACHER, **critic_says(values))
-        np.testing.assert_allclose(found, of_advantages(ended, DISCOUNT, gae_lambda), atol=1e-10, err_msg=critic)
+        found = enumeration.expected_gradient(
+            method, WORLD, STUDENT, TEACHER, **critic_says(values)
+        )
+        np.testing.assert_allclose(
+            found, of_advantages(ended, DISCOUNT, gae_lambda), atol=1e-10, err_msg=critic
+        )
         bias = np.abs(found - unbiased).max()
         if gae_lambda == 1 or critic == "exact":
             assert bias < 1e-10, critic
@@ -58,7 +68,9 @@ def test_the_table_of_biases(gae_lambda):
 def test_undiscounted_at_lambda_1_it_descends_the_kl_between_rows():
     method = GAEOPD(gae_lambda=1.0)
     found = enumeration.expected_gradient(method, WORLD, STUDENT, TEACHER, **critic_says(GUESS))
-    np.testing.assert_allclose(found, enumeration.sequence_kl_gradient(WORLD, STUDENT, TEACHER), atol=1e-10)
+    np.testing.assert_allclose(
+        found, enumeration.sequence_kl_gradient(WORLD, STUDENT, TEACHER), atol=1e-10
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +107,8 @@ def test_an_exact_split_critic_is_unbiased_at_any_lambda():
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 1.0])
 def test_a_bootstrap_makes_up_for_what_the_limit_cut_off(gae_lambda):
-    # Rows of four tokens, cut after three: the states are in the same order, those of length three now the cut ones.
+    # Rows of four tokens, cut after three: the states are in the same order, those of length three
+    # now the cut ones.
     longer = enumeration.world(4)
     student, teacher = np.random.default_rng(4).normal(size=(2, longer.inner, enumeration.TOKENS))
     whole = enumeration.sequence_kl_gradient(longer, student, teacher)[: WORLD.inner]
@@ -129,18 +142,27 @@ def test_the_critic_regresses_on_returns_worked_by_hand():
             inputs = {"values": values, "bootstrap": bootstrap, "truncated": truncated}
             return evaluate(method, student, {"teacher": teacher}, tokens, mask, **inputs)
 
-        value, gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(student, *given)
+        value, gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
+            student, *given
+        )
         rewards = [-np.log(2), np.log(2)]
-        advantages = np.array(credit.generalized_advantage(rewards, [first, second], 0.5, 0.5, bootstrap))
+        advantages = np.array(
+            credit.generalized_advantage(rewards, [first, second], 0.5, 0.5, bootstrap)
+        )
         metrics = value[1]
-        # The policy's gradient, a sum over the row; the critic's, a mean over its tokens: c_v (V - R) / 2 with V - R = -A.
+        # The policy's gradient, a sum over the row; the critic's, a mean over its tokens: c_v (V -
+        # R) / 2 with V - R = -A.
         expected = -advantages[:, None] * (np.eye(3)[[0, 1]] - [0.5, 0.25, 0.25])
         np.testing.assert_allclose(gradient[0][0, :2], expected, rtol=1e-5, err_msg=critic)
         slope = 1.0 if critic == "plain" else 0.5
-        np.testing.assert_allclose(gradient[1][0], [*(-0.3 * slope * advantages), 0], rtol=1e-5, err_msg=critic)
+        np.testing.assert_allclose(
+            gradient[1][0], [*(-0.3 * slope * advantages), 0], rtol=1e-5, err_msg=critic
+        )
         np.testing.assert_array_equal(gradient[2], 0)
         policy = -(advantages * np.log([0.5, 0.25])).sum()
-        np.testing.assert_allclose(value[0], policy + 0.3 * (advantages**2).mean(), rtol=1e-5, err_msg=critic)
+        np.testing.assert_allclose(
+            value[0], policy + 0.3 * (advantages**2).mean(), rtol=1e-5, err_msg=critic
+        )
         returns = advantages + [first, second]
         for name, expected in {
             "value": [first, second],
@@ -161,7 +183,8 @@ def test_the_head_reads_the_state_before_each_token_and_after_the_last(trunk_gra
         "value_weights": ((2,), jnp.float32),
         "value_bias": ((), jnp.float32),
     }
-    # Three columns of tokens, four of states; rows of three tokens, of one, of none. Behind them stands nothing.
+    # Three columns of tokens, four of states; rows of three tokens, of one, of none. Behind them
+    # stands nothing.
     hidden = np.full((3, 4, 2), np.nan)
     hidden[0], hidden[1, :2], hidden[2, :1] = np.arange(8).reshape(4, 2), [[1, 0], [0, 1]], [[5, 5]]
     mask = jnp.asarray([[True] * 3, [True, False, False], [False] * 3])
@@ -177,7 +200,9 @@ def test_the_head_reads_the_state_before_each_token_and_after_the_last(trunk_gra
     np.testing.assert_array_equal(out["values"][0], [10.5, 32.5, 54.5])
     assert out["values"][1, 0] == 1.5 and out["values"].dtype == jnp.float32
     np.testing.assert_array_equal(out["bootstrap"], [[76.5], [10.5], [55.5]])
-    np.testing.assert_array_equal(gradient[0]["value_weights"], [0 + 2 + 4 + 600 + 1 + 0, 1 + 3 + 5 + 700 + 0 + 100])
+    np.testing.assert_array_equal(
+        gradient[0]["value_weights"], [0 + 2 + 4 + 600 + 1 + 0, 1 + 3 + 5 + 700 + 0 + 100]
+    )
     on_hidden = np.where(np.isnan(hidden), 0, gradient[1].astype(jnp.float32))
     assert on_hidden.any() == trunk_gradient and not np.isnan(gradient[1].astype(jnp.float32)).any()
 
@@ -201,4 +226,7 @@ def test_bad_settings_are_refused_with_the_cure(settings, message, types_uncheck
 def test_it_says_what_it_reads_and_what_it_is():
     assert GAEOPD().inputs == ("truncated",) and GAEOPD().module_inputs == ("values", "bootstrap")
     assert GAEOPD(reward_weight=1.0).inputs == ("group_advantage", "truncated")
-    assert GAEOPD(critic="kl_split").variables().credit == "GAE, discount 1, lambda 0.95, critic split at the KL"
+    assert (
+        GAEOPD(critic="kl_split").variables().credit
+        == "GAE, discount 1, lambda 0.95, critic split at the KL"
+    )

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jopd import losses
-from tests.losses.problem import BATCH, LENGTH, METHODS, REGISTERED, UPDATES, logits_of, plain_loss, problem, short
+from tests.losses.problem import (
+    BATCH,
+    LENGTH,
+    METHODS,
+    REGISTERED,
+    UPDATES,
+    logits_of,
+    plain_loss,
+    problem,
+    short,
+)
 from tests.reference import divergences as reference
 
 # By hand: pi = (1/4, 3/4), q = (1/2, 1/2).
@@ -22,7 +32,9 @@ def by_hand(method, token=0, student=PI, teacher=Q, **inputs):
     logits, view = (jnp.log(jnp.asarray([[row, [0.9, 0.1]]])) for row in (student, teacher))
     tokens, mask = jnp.asarray([[token, 1]]), jnp.asarray([[1, 0]])
     inputs = {name: jnp.asarray([[value, 0.0]]) for name, value in inputs.items()}
-    loss = lambda z: losses.evaluate(method, z, {v: view for v in method.views}, tokens, mask, **inputs)
+    loss = lambda z: losses.evaluate(
+        method, z, {v: view for v in method.views}, tokens, mask, **inputs
+    )
     (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(logits)
     np.testing.assert_array_equal(gradient[0, 1], 0)
     return value, gradient[0, 0], metrics
@@ -43,12 +55,15 @@ def test_sft_is_cross_entropy():
 
 
 def test_opd_is_a_token_mean_over_the_whole_batch():
-    # Rows of one and of three tokens: FKL at three of them, 0 at the fourth, so 3/4 FKL; a mean of means would say 5/6.
+    # Rows of one and of three tokens: FKL at three of them, 0 at the fourth, so 3/4 FKL; a mean of
+    # means would say 5/6.
     logits = jnp.log(jnp.asarray([[PI, PI, PI], [PI, PI, Q]]))
     mask = jnp.asarray([[True, False, False], [True, True, True]])
     teacher = {"teacher": jnp.log(jnp.asarray([[Q, Q, Q], [Q, Q, Q]]))}
     method = losses.get("opd", divergence="forward_kl")
-    loss, metrics = jax.jit(losses.evaluate, static_argnums=0)(method, logits, teacher, jnp.zeros((2, 3), int), mask)
+    loss, metrics = jax.jit(losses.evaluate, static_argnums=0)(
+        method, logits, teacher, jnp.zeros((2, 3), int), mask
+    )
     np.testing.assert_allclose(loss, FORWARD_KL * 3 / 4, rtol=1e-6)
     np.testing.assert_allclose(metrics["divergence"], loss, rtol=1e-6)
 
@@ -57,7 +72,9 @@ def test_temperature_divides_both_and_the_logged_kl_ignores_it():
     # At temperature 2 pi ~ (1, sqrt 3), q stays even: FKL = log((1 + sqrt 3) / 2) - log(3) / 4.
     value, _, metrics = by_hand(losses.get("opd", divergence="forward_kl", temperature=2.0))
     np.testing.assert_allclose(value, math.log((1 + math.sqrt(3)) / 2) - math.log(3) / 4, rtol=1e-5)
-    np.testing.assert_allclose(metrics["kl"], math.log(1 / 2) / 4 + math.log(3 / 2) * 3 / 4, rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["kl"], math.log(1 / 2) / 4 + math.log(3 / 2) * 3 / 4, rtol=1e-5
+    )
 
 
 def test_opd_pg_rewards_the_sampled_token():
@@ -73,19 +90,46 @@ def test_opd_pg_rewards_the_sampled_token():
 @pytest.mark.parametrize(
     "token, behaviour, ratio_clip, value, gradient",
     [
-        (0, 1 / 8, None, -2 * math.log(2), [-1.5 * math.log(2), 1.5 * math.log(2)]),  # r = 2, not clipped
-        (0, 1 / 8, 0.2, -1.2 * math.log(2), [0, 0]),  # r = 2 > 1.2 with A > 0: the step has been taken
-        (0, 1 / 2, 0.2, -0.5 * math.log(2), [-0.375 * math.log(2), 0.375 * math.log(2)]),  # r = 1/2: still to go
-        (1, 3 / 8, 0.2, 2 * math.log(3 / 2), [-0.5 * math.log(3 / 2), 0.5 * math.log(3 / 2)]),  # r = 2, A = log(2/3)
+        (
+            0,
+            1 / 8,
+            None,
+            -2 * math.log(2),
+            [-1.5 * math.log(2), 1.5 * math.log(2)],
+        ),  # r = 2, not clipped
+        (
+            0,
+            1 / 8,
+            0.2,
+            -1.2 * math.log(2),
+            [0, 0],
+        ),  # r = 2 > 1.2 with A > 0: the step has been taken
+        (
+            0,
+            1 / 2,
+            0.2,
+            -0.5 * math.log(2),
+            [-0.375 * math.log(2), 0.375 * math.log(2)],
+        ),  # r = 1/2: still to go
+        (
+            1,
+            3 / 8,
+            0.2,
+            2 * math.log(3 / 2),
+            [-0.5 * math.log(3 / 2), 0.5 * math.log(3 / 2)],
+        ),  # r = 2, A = log(2/3)
     ],
 )
-def test_opd_pg_clips_the_ratio_to_the_behaviour_policy(token, behaviour, ratio_clip, value, gradient):
+def test_opd_pg_clips_the_ratio_to_the_behaviour_policy(
+    token, behaviour, ratio_clip, value, gradient
+):
     method = losses.get("opd_pg", updates=2, ratio_clip=ratio_clip)
     agrees(by_hand(method, token=token, behaviour_logp=math.log(behaviour)), value, gradient)
 
 
 def test_opsd_clamps_entries_from_above_only():
-    # Entries 3/4 log 3 = .82, clamped to .05 without gradient, and -1/4 log 3, whose gradient is -1/4 (e_2 - pi).
+    # Entries 3/4 log 3 = .82, clamped to .05 without gradient, and -1/4 log 3, whose gradient is
+    # -1/4 (e_2 - pi).
     found = by_hand(losses.get("opsd"), student=[0.25, 0.75], teacher=[0.75, 0.25])
     agrees(found, 0.05 - math.log(3) / 4, [1 / 16, -1 / 16])
     assert found[2]["clamped_entries"] == 1
@@ -94,7 +138,8 @@ def test_opsd_clamps_entries_from_above_only():
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_the_policy_gradient_is_the_reverse_kls_in_expectation(updates):
-    # Every token that could be sampled, one a row, weighted by the policy that samples: with updates, another one.
+    # Every token that could be sampled, one a row, weighted by the policy that samples: with
+    # updates, another one.
     rows = np.random.default_rng(0).normal(size=(3, 5))
     pi, q, behaviour = (reference.softmax(row) for row in rows)
     sampler = pi if updates == 1 else behaviour
@@ -102,7 +147,9 @@ def test_the_policy_gradient_is_the_reverse_kls_in_expectation(updates):
         method = losses.get("opd_pg", updates=updates)
         inputs = {"behaviour_logp": jnp.log(jnp.asarray(sampler))[:, None]} if updates > 1 else {}
         spread = lambda row: jnp.broadcast_to(jnp.asarray(row), (5, 1, 5))
-        terms_of = lambda z: method.token_terms(spread(z), {"teacher": spread(rows[1])}, jnp.arange(5)[:, None], {})
+        terms_of = lambda z: method.token_terms(
+            spread(z), {"teacher": spread(rows[1])}, jnp.arange(5)[:, None], {}
+        )
 
         def expected(z):
             # One token a row: the weights enter through the rows' shares of the loss.
@@ -110,7 +157,9 @@ def test_the_policy_gradient_is_the_reverse_kls_in_expectation(updates):
             for row in range(5):
                 one = {name: values[row : row + 1] for name, values in terms.items()}
                 given = {name: values[row : row + 1] for name, values in inputs.items()}
-                total += sampler[row] * losses.batch_loss(losses.time_stage(method, one, jnp.ones((1, 1)), given)[0])
+                total += sampler[row] * losses.batch_loss(
+                    losses.time_stage(method, one, jnp.ones((1, 1)), given)[0]
+                )
             return total
 
         gradient = jax.device_get(jax.jit(jax.grad(expected))(jnp.asarray(rows[0])))
@@ -118,12 +167,16 @@ def test_the_policy_gradient_is_the_reverse_kls_in_expectation(updates):
 
 
 def test_sft_equals_torch():
-    torch = pytest.importorskip("torch", reason="torch is not installed, so there is nothing to compare with")
+    torch = pytest.importorskip(
+        "torch", reason="torch is not installed, so there is nothing to compare with"
+    )
     given = problem(losses.get("sft"))
     logits = np.asarray(logits_of(given.student))
     labels = np.where(given.mask, given.tokens, -100)
     z = torch.tensor(logits, requires_grad=True)
-    expected = torch.nn.functional.cross_entropy(z.flatten(0, 1), torch.tensor(labels, dtype=torch.long).flatten())
+    expected = torch.nn.functional.cross_entropy(
+        z.flatten(0, 1), torch.tensor(labels, dtype=torch.long).flatten()
+    )
     expected.backward()
     loss = jax.jit(jax.value_and_grad(lambda z: plain_loss(losses.get("sft"), z, {}, given)))
     loss, gradient = loss(jnp.asarray(logits))
@@ -135,7 +188,9 @@ def test_sft_equals_torch():
 
 
 @pytest.mark.parametrize(
-    "method", [method for method in METHODS if method.views and method.vanishes_at_teacher], ids=short
+    "method",
+    [method for method in METHODS if method.views and method.vanishes_at_teacher],
+    ids=short,
 )
 def test_identity(method):
     """A teacher that says what the student says teaches nothing."""
@@ -151,12 +206,17 @@ def test_identity(method):
 @pytest.mark.parametrize("method", [*REGISTERED, UPDATES], ids=short)
 def test_tokens_outside_the_mask_do_not_exist(method):
     batch = problem(method)
-    student, teachers = logits_of(batch.student), {view: logits_of(scored) for view, scored in batch.teachers.items()}
+    student, teachers = (
+        logits_of(batch.student),
+        {view: logits_of(scored) for view, scored in batch.teachers.items()},
+    )
 
     @jax.jit
     def value_and_gradients(mask, poison):
         def spoil(tree):
-            spoilt = lambda a: jnp.where(jnp.expand_dims(mask, range(2, a.ndim)), a, poison.astype(a.dtype))
+            spoilt = lambda a: jnp.where(
+                jnp.expand_dims(mask, range(2, a.ndim)), a, poison.astype(a.dtype)
+            )
             return jax.tree.map(spoilt, tree)
 
         rest = spoil(batch._replace(student=None, teachers={}))._replace(mask=mask)
@@ -170,7 +230,9 @@ def test_tokens_outside_the_mask_do_not_exist(method):
     )
     def holds(mask, poison):
         mask = np.array(mask).reshape(BATCH, LENGTH)
-        clean, spoilt = (jax.device_get(value_and_gradients(mask, jnp.float32(p))) for p in (0, poison))
+        clean, spoilt = (
+            jax.device_get(value_and_gradients(mask, jnp.float32(p))) for p in (0, poison)
+        )
         jax.tree.map(np.testing.assert_array_equal, spoilt, clean)
         value, (gradient, teacher_gradients) = spoilt
         assert np.isfinite(value) and not gradient[~mask].any()
@@ -187,7 +249,9 @@ def test_describes_itself(method):
 
 
 def test_who_writes_the_completions():
-    shares = {share: losses.get("opd", on_policy_share=share).completions for share in (1.0, 0.3, 0.0)}
+    shares = {
+        share: losses.get("opd", on_policy_share=share).completions for share in (1.0, 0.3, 0.0)
+    }
     assert shares == {1.0: "student", 0.3: "mixed", 0.0: "reference"}
     assert losses.get("sft").completions == "reference"
 
@@ -199,12 +263,20 @@ def test_who_writes_the_completions():
     "name, settings, message",
     [
         ("odp", {}, "unknown method 'odp': did you mean 'opd'"),
-        ("opd", {"divergance": "forward_kl"}, "unknown setting of opd 'divergance': did you mean 'divergence'"),
+        (
+            "opd",
+            {"divergance": "forward_kl"},
+            "unknown setting of opd 'divergance': did you mean 'divergence'",
+        ),
         ("sft", {"temperature": 1.0}, "unknown setting of sft 'temperature'"),
         ("opd", {"divergence": "k1"}, "opd_pg"),
         ("opd", {"temperature": 0.0}, "temperature=0.0 must be positive"),
         ("opd", {"on_policy_share": 1.5}, r"on_policy_share=1.5 must lie in \[0, 1\]"),
-        ("opd", {"divergence": "k3", "on_policy_share": 0.5}, "on_policy_share=0.5 estimates nothing"),
+        (
+            "opd",
+            {"divergence": "k3", "on_policy_share": 0.5},
+            "on_policy_share=0.5 estimates nothing",
+        ),
         ("opd", {"top_k": 1, "tail": "renormalise"}, "identically 0"),
         ("opd", {"temperature": math.inf}, "temperature=inf must be positive and finite"),
         ("opd_pg", {"reward_weight": math.inf}, "reward_weight=inf must be finite"),
@@ -226,9 +298,21 @@ def test_bad_settings_are_refused_with_the_cure(name, settings, message, types_u
 @pytest.mark.parametrize(
     "method, changes, message",
     [
-        (losses.get("opd"), {"teacher_logits": {}}, "opd needs the teacher views teacher; missing: teacher"),
-        (losses.get("opsd"), {"teacher_logits": {"privilege": (2, 3, 4)}}, "did you mean 'privileged'"),
-        (losses.get("opd"), {"teacher_logits": {"teacher": (2, 3, 5)}}, "cut padded vocabulary rows off"),
+        (
+            losses.get("opd"),
+            {"teacher_logits": {}},
+            "opd needs the teacher views teacher; missing: teacher",
+        ),
+        (
+            losses.get("opsd"),
+            {"teacher_logits": {"privilege": (2, 3, 4)}},
+            "did you mean 'privileged'",
+        ),
+        (
+            losses.get("opd"),
+            {"teacher_logits": {"teacher": (2, 3, 5)}},
+            "cut padded vocabulary rows off",
+        ),
         (losses.get("opd"), {"tokens": (2, 4)}, r"tokens has shape \(2, 4\)"),
         (losses.get("opd"), {"mask": (3, 3)}, r"mask has shape \(3, 3\)"),
         (losses.get("opd"), {"behaviour_logp": (2, 3)}, "unknown input of opd 'behaviour_logp'"),
@@ -242,7 +326,11 @@ def test_bad_settings_are_refused_with_the_cure(name, settings, message, types_u
     ],
 )
 def test_evaluate_names_what_does_not_fit(method, changes, message):
-    shapes = {"student_logits": (2, 3, 4), "teacher_logits": {v: (2, 3, 4) for v in method.views}, "tokens": (2, 3)}
+    shapes = {
+        "student_logits": (2, 3, 4),
+        "teacher_logits": {v: (2, 3, 4) for v in method.views},
+        "tokens": (2, 3),
+    }
     shapes = {**shapes, "mask": (2, 3), **changes}
     arrays = jax.tree.map(jnp.ones, shapes, is_leaf=lambda shape: isinstance(shape, tuple))
     arrays["tokens"] = arrays["tokens"].astype(int)
@@ -266,6 +354,9 @@ def test_a_mask_with_a_hole_is_refused_where_order_matters(method):
 def test_who_needs_the_order():
     ordered = {name for name in losses.names() if losses.get(name).ordered}
     assert ordered == {"ar_opd", "gae_opd", "iw_opd", "topd"}
-    assert losses.get("opd_pg", credit="return_to_go").ordered and losses.get("cr_opd", credit="gae").ordered
+    assert (
+        losses.get("opd_pg", credit="return_to_go").ordered
+        and losses.get("cr_opd", credit="gae").ordered
+    )
     assert losses.stabilised(losses.get("opd"), losses.Stabilisers(position_half_life=5.0)).ordered
     assert not losses.get("ar_opd", skip_tokens=0).ordered

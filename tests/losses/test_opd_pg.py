@@ -13,7 +13,9 @@ LENGTH = enumeration.expected_length(WORLD, STUDENT)
 
 
 def found(per_row=1.0, **settings):
-    return enumeration.expected_gradient(OPDPolicyGradient(**settings), WORLD, STUDENT, TEACHER, per_row=per_row)
+    return enumeration.expected_gradient(
+        OPDPolicyGradient(**settings), WORLD, STUDENT, TEACHER, per_row=per_row
+    )
 
 
 def of_returns(discount):
@@ -28,7 +30,9 @@ FIXED = enumeration.fixed_state_gradient(WORLD, STUDENT, TEACHER)
 
 def test_the_world_is_whole_and_its_two_ways_to_a_gradient_agree():
     assert len(WORLD.tokens) == 15 and WORLD.mask.sum(axis=1).tolist() == [1, 2, 2] + [3] * 12
-    np.testing.assert_allclose(np.exp(enumeration.log_probabilities(WORLD, STUDENT)).sum(), 1, rtol=1e-14)
+    np.testing.assert_allclose(
+        np.exp(enumeration.log_probabilities(WORLD, STUDENT)).sum(), 1, rtol=1e-14
+    )
     np.testing.assert_allclose(of_returns(1.0), SEQUENCE, atol=1e-14)
     np.testing.assert_allclose(of_returns(0.0), FIXED, atol=1e-14)
     assert np.abs(SEQUENCE - FIXED).max() > 0.1  # or the tests below could not tell the two apart
@@ -41,7 +45,9 @@ def test_immediate_credit_descends_the_kl_at_the_states_reached(baseline):
 
 @pytest.mark.parametrize("baseline", ["none", "kl"])
 def test_return_to_go_descends_the_kl_between_rows(baseline):
-    np.testing.assert_allclose(found(credit="return_to_go", baseline=baseline), SEQUENCE, atol=1e-10)
+    np.testing.assert_allclose(
+        found(credit="return_to_go", baseline=baseline), SEQUENCE, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("baseline", ["none", "kl"])
@@ -54,7 +60,9 @@ def test_a_discount_lies_between_and_is_biased_for_both(baseline):
 def test_an_advantage_of_the_state_alone_teaches_nothing():
     class StateOnly(OPDPolicyGradient):
         def estimate(self, terms, mask, inputs):
-            return super().estimate(terms, mask, inputs)._replace(advantage=terms["expected_reward"])
+            return (
+                super().estimate(terms, mask, inputs)._replace(advantage=terms["expected_reward"])
+            )
 
     gradient = enumeration.expected_gradient(StateOnly(baseline="kl"), WORLD, STUDENT, TEACHER)
     np.testing.assert_allclose(gradient, 0, atol=1e-10)
@@ -67,10 +75,14 @@ ONE_HOT = np.eye(3)[[0, 1]]
 
 
 def gradient_and_metrics(dtype=jnp.float32, **settings):
-    group_advantage = {"group_advantage": jnp.asarray([[2.0]])} if settings.get("reward_weight") else {}
+    group_advantage = (
+        {"group_advantage": jnp.asarray([[2.0]])} if settings.get("reward_weight") else {}
+    )
     view = {"teacher": jnp.asarray(VIEW, dtype)}
     tokens, mask = jnp.asarray([[0, 1, 2]]), jnp.asarray([[1, 1, 0]])
-    loss = lambda z: evaluate(OPDPolicyGradient(**settings), z, view, tokens, mask, **group_advantage)
+    loss = lambda z: evaluate(
+        OPDPolicyGradient(**settings), z, view, tokens, mask, **group_advantage
+    )
     gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(jnp.asarray(LOGITS, dtype))
     np.testing.assert_array_equal(gradient[0, 2], 0)
     return gradient[0, :2], metrics
@@ -87,7 +99,11 @@ def gradient_and_metrics(dtype=jnp.float32, **settings):
         ({"credit": "return_to_go", "baseline": "kl"}, [0.25 * np.log(2), 1.25 * np.log(2)], 1),
         ({"log_ratio_clip": 0.5}, [-0.5, 0.5], 2),
         ({"credit": "return_to_go", "log_ratio_clip": 0.5}, [0, 0.5], 1),
-        ({"credit": "discounted", "discount": 0.25, "reward_weight": 0.5}, [1 - 0.75 * np.log(2), 1 + np.log(2)], 1),
+        (
+            {"credit": "discounted", "discount": 0.25, "reward_weight": 0.5},
+            [1 - 0.75 * np.log(2), 1 + np.log(2)],
+            1,
+        ),
     ],
     ids=str,
 )
@@ -100,7 +116,8 @@ def test_advantages_and_counts_worked_by_hand(settings, advantages, count):
 
 
 def test_the_baseline_has_the_losss_temperature():
-    # At temperature 2 pi ~ (sqrt 2, 1, 1) and q ~ (1, sqrt 2, 1): KL = (sqrt 2 - 1) log(sqrt 2) / (2 + sqrt 2).
+    # At temperature 2 pi ~ (sqrt 2, 1, 1) and q ~ (1, sqrt 2, 1): KL = (sqrt 2 - 1) log(sqrt 2) /
+    # (2 + sqrt 2).
     _, metrics = gradient_and_metrics(baseline="kl", temperature=2.0)
     np.testing.assert_allclose(
         -metrics["expected_reward"], (np.sqrt(2) - 1) * np.log(2) / 2 / (2 + np.sqrt(2)), rtol=1e-5
@@ -114,8 +131,14 @@ def test_the_baseline_has_the_losss_temperature():
         ({"credit": "return"}, "unknown credit 'return'"),
         ({"credit": "kl"}, "of the state alone, whose expected gradient is exactly zero"),
         ({"baseline": "KL"}, "unknown baseline 'KL'"),
-        ({"discount": 0.9}, "discount=0.9 has nothing to act on with credit='immediate'.*not at all"),
-        ({"credit": "return_to_go", "discount": 0.9}, "with credit='return_to_go'.*in full.*'discounted'"),
+        (
+            {"discount": 0.9},
+            "discount=0.9 has nothing to act on with credit='immediate'.*not at all",
+        ),
+        (
+            {"credit": "return_to_go", "discount": 0.9},
+            "with credit='return_to_go'.*in full.*'discounted'",
+        ),
         ({"credit": "discounted"}, r"discount=None must lie in \(0, 1\)"),
         ({"credit": "discounted", "discount": 1.0}, "1 is 'return_to_go'"),
         ({"credit": "discounted", "discount": 0.0}, "0 is 'immediate'"),

@@ -31,7 +31,9 @@ def f_divergence(name, logits, q, beta=0.5):
     return (pi * f).sum()
 
 
-@pytest.mark.parametrize("name, beta", [*((name, None) for name in DIVERGENCES), ("jensen_shannon", 0.1)])
+@pytest.mark.parametrize(
+    "name, beta", [*((name, None) for name in DIVERGENCES), ("jensen_shannon", 0.1)]
+)
 def test_descends_its_divergence(name, beta):
     exact = complex_step(lambda z: f_divergence(name, z, softmax(TEACHER), beta or 0.5), STUDENT)
     assert np.abs(exact).max() > 0.01
@@ -64,7 +66,9 @@ def test_by_hand(settings, advantage):
 def test_is_finite_at_the_clip_and_exactly_zero_at_the_teacher(name):
     log_ratios = jnp.asarray([-80.0, 80.0, 0.0, 1e-6, -1e-6])
     advantages = faithful_advantage(name, log_ratios)
-    assert np.isfinite(advantages).all() and advantages[0] < 0 < advantages[1] and advantages[2] == 0
+    assert (
+        np.isfinite(advantages).all() and advantages[0] < 0 < advantages[1] and advantages[2] == 0
+    )
     np.testing.assert_allclose(advantages[3:], 0, atol=2e-6)
     gradient = at(OPDPlus(divergence=name), PI, {"teacher": PI}, [0, 1])[1]
     np.testing.assert_array_equal(gradient, 0)

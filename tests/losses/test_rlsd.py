@@ -20,7 +20,8 @@ def test_reweighted_advantage_worked_by_hand():
     advantage = jnp.asarray([[2.0], [-1.0], [0.0]])
     log_ratio = jnp.log(jnp.asarray([[1.1, 3.0, 0.5], [1.1, 3.0, 0.5], [0.0, jnp.inf, 1.0]]))
     found = reweighted_advantage(advantage, log_ratio, mix=0.5, clip=0.2)
-    # Weights 1.1, 1.2 (clipped), .8 (clipped); below zero their inverses, 1/1.1, .8, 1.2; halfway to 1; times A.
+    # Weights 1.1, 1.2 (clipped), .8 (clipped); below zero their inverses, 1/1.1, .8, 1.2; halfway
+    # to 1; times A.
     expected = [[2.1, 2.2, 1.8], [-(1 + 1 / 1.1) / 2, -0.9, -1.1], [0, 0, 0]]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     # An advantage a token, and a mix a row.
@@ -44,7 +45,9 @@ reweighted = jax.jit(reweighted_advantage, static_argnames="clip")
 def test_the_teacher_never_turns_a_sign(advantage, log_ratio, mix, clip):
     one = lambda x: np.array([[x]], np.float32)
     found = reweighted(one(advantage), one(log_ratio), mix=one(mix), clip=clip)
-    assert np.sign(found) == np.sign(np.float32(advantage)) or abs(advantage) < 1e-35  # what small numbers round to
+    assert (
+        np.sign(found) == np.sign(np.float32(advantage)) or abs(advantage) < 1e-35
+    )  # what small numbers round to
     assert abs(found) <= abs(advantage) * (1 + clip) * 1.0001
 
 
@@ -54,8 +57,8 @@ def test_neither_argument_has_a_gradient():
         np.testing.assert_array_equal(gradient, 0)
 
 
-# The loss by hand, one row: pi = (1/4, 3/4), q = (1/2, 1/2) with the context, (11/20, 9/20) without; tokens 0 and 1, and a
-# third that is masked out. D = a = (log 2, log 2/3).
+# The loss by hand, one row: pi = (1/4, 3/4), q = (1/2, 1/2) with the context, (11/20, 9/20)
+# without; tokens 0 and 1, and a third that is masked out. D = a = (log 2, log 2/3).
 
 PI, PRIVILEGED, PLAIN = [0.25, 0.75], [0.5, 0.5], [0.55, 0.45]
 SCORE_0, SCORE_1 = np.array([0.75, -0.75]), np.array([-0.25, 0.25])  # e_y - pi
@@ -108,7 +111,9 @@ def test_without_a_verifier_by_hand():
     expected = [math.log(2) * 10 / 11, math.log(2 / 3) * 9 / 10]
     found = by_hand(method=RLSD(verifier=False))
     agrees(found, expected)
-    np.testing.assert_allclose(found[2]["evidence"], (math.log(10 / 11) + math.log(10 / 9)) / 2, rtol=1e-4)
+    np.testing.assert_allclose(
+        found[2]["evidence"], (math.log(10 / 11) + math.log(10 / 9)) / 2, rtol=1e-4
+    )
     agrees(by_hand(method=RLSD(verifier=False), weight=[3.0, 1.0, 5.0]), expected, (0.75, 0.25))
     tight = [math.log(2) * 0.95, math.log(2 / 3) * 0.95]  # both weights at the clip
     agrees(by_hand(method=RLSD(verifier=False, clip=0.05)), tight)
@@ -127,14 +132,20 @@ MASK = np.arange(5) < np.array([5, 1, 0, 3])[:, None]
 
 def at_random(method, z, mask=MASK, advantages=None):
     views, tokens = {"privileged": z[1], "plain": z[2]}, np.repeat([[3], [0], [0], [0]], 5, axis=1)
-    inputs = {} if advantages is None else {"group_advantage": advantages, "step": np.full((4, 1), 10, np.float32)}
+    inputs = (
+        {}
+        if advantages is None
+        else {"group_advantage": advantages, "step": np.full((4, 1), 10, np.float32)}
+    )
     (value, _), (gradient, _) = jax.device_get(found(method, z[0], views, tokens, mask, inputs))
     return value, gradient
 
 
 def logits(extra=0):
     z = np.random.default_rng(0).normal(size=(3, *MASK.shape, 6))
-    return np.concatenate([z, np.full((3, *MASK.shape, extra), -np.inf)], axis=-1).astype(np.float32)
+    return np.concatenate([z, np.full((3, *MASK.shape, extra), -np.inf)], axis=-1).astype(
+        np.float32
+    )
 
 
 def advantages(*rewards):
@@ -143,7 +154,8 @@ def advantages(*rewards):
 
 @pytest.mark.parametrize("reward", [0.0, 1.0])
 def test_where_all_samples_are_rewarded_alike_nothing_is_learnt(reward):
-    # The claim of EDGE-OPD about identity, where a verifier accepts nothing; the teacher's opinion changes nothing.
+    # The claim of EDGE-OPD about identity, where a verifier accepts nothing; the teacher's opinion
+    # changes nothing.
     value, gradient = at_random(RLSD(), logits(), advantages=advantages(*[reward] * 4))
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
@@ -153,7 +165,10 @@ def test_at_the_teacher_it_is_grpo_with_a_verifier_and_nothing_without():
     z = np.repeat(logits()[:1], 3, axis=0)
     value, gradient = at_random(RLSD(), z, advantages=advantages(1.0, 0.0, 0.0, 1.0))
     # GRPO by hand: the mean over nine tokens of A (pi - e_y); +-A is .5 / (sqrt .5 + 1e-4).
-    pi, one_hot = np.exp(z[0]) / np.exp(z[0]).sum(axis=-1, keepdims=True), np.eye(6)[[3, 0, 0, 0]][:, None]
+    pi, one_hot = (
+        np.exp(z[0]) / np.exp(z[0]).sum(axis=-1, keepdims=True),
+        np.eye(6)[[3, 0, 0, 0]][:, None],
+    )
     size = 0.5 / (math.sqrt(0.5) + 1e-4) * np.array([1, -1, -1, 1])[:, None, None]
     np.testing.assert_allclose(gradient, size * (pi - one_hot) * MASK[..., None] / 9, atol=1e-6)
     assert not RLSD().vanishes_at_teacher and RLSD(verifier=False).vanishes_at_teacher
@@ -164,7 +179,10 @@ def test_at_the_teacher_it_is_grpo_with_a_verifier_and_nothing_without():
 
 @pytest.mark.parametrize("verifier", [True, False])
 def test_rows_of_nothing_and_tokens_that_nobody_allows_are_harmless(verifier):
-    method, given = RLSD(verifier=verifier), {"advantages": advantages(1.0, 0.0, 0.0, 1.0)} if verifier else {}
+    method, given = (
+        RLSD(verifier=verifier),
+        {"advantages": advantages(1.0, 0.0, 0.0, 1.0)} if verifier else {},
+    )
     value, gradient = at_random(method, logits(), **given)
     assert value != 0 and not gradient[2].any()
     found, more = at_random(method, logits(extra=1), **given)
@@ -188,7 +206,11 @@ def test_rows_of_nothing_and_tokens_that_nobody_allows_are_harmless(verifier):
 )
 def test_a_name_is_learnt_guided_and_without_a_verifier(settings, expected):
     method, zeros = RLSD(**settings), jnp.zeros((six_tokens.ROWS,))
-    inputs = {"group_advantage": group_advantage(zeros, 8), "step": zeros[:, None]} if method.verifier else {}
+    inputs = (
+        {"group_advantage": group_advantage(zeros, 8), "step": zeros[:, None]}
+        if method.verifier
+        else {}
+    )
     found = six_tokens.learn(six_tokens.loss_of(method, **inputs), method.guided_share)
     np.testing.assert_allclose(found[six_tokens.NAME], expected, atol=0.005)
 
@@ -198,7 +220,9 @@ def test_a_name_is_learnt_guided_and_without_a_verifier(settings, expected):
 
 def test_says_what_it_is():
     assert RLSD().views == ("privileged",) and RLSD().inputs == ("group_advantage", "step")
-    assert RLSD(verifier=False).views == ("privileged", "plain") and RLSD(verifier=False).inputs == ()
+    assert (
+        RLSD(verifier=False).views == ("privileged", "plain") and RLSD(verifier=False).inputs == ()
+    )
     assert RLSD().variables().gates == "log-ratio weight ±0.2, 0.5 of it, to 0 in 50 steps"
     words = RLSD(verifier=False, guided_share=0.5).variables()
     assert words.state == "student rollouts, 0.5 of them written by the student with the context"
@@ -214,7 +238,10 @@ def test_says_what_it_is():
         ({"verifier": False, "mix": 0.4}, "mix=0.4 does nothing with verifier=False"),
         ({"verifier": False, "mix_steps": 20}, "mix_steps=20 does nothing with verifier=False"),
         ({"guided_share": -0.5}, r"guided_share=-0.5 must lie in \[0, 1\]"),
-        ({"guided_writer": "teacher"}, "guided_writer='teacher' writes nothing with guided_share=0"),
+        (
+            {"guided_writer": "teacher"},
+            "guided_writer='teacher' writes nothing with guided_share=0",
+        ),
         ({"temperature": -1.0}, "temperature=-1.0 must be positive"),
     ],
 )

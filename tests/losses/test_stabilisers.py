@@ -31,20 +31,28 @@ from tests.losses.problem import (
 from tests.reference.divergences import reverse_kl_gradient
 
 EVERYTHING = Stabilisers(
-    mask_tokens=(3, 5), position_half_life=4.0, teacher_entropy_below=4.8, teacher_entropy_above=2.0, kl_to_initial=0.5
+    mask_tokens=(3, 5),
+    position_half_life=4.0,
+    teacher_entropy_below=4.8,
+    teacher_entropy_above=2.0,
+    kl_to_initial=0.5,
 )
 
-# By hand: pi = (1/4, 3/4); the forward KL to q is log(4/3)/2 where q is even, whose entropy is log 2, and 0 where q = pi,
-# whose entropy is .562.
+# By hand: pi = (1/4, 3/4); the forward KL to q is log(4/3)/2 where q is even, whose entropy is log
+# 2, and 0 where q = pi, whose entropy is .562.
 PI, EVEN = [0.25, 0.75], [0.5, 0.5]
 FORWARD_KL = math.log(4 / 3) / 2
 KL_TO_EVEN = math.log(1 / 2) / 4 + math.log(3 / 2) * 3 / 4
 
 
-def by_hand(stabilisers, teacher=(EVEN, PI, EVEN), initial=EVEN, tokens=(0, 1, 1), method=None, **inputs):
+def by_hand(
+    stabilisers, teacher=(EVEN, PI, EVEN), initial=EVEN, tokens=(0, 1, 1), method=None, **inputs
+):
     method = stabilised(method or OPD(divergence="forward_kl"), stabilisers)
     views = {"teacher": teacher, "initial": [initial] * 3}
-    return at(method, [PI] * 3, {view: views[view] for view in method.views}, list(tokens), **inputs)
+    return at(
+        method, [PI] * 3, {view: views[view] for view in method.views}, list(tokens), **inputs
+    )
 
 
 @pytest.mark.parametrize("method", REGISTERED, ids=repr)
@@ -54,12 +62,16 @@ def test_off_is_the_method_itself(method):
 
 @pytest.mark.parametrize("method", REGISTERED, ids=repr)
 def test_a_token_of_weight_0_is_silent(method):
-    """Whoever weights tokens, in whatever method: those of weight 0 give no gradient, and the others do if ever they did."""
+    """Whoever weights tokens, in whatever method: those of weight 0 give no gradient, and the
+    others do if ever they did.
+    """
     batch = problem(method)
     views = {view: logits_of(scored) for view, scored in batch.teachers.items()}
     loss = lambda z, weight: plain_loss(method, z, views, batch, weight=weight)
     gradient_of = jax.jit(jax.grad(loss))
-    taught = np.asarray(gradient_of(logits_of(batch.student), jnp.ones((BATCH, LENGTH)))).any(axis=-1)
+    taught = np.asarray(gradient_of(logits_of(batch.student), jnp.ones((BATCH, LENGTH)))).any(
+        axis=-1
+    )
     assert taught.any()
 
     @given(st.lists(st.booleans(), min_size=BATCH * LENGTH, max_size=BATCH * LENGTH))
@@ -79,16 +91,24 @@ def test_masked_tokens_are_tokens_of_weight_0(name):
     views = {view: logits_of(scored) for view, scored in batch.teachers.items()}
     silent = np.isin(batch.tokens, masked)
     assert (silent & np.asarray(batch.mask)).any()
-    steadied = lambda z: plain_loss(stabilised(method, Stabilisers(mask_tokens=masked)), z, views, batch)
-    weighted = lambda z: plain_loss(method, z, views, batch, weight=jnp.asarray(~silent, jnp.float32))
-    found, expected = (jax.jit(jax.value_and_grad(loss))(logits_of(batch.student)) for loss in (steadied, weighted))
+    steadied = lambda z: plain_loss(
+        stabilised(method, Stabilisers(mask_tokens=masked)), z, views, batch
+    )
+    weighted = lambda z: plain_loss(
+        method, z, views, batch, weight=jnp.asarray(~silent, jnp.float32)
+    )
+    found, expected = (
+        jax.jit(jax.value_and_grad(loss))(logits_of(batch.student)) for loss in (steadied, weighted)
+    )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert not np.asarray(found[1])[silent].any()
 
 
 def test_a_masked_token_leaves_sum_and_count():
     value, gradient, metrics = by_hand(Stabilisers(mask_tokens=(0,)))
-    np.testing.assert_allclose(value, FORWARD_KL / 2, rtol=1e-5)  # the second is 0, the third counts
+    np.testing.assert_allclose(
+        value, FORWARD_KL / 2, rtol=1e-5
+    )  # the second is 0, the third counts
     np.testing.assert_allclose(gradient, np.array([[0, 0], [0, 0], [-1, 1]]) / 8, atol=1e-6)
     np.testing.assert_allclose(metrics["kept_share"], 2 / 3, rtol=1e-6)
 
@@ -194,7 +214,9 @@ def test_masking_tokens_costs_no_forward_pass():
 
         return jax.jit(score).lower(jnp.ones((8, 8))).compile().cost_analysis()["flops"]
 
-    assert operations(Stabilisers(mask_tokens=(1, 2))) < 0.01 * operations(Stabilisers(teacher_entropy_below=1.0))
+    assert operations(Stabilisers(mask_tokens=(1, 2))) < 0.01 * operations(
+        Stabilisers(teacher_entropy_below=1.0)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +272,9 @@ class Elaborate(Method):
 
     def reduce(self, terms, mask, inputs):
         self.seen.append(tuple(terms))
-        return {"loss": losses.LossTerm(1.0, *losses.base.token_mean(terms["loss"], mask, inputs))}, {}
+        return {
+            "loss": losses.LossTerm(1.0, *losses.base.token_mean(terms["loss"], mask, inputs))
+        }, {}
 
     def variables(self):
         return losses.Variables("a", "b", "c", "d", "none", "f")
@@ -263,7 +287,8 @@ def test_everything_else_is_the_methods_own():
         "completions",
     }:
         assert getattr(steady, name) == getattr(method, name), name
-    # Whatever a method may have is passed on or dealt with, also what is added to the contract later.
+    # Whatever a method may have is passed on or dealt with, also what is added to the contract
+    # later.
     missing = {name for name in dir(Method) if not name.startswith("_")} - vars(Stabilised).keys()
     # What is computed of the others, and what is read off the class before there is a run.
     assert missing == {"completions", "vanishes_at_teacher", "run_defaults", "identity_settings"}
@@ -278,7 +303,9 @@ def test_everything_else_is_the_methods_own():
     np.testing.assert_array_equal(made["values"], np.full((1, 3), 2))
     np.testing.assert_array_equal(steady.init_modules(4, jax.random.key(0))["head"], np.zeros(4))
     assert steady.init_state().keys() == {"threshold"}
-    assert steady == copy.deepcopy(steady) and hash(steady) == hash(stabilised(Elaborate(), EVERYTHING))
+    assert steady == copy.deepcopy(steady) and hash(steady) == hash(
+        stabilised(Elaborate(), EVERYTHING)
+    )
 
 
 def test_the_methods_own_scoring_and_weight_are_kept():
@@ -318,7 +345,10 @@ def test_describes_itself():
         ({"mask_tokens": (2, -1)}, r"mask_tokens=\(2, -1\) must be token ids"),
         ({"position_half_life": 0.0}, "position_half_life=0.0 must be positive, in tokens"),
         ({"teacher_entropy_above": -1.0}, "teacher_entropy_above=-1.0 must not be negative"),
-        ({"teacher_entropy_below": 0.0}, "teacher_entropy_below=0.0 .* keeps no token: set .* above 0"),
+        (
+            {"teacher_entropy_below": 0.0},
+            "teacher_entropy_below=0.0 .* keeps no token: set .* above 0",
+        ),
         (
             {"teacher_entropy_below": 1.0, "teacher_entropy_above": 2.0},
             "keeps no token: set teacher_entropy_below above 2.0",

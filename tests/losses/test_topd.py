@@ -26,11 +26,15 @@ LENGTHS = ((6, 6), (3, 5), (5, 1), (1, 1), (0, 4), (4, 0), (0, 0))
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Pairs of windows of up to 6 tokens with embeddings of 3 channels, NaN where there is no token."""
+    """Pairs of windows of up to 6 tokens with embeddings of 3 channels, NaN where there is no
+    token.
+    """
     draw = np.random.default_rng(0).normal
     student, teacher = (draw(size=(len(LENGTHS), 6, 3)) for _ in range(2))
     masks = [np.arange(6) < np.array(lengths)[:, None] for lengths in zip(*LENGTHS, strict=True)]
-    return [np.where(m[..., None], e, np.nan) for e, m in zip((student, teacher), masks, strict=True)], masks
+    return [
+        np.where(m[..., None], e, np.nan) for e, m in zip((student, teacher), masks, strict=True)
+    ], masks
 
 
 def solved(pairs, epsilon=0.1, iterations=300, dtype=jnp.float32):
@@ -64,7 +68,9 @@ def test_transport_is_sinkhorns_under_padding(pairs):
     np.testing.assert_allclose(cost, costs, atol=1e-5)
     assert plan.dtype == cost.dtype == np.float32
     # Few iterations too, where columns are still off: the order of the two matters.
-    np.testing.assert_allclose(solved(pairs, iterations=1)[0], expected(pairs, iterations=1)[0], atol=1e-5)
+    np.testing.assert_allclose(
+        solved(pairs, iterations=1)[0], expected(pairs, iterations=1)[0], atol=1e-5
+    )
     with jax.enable_x64(True):
         plan, cost = solved(pairs, dtype=jnp.float64)
         assert plan.dtype == cost.dtype == np.float64
@@ -76,27 +82,42 @@ def test_marginals_are_uniform_over_what_is_valid(pairs):
     (student, teacher), plan = pairs[1], solved(pairs, iterations=1)[0]
     both = student.any(1) & teacher.any(1)
     uniform = lambda mask: (mask / np.maximum(mask.sum(1, keepdims=True), 1)) * both[:, None]
-    np.testing.assert_allclose(plan.sum(2), uniform(student), atol=1e-6)  # after any number of iterations
+    np.testing.assert_allclose(
+        plan.sum(2), uniform(student), atol=1e-6
+    )  # after any number of iterations
     np.testing.assert_allclose(solved(pairs)[0].sum(1), uniform(teacher), atol=1e-6)
     assert not plan[~(student[:, :, None] & teacher[:, None])].any()
     assert not plan[~both].any() and not solved(pairs)[1][~both].any()
 
 
 def test_two_by_two_by_hand():
-    # Orthogonal tokens in opposite order: the plan is symmetric, so a row is half of softmax((0, -1) / epsilon), and
-    # the cost, 1 off the matches, is 1 / (1 + e^(1 / epsilon)). Lengths of vectors do not count.
+    # Orthogonal tokens in opposite order: the plan is symmetric, so a row is half of softmax((0,
+    # -1) / epsilon), and the cost, 1 off the matches, is 1 / (1 + e^(1 / epsilon)). Lengths of
+    # vectors do not count.
     student, teacher = jnp.asarray([[[2.0, 0], [0, 1e-30]]]), jnp.asarray([[[0, 3.0], [1e20, 0]]])
-    plan, cost = solve(student, teacher, jnp.ones((1, 2)), jnp.ones((1, 2)), epsilon=0.5, iterations=3)
+    plan, cost = solve(
+        student, teacher, jnp.ones((1, 2)), jnp.ones((1, 2)), epsilon=0.5, iterations=3
+    )
     off = 1 / (1 + math.exp(2))
-    np.testing.assert_allclose(plan[0], [[off / 2, (1 - off) / 2], [(1 - off) / 2, off / 2]], rtol=1e-6)
+    np.testing.assert_allclose(
+        plan[0], [[off / 2, (1 - off) / 2], [(1 - off) / 2, off / 2]], rtol=1e-6
+    )
     np.testing.assert_allclose(cost, [off], rtol=1e-6)
 
 
 def test_a_small_epsilon_is_the_linear_program_and_a_large_one_pairs_all_with_all(pairs):
     real = [i for i, lengths in enumerate(LENGTHS) if all(lengths)]
-    costs = [reference.cosine_costs(pairs[0][0][i, :n], pairs[0][1][i, :m]) for i in real for n, m in [LENGTHS[i]]]
+    costs = [
+        reference.cosine_costs(pairs[0][0][i, :n], pairs[0][1][i, :m])
+        for i in real
+        for n, m in [LENGTHS[i]]
+    ]
     least, mean = np.array([reference.exact(c) for c in costs]), np.array([c.mean() for c in costs])
-    (_, small), (_, middle), (plan, large) = solved(pairs, 0.003, 3000), solved(pairs), solved(pairs, 3000.0, 3000)
+    (_, small), (_, middle), (plan, large) = (
+        solved(pairs, 0.003, 3000),
+        solved(pairs),
+        solved(pairs, 3000.0, 3000),
+    )
     assert (small[real] > least - 1e-4).all()  # its columns are not exact yet
     np.testing.assert_allclose(small[real], least, atol=5e-3)
     np.testing.assert_allclose(large[real], mean, atol=1e-3)
@@ -105,7 +126,9 @@ def test_a_small_epsilon_is_the_linear_program_and_a_large_one_pairs_all_with_al
 
 
 def test_nearly_exact_transport_of_equal_windows_is_a_permutation(pairs):
-    targets = np.asarray(topd.soft_targets(jnp.asarray(solved(pairs, 0.003, iterations=3000)[0])))[0]
+    targets = np.asarray(topd.soft_targets(jnp.asarray(solved(pairs, 0.003, iterations=3000)[0])))[
+        0
+    ]
     assert (np.sort(targets, axis=1)[:, -1] > 0.9).all() and set(targets.argmax(1)) == set(range(6))
 
 
@@ -129,13 +152,20 @@ ROWS, K, VOCABULARY = 3, 4, 160
 
 @pytest.fixture(scope="module")
 def windows():
-    """Hidden states and a head, and target ids, two of them the same, with weights; the last window is not counted."""
+    """Hidden states and a head, and target ids, two of them the same, with weights; the last window
+    is not counted.
+    """
     draw = np.random.default_rng(1)
     ids = draw.integers(VOCABULARY, size=(ROWS, 1, K)).repeat(K, axis=1).astype(np.int32)
     ids[0, :, 1] = ids[0, :, 0]
-    extras = {"target_ids": ids, "target_weights": draw.dirichlet(np.ones(K), size=(ROWS, K)).astype(np.float32)}
+    extras = {
+        "target_ids": ids,
+        "target_weights": draw.dirichlet(np.ones(K), size=(ROWS, K)).astype(np.float32),
+    }
     mask = np.arange(K) < np.array([4, 2, 0])[:, None]
-    scored = Scored(*(draw.normal(size=s).astype(np.float32) for s in ((ROWS, K, 8), (8, VOCABULARY))))
+    scored = Scored(
+        *(draw.normal(size=s).astype(np.float32) for s in ((ROWS, K, 8), (8, VOCABULARY)))
+    )
     return jax.tree.map(jnp.asarray, (scored, mask, extras))
 
 
@@ -158,7 +188,9 @@ def test_the_trajectory_loss_is_cross_entropy_with_the_soft_targets(windows):
     cross_entropy = -(target * np.log(pi)).sum() / 6
     np.testing.assert_allclose(metrics["cross_entropy"], cross_entropy, rtol=1e-5)
     np.testing.assert_allclose(value, 0.1 * cross_entropy, rtol=1e-5)
-    np.testing.assert_allclose(gradient, 0.1 * np.where(mask[..., None], pi - target, 0) / 6, atol=1e-7)
+    np.testing.assert_allclose(
+        gradient, 0.1 * np.where(mask[..., None], pi - target, 0) / 6, atol=1e-7
+    )
     # In bfloat16 it is the same to its rounding; a temperature divides the logits.
     half = value_and_gradient(logits.astype(jnp.bfloat16), mask, extras)
     np.testing.assert_allclose(half[0][0], value, rtol=1e-2)
@@ -168,9 +200,13 @@ def test_the_trajectory_loss_is_cross_entropy_with_the_soft_targets(windows):
 
 
 def test_a_token_by_hand():
-    # pi = (1/4, 3/4, 0): weights 1/2 on each of the first two, none on the third, whose log-probability is -inf.
+    # pi = (1/4, 3/4, 0): weights 1/2 on each of the first two, none on the third, whose
+    # log-probability is -inf.
     logits = jnp.log(jnp.asarray([[[0.25, 0.75, 0.0]]]))
-    extras = {"target_ids": jnp.asarray([[[1, 2, 0]]]), "target_weights": jnp.asarray([[[0.5, 0.0, 0.5]]])}
+    extras = {
+        "target_ids": jnp.asarray([[[1, 2, 0]]]),
+        "target_weights": jnp.asarray([[[0.5, 0.0, 0.5]]]),
+    }
     (value, _), gradient = value_and_gradient(logits, jnp.ones((1, 1)), extras, TrajectoryLoss(1.0))
     np.testing.assert_allclose(value, -(math.log(1 / 4) + math.log(3 / 4)) / 2, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[[-1 / 4, 1 / 4, 0]]], atol=1e-7)
@@ -184,7 +220,9 @@ def test_windows_in_chunks_and_parts(windows):
 
     @functools.partial(jax.jit, static_argnums=0)
     def in_chunks(chunk):
-        terms = chunked_terms(method, scored, {}, tokens, mask, extras, chunk=chunk, vocabulary=VOCABULARY)
+        terms = chunked_terms(
+            method, scored, {}, tokens, mask, extras, chunk=chunk, vocabulary=VOCABULARY
+        )
         return losses.batch_loss(time_stage(method, terms, mask, {})[0], counts)
 
     expected = trajectory(scored.hidden @ scored.head, mask, extras)[0]
@@ -193,7 +231,9 @@ def test_windows_in_chunks_and_parts(windows):
 
 def test_no_window_no_loss(windows):
     scored, mask, extras = windows
-    (value, _), gradient = value_and_gradient(scored.hidden @ scored.head * jnp.nan, jnp.zeros_like(mask), extras)
+    (value, _), gradient = value_and_gradient(
+        scored.hidden @ scored.head * jnp.nan, jnp.zeros_like(mask), extras
+    )
     assert value == 0 and not gradient.any()
 
 
@@ -212,7 +252,9 @@ def test_the_first_term_is_the_reverse_kl():
     z = jnp.log(jnp.asarray([[pi, pi]], jnp.float32))
     (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(z)
     np.testing.assert_allclose([value, metrics["kl"]], divergences.reverse_kl(pi, q), rtol=1e-5)
-    np.testing.assert_allclose(gradient[0], [divergences.reverse_kl_gradient(pi, q), [0, 0]], atol=1e-7)
+    np.testing.assert_allclose(
+        gradient[0], [divergences.reverse_kl_gradient(pi, q), [0, 0]], atol=1e-7
+    )
 
 
 def test_the_scoring_pass_gives_the_divergence():
@@ -221,7 +263,9 @@ def test_the_scoring_pass_gives_the_divergence():
     terms = method.scoring().token_terms(student, {"teacher": teacher}, jnp.zeros(1, int), {})
     made = method.prepare(terms, jnp.ones((1, 1), bool), {})
     pi = np.sqrt([0.25, 0.75]) / np.sqrt([0.25, 0.75]).sum()
-    np.testing.assert_allclose(made["scored_divergence"], [divergences.reverse_kl(pi, np.array([0.5, 0.5]))], rtol=1e-5)
+    np.testing.assert_allclose(
+        made["scored_divergence"], [divergences.reverse_kl(pi, np.array([0.5, 0.5]))], rtol=1e-5
+    )
 
 
 # Where windows begin.
@@ -230,7 +274,9 @@ choose = jax.jit(topd.choose, static_argnames=("windows", "apart", "share"))
 
 
 @given(
-    rows=st.lists(st.lists(st.integers(0, 9), max_size=40).map(lambda row: row * 2), min_size=3, max_size=3),
+    rows=st.lists(
+        st.lists(st.integers(0, 9), max_size=40).map(lambda row: row * 2), min_size=3, max_size=3
+    ),
     seed=st.integers(0, 1000),
     apart=st.sampled_from([1, 3, 20]),
 )
@@ -241,7 +287,14 @@ def test_places(rows, seed, apart):
         divergence[b, : len(row)] = row
     mask = np.arange(length) < np.array([len(row) for row in rows])[:, None]
     noise = np.random.default_rng(seed).random((3, length), np.float32)
-    places = choose(jnp.asarray(divergence), jnp.asarray(mask), jnp.asarray(noise), windows=2, apart=apart, share=share)
+    places = choose(
+        jnp.asarray(divergence),
+        jnp.asarray(mask),
+        jnp.asarray(noise),
+        windows=2,
+        apart=apart,
+        share=share,
+    )
     positions, valid = np.asarray(places.positions), np.asarray(places.valid)
     assert positions.shape == valid.shape == (3, 3) and positions.dtype == np.int32
     assert (positions[~valid] == 0).all()
@@ -264,10 +317,13 @@ def test_how_many_candidates(tokens, candidates):
     mask = jnp.arange(401)[None] < tokens
     places = choose(noise, mask, noise, windows=12, apart=1, share=0.0225)
     assert places.valid[0, :-1].sum() == candidates
-    assert set(places.positions[0, :candidates].tolist()) == set(np.argsort(noise[0, :tokens])[-candidates:].tolist())
+    assert set(places.positions[0, :candidates].tolist()) == set(
+        np.argsort(noise[0, :tokens])[-candidates:].tolist()
+    )
 
 
-# What the windows say. Tokens are 0: east, 1: north, 2: west, so that a window of one token has cost 0, 1 or 2.
+# What the windows say. Tokens are 0: east, 1: north, 2: west, so that a window of one token has
+# cost 0, 1 or 2.
 
 COMPASS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], np.float32)
 
@@ -275,7 +331,9 @@ COMPASS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], np.float32)
 def window(tokens, lengths=1):
     tokens = np.asarray(tokens, np.int32).reshape(-1, np.shape(tokens)[-1])
     mask = np.arange(tokens.shape[1]) < np.reshape(lengths, (-1, 1))
-    return Window(jnp.asarray(tokens), jnp.broadcast_to(mask, tokens.shape), jnp.asarray(COMPASS[tokens]))
+    return Window(
+        jnp.asarray(tokens), jnp.broadcast_to(mask, tokens.shape), jnp.asarray(COMPASS[tokens])
+    )
 
 
 compare_windows = jax.jit(TOPD.compare_windows, static_argnums=0)
@@ -285,12 +343,17 @@ def compare(method, places, student, teacher, divergence, state=None):
     divergence = jnp.asarray(divergence, jnp.float32)
     mask = jnp.isfinite(divergence)
     inputs = {"scored_divergence": jnp.where(mask, divergence, 0)}
-    made = compare_windows(method, places, student, teacher, inputs, mask, state or method.init_state())
+    made = compare_windows(
+        method, places, student, teacher, inputs, mask, state or method.init_state()
+    )
     return jax.device_get(made)
 
 
-# Two rows of four tokens, two high places and a probe each; the second high place of the second row is no place.
-PLACES = Places(jnp.asarray([[0, 2, 1], [3, 0, 0]]), jnp.asarray([[True, True, True], [True, False, True]]))
+# Two rows of four tokens, two high places and a probe each; the second high place of the second row
+# is no place.
+PLACES = Places(
+    jnp.asarray([[0, 2, 1], [3, 0, 0]]), jnp.asarray([[True, True, True], [True, False, True]])
+)
 DIVERGENCES = [[5.0, 1.0, 4.0, 2.0], [1.0, 2.0, 3.0, 9.0]]
 STUDENT = [[0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
 TEACHER = [[2, 2], [0, 0], [0, 0], [1, 1], [2, 2], [1, 1]]  # costs 2, 0, probe 0; 1, (2), probe 1
@@ -299,7 +362,9 @@ TEACHER = [[2, 2], [0, 0], [0, 0], [1, 1], [2, 2], [1, 1]]  # costs 2, 0, probe 
 def test_windows_above_the_low_loss_percentile_are_really_divergent():
     # Low costs 0 and 1, their 75th percentile .75: of 2, 0 and 1 the first and the third exceed it.
     made = compare(TOPD(window_tokens=2), PLACES, window(STUDENT), window(TEACHER, 2), DIVERGENCES)
-    np.testing.assert_array_equal(made.mask, [[1, 0], [0, 0], [1, 0], [0, 0]])  # the student's first tokens alone
+    np.testing.assert_array_equal(
+        made.mask, [[1, 0], [0, 0], [1, 0], [0, 0]]
+    )  # the student's first tokens alone
     mean = {name: float(total.mean()) for name, total in made.metrics.items()}
     assert mean == pytest.approx(
         {
@@ -319,13 +384,16 @@ def test_windows_above_the_low_loss_percentile_are_really_divergent():
 
 
 def test_the_stream_is_the_students_window_with_the_teachers_tokens_as_targets():
-    # Epsilon 1/2: each of the student's tokens (east, north) takes its match with 1 / (1 + e^-2) of (north, east).
+    # Epsilon 1/2: each of the student's tokens (east, north) takes its match with 1 / (1 + e^-2) of
+    # (north, east).
     student, teacher = window([[0, 1]] * 6, 2), window([[1, 0]] * 6, 2)
     made = compare(TOPD(window_tokens=2, epsilon=0.5), PLACES, student, teacher, DIVERGENCES)
     np.testing.assert_array_equal(made.tokens, [[0, 1]] * 4)
     np.testing.assert_array_equal(made.extras["target_ids"], [[[1, 0], [1, 0]]] * 4)
     match = 1 / (1 + math.exp(-2))
-    np.testing.assert_allclose(made.extras["target_weights"], [[[1 - match, match], [match, 1 - match]]] * 4, rtol=1e-5)
+    np.testing.assert_allclose(
+        made.extras["target_weights"], [[[1 - match, match], [match, 1 - match]]] * 4, rtol=1e-5
+    )
 
 
 def test_the_control_trains_on_the_teachers_window():
@@ -335,16 +403,28 @@ def test_the_control_trains_on_the_teachers_window():
     np.testing.assert_array_equal(made.mask, [[1, 1], [0, 0], [1, 1], [0, 0]])
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 3)), jnp.float32)
     value, _ = losses.evaluate(
-        TrajectoryLoss(1.0), logits, {}, jnp.asarray(made.tokens), jnp.asarray(made.mask),
+        TrajectoryLoss(1.0),
+        logits,
+        {},
+        jnp.asarray(made.tokens),
+        jnp.asarray(made.mask),
         **jax.tree.map(jnp.asarray, made.extras),
-    )  # fmt: skip
+    )
     logp = np.log(np.apply_along_axis(divergences.softmax, -1, logits))
     np.testing.assert_allclose(value, -(logp[0, :, 2].sum() + logp[2, :, 1].sum()) / 4, rtol=1e-5)
 
 
 def test_an_empty_window_counts_for_nothing():
-    made = compare(TOPD(window_tokens=2), PLACES, window(STUDENT), window(TEACHER, [0, 2, 2, 2, 2, 0]), DIVERGENCES)
-    np.testing.assert_array_equal(made.points["compared"], [[False, True, True], [True, False, False]])
+    made = compare(
+        TOPD(window_tokens=2),
+        PLACES,
+        window(STUDENT),
+        window(TEACHER, [0, 2, 2, 2, 2, 0]),
+        DIVERGENCES,
+    )
+    np.testing.assert_array_equal(
+        made.points["compared"], [[False, True, True], [True, False, False]]
+    )
     assert made.state["written"] == 1 and made.metrics["transport_high"].count == 2
     np.testing.assert_array_equal(made.mask, [[0, 0], [0, 0], [1, 0], [0, 0]])
 
@@ -360,19 +440,24 @@ def test_the_percentile_looks_back_over_steps():
     state, low = TOPD().init_state(), np.random.default_rng(0).random(700).astype(np.float32)
     remember = jax.jit(topd.remember)
     seen = []
-    for costs in np.split(low, [3, 200, 290, 291, 620]):  # the last but one are more than are remembered
+    for costs in np.split(
+        low, [3, 200, 290, 291, 620]
+    ):  # the last but one are more than are remembered
         valid = np.arange(len(costs)) % 3 != 1
         state = remember(state, jnp.asarray(costs), jnp.asarray(valid))
         seen.extend(costs[valid])
         assert state["written"] == len(seen)
-        np.testing.assert_allclose(topd.threshold(state, 75.0), np.percentile(seen[-topd.REMEMBERED :], 75), rtol=1e-6)
+        np.testing.assert_allclose(
+            topd.threshold(state, 75.0), np.percentile(seen[-topd.REMEMBERED :], 75), rtol=1e-6
+        )
     assert len(seen) > topd.REMEMBERED
 
 
 @pytest.mark.parametrize(
     "which, weights",
     [
-        # One of three (.3 of them, rounded) is capped: the cheapest, at 4 and a median of 3, or the dearest, at 5.
+        # One of three (.3 of them, rounded) is capped: the cheapest, at 4 and a median of 3, or the
+        # dearest, at 5.
         ("low_transport", [[1, 1, 3 / 4, 1], [1, 1, 1, 1]]),
         ("high_transport", [[3 / 5, 1, 1, 1], [1, 1, 1, 1]]),
     ],
@@ -383,9 +468,9 @@ def test_down_weighting_caps_the_loss_at_the_median(which, weights):
     np.testing.assert_allclose(made.inputs["weight"], weights, rtol=1e-6)
     # Through the time stage: the capped token counts as its weight, in value and in count.
     terms = {"divergence": jnp.asarray(DIVERGENCES)}
-    summand = time_stage(method, terms, jnp.ones((2, 4)), {"weight": jnp.asarray(made.inputs["weight"])})[0][
-        "divergence"
-    ]
+    summand = time_stage(
+        method, terms, jnp.ones((2, 4)), {"weight": jnp.asarray(made.inputs["weight"])}
+    )[0]["divergence"]
     np.testing.assert_allclose(summand.sum, np.sum(np.multiply(weights, DIVERGENCES)), rtol=1e-6)
     np.testing.assert_allclose(summand.count, np.sum(weights), rtol=1e-6)
 
@@ -409,7 +494,11 @@ def test_describes_itself():
     assert all(method.variables()) and "capped" in method.variables().gates
     assert hash(method) == hash(TOPD(**dataclasses.asdict(method)))
     stream = method.streams["windows"]
-    assert stream == TrajectoryLoss(0.1, 1.0) and method.vanishes_at_teacher and not stream.vanishes_at_teacher
+    assert (
+        stream == TrajectoryLoss(0.1, 1.0)
+        and method.vanishes_at_teacher
+        and not stream.vanishes_at_teacher
+    )
 
 
 @pytest.mark.parametrize(

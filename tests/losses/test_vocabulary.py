@@ -20,7 +20,12 @@ def tied(vocabulary: int, seed: int = 0) -> jax.Array:
 def test_top_k_is_lax_top_k(vocabulary, k):
     x, clipped = tied(vocabulary, seed=k), min(k, vocabulary)
     found, on_tpu, inside, expected = jax.jit(
-        lambda x: (top_k(x, k), _grouped_top_k(x, clipped), in_top_k(x, k), jax.lax.top_k(x, clipped))
+        lambda x: (
+            top_k(x, k),
+            _grouped_top_k(x, clipped),
+            in_top_k(x, k),
+            jax.lax.top_k(x, clipped),
+        )
     )(x)
     for values, ids in (found, on_tpu):
         np.testing.assert_array_equal(values, expected[0])
@@ -31,13 +36,16 @@ def test_top_k_is_lax_top_k(vocabulary, k):
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "axes"), [(160, "tensor"), (160, ("data", "tensor")), (10, "tensor"), (160, None)]
+    ("vocabulary", "axes"),
+    [(160, "tensor"), (160, ("data", "tensor")), (10, "tensor"), (160, None)],
 )
 def test_top_k_of_a_vocabulary_that_is_cut_over_devices(vocabulary, axes):
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     x = tied(vocabulary)
     # Ten entries do not go evenly over four devices, so here they are cut inside the program.
-    cut = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, None, axes)))
+    cut = lambda x: jax.lax.with_sharding_constraint(
+        x, NamedSharding(mesh, PartitionSpec(None, None, axes))
+    )
     found, expected = jax.jit(lambda x: (top_k(cut(x), 7), jax.lax.top_k(x, 7)))(x)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
@@ -45,13 +53,17 @@ def test_top_k_of_a_vocabulary_that_is_cut_over_devices(vocabulary, axes):
 
 def test_top_k_under_vmap_and_grad():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 32)), jnp.float32)
-    ids, expected = jax.jit(lambda x: (jax.vmap(lambda row: top_k(row, 3)[1])(x), jax.lax.top_k(x, 3)[1]))(x)
+    ids, expected = jax.jit(
+        lambda x: (jax.vmap(lambda row: top_k(row, 3)[1])(x), jax.lax.top_k(x, 3)[1])
+    )(x)
     np.testing.assert_array_equal(ids, expected)
     kept = jax.jit(jax.vmap(jax.grad(lambda x: jnp.sum(jnp.where(in_top_k(x, 3), x, 0)))))(x)
     np.testing.assert_array_equal(kept.sum(-1), 3)
 
 
-@given(st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 2.0]), min_size=5, max_size=5), st.integers(0, 4))
+@given(
+    st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 2.0]), min_size=5, max_size=5), st.integers(0, 4)
+)
 def test_a_chosen_log_prob_does_not_see_the_others(row, token):
     row = jnp.asarray(row, jnp.float32)
     value, gradient = jax.value_and_grad(log_prob_of)(row, jnp.asarray(token))

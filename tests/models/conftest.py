@@ -20,7 +20,9 @@ PLAIN = Architecture(vocabulary_size=264, **SIZES)
 ARCHITECTURES = {
     "llama": dataclasses.replace(PLAIN, tied_head=False),
     # The scaling's whole ramp lies inside the four frequencies of a head.
-    "llama3": dataclasses.replace(PLAIN, rope_theta=5e5, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32)),
+    "llama3": dataclasses.replace(
+        PLAIN, rope_theta=5e5, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32)
+    ),
     "qwen2": dataclasses.replace(PLAIN, qkv_bias=True, rope_theta=1e6),
     "qwen2 untied": dataclasses.replace(PLAIN, qkv_bias=True, tied_head=False),
     "qwen3": dataclasses.replace(PLAIN, qk_norm=True, head_dim=16, tied_head=False),
@@ -46,15 +48,21 @@ def tokenizer():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<end>", chat_template=TEMPLATE
+    )
 
 
 @pytest.fixture(scope="session")
 def random_model():
-    """`make(architecture, lora, compute) -> (graph, params)`, every parameter random, norms and biases included."""
+    """`make(architecture, lora, compute) -> (graph, params)`, every parameter random, norms and
+    biases included.
+    """
 
     def make(architecture: Architecture, lora: LoRA = LoRA(), compute: Compute = Compute()):
-        graph, params = models.split(Transformer(architecture, compute, lora=lora, rngs=nnx.Rngs(0)))
+        graph, params = models.split(
+            Transformer(architecture, compute, lora=lora, rngs=nnx.Rngs(0))
+        )
         generator = np.random.default_rng(0)
 
         def draw(path, leaf):
@@ -93,12 +101,16 @@ def logits_of():
 @pytest.fixture(scope="session")
 def torch_logits_of():
     """`run(model, tokens, valid) -> [B, S, V]` of a transformers model."""
-    torch = pytest.importorskip("torch", reason="parity with transformers needs torch: pip install 'jopd[parity]'")
+    torch = pytest.importorskip(
+        "torch", reason="parity with transformers needs torch: pip install 'jopd[parity]'"
+    )
 
     def run(model, tokens, valid):
         positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
         with torch.no_grad():
-            inputs = (torch.tensor(np.asarray(x), dtype=torch.long) for x in (tokens, valid, positions))
+            inputs = (
+                torch.tensor(np.asarray(x), dtype=torch.long) for x in (tokens, valid, positions)
+            )
             names = ("input_ids", "attention_mask", "position_ids")
             return model.eval()(**dict(zip(names, inputs, strict=True))).logits.float().numpy()
 

@@ -12,7 +12,9 @@ from jopd.models.gguf import rope_scaling_from
 from jopd.models.huggingface import NAMES, TRANSPOSED
 from jopd.models.load import load, save
 
-gguf = pytest.importorskip("gguf", reason="reading GGUF needs the gguf package: pip install 'jopd[gguf]'")
+gguf = pytest.importorskip(
+    "gguf", reason="reading GGUF needs the gguf package: pip install 'jopd[gguf]'"
+)
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 STEMS = {
@@ -50,9 +52,21 @@ def stored_weights(architecture, params):
 
 @pytest.fixture
 def write(tmp_path):
-    """`write(architecture, params, ...) -> path` of a file as llama.cpp's converter makes it, by way of `gguf.GGUFWriter`."""
+    """`write(architecture, params, ...) -> path` of a file as llama.cpp's converter makes it, by
+    way of `gguf.GGUFWriter`.
+    """
 
-    def run(architecture, params, *, family="llama", extra=None, kind=None, model="gpt2", pre="smollm", rope=None):
+    def run(
+        architecture,
+        params,
+        *,
+        family="llama",
+        extra=None,
+        kind=None,
+        model="gpt2",
+        pre="smollm",
+        rope=None,
+    ):
         a, path = architecture, tmp_path / "model.gguf"
         writer = gguf.GGUFWriter(path, family)
         writer.add_block_count(a.layers)
@@ -107,14 +121,18 @@ def test_a_file_gives_back_the_model_it_was_made_of(name, architectures, random_
     architecture = architectures[name]
     _, params = random_model(architecture)
     loaded = load(write(architecture, params, family=gguf_family(architecture)))
-    rounded = dataclasses.replace(architecture, norm_epsilon=float(np.float32(architecture.norm_epsilon)))
+    rounded = dataclasses.replace(
+        architecture, norm_epsilon=float(np.float32(architecture.norm_epsilon))
+    )
     assert loaded.architecture == rounded  # the file keeps it in float32
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_1"])
 def test_stored_types_are_dequantised(kind, architectures, random_model, write):
-    architecture = dataclasses.replace(architectures["llama"], mlp_width=64)  # rows of whole blocks of 32
+    architecture = dataclasses.replace(
+        architectures["llama"], mlp_width=64
+    )  # rows of whole blocks of 32
     _, params = random_model(architecture)
     kind = gguf.GGMLQuantizationType[kind]
     loaded = load(write(architecture, params, kind=kind)).params
@@ -133,29 +151,54 @@ def test_a_part_of_a_permuted_tensor(architectures, random_model, write):
     _, params = random_model(architectures["llama"])
     mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), devices=jax.devices()[:4])
     loaded = load(write(architectures["llama"], params), mesh=mesh)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded.params), jax.device_get(params))
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(loaded.params), jax.device_get(params)
+    )
 
 
 def test_the_tokenizer_in_the_metadata(architectures, random_model, write, tmp_path):
     _, params = random_model(architectures["llama"])
-    loaded = load(write(architectures["llama"], params, extra=[lambda writer: writer.add_eot_token_id(2)]))
+    loaded = load(
+        write(architectures["llama"], params, extra=[lambda writer: writer.add_eot_token_id(2)])
+    )
     tokenizer, byte = loaded.tokenizer, {token: 4 + i for i, token in enumerate(ALPHABET)}
     assert len(tokenizer) == 263  # what only pads the embedding is no token
     ab, spaced = 260, 261
-    expected = [2, ab, spaced, byte["Ġ"], byte["1"], byte["2"], 3, byte["c"], 1]  # digits stand alone in this one
+    expected = [
+        2,
+        ab,
+        spaced,
+        byte["Ġ"],
+        byte["1"],
+        byte["2"],
+        3,
+        byte["c"],
+        1,
+    ]  # digits stand alone in this one
     assert tokenizer("<user>ab ab 12<think>c<end>")["input_ids"] == expected
     assert tokenizer.decode(expected) == "<user>ab ab 12<think>c<end>"
     assert tokenizer.decode(expected, skip_special_tokens=True) == "ab ab 12<think>c"
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], return_dict=False) == [2, ab, 1]
+    assert tokenizer.apply_chat_template(
+        [{"role": "user", "content": "ab"}], return_dict=False
+    ) == [2, ab, 1]
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (2, 1, 0)
     assert (loaded.stop_tokens, loaded.pad_id) == ((1, 2), 0)
-    save(tmp_path / "out", loaded.graph, loaded.params, loaded.architecture, tokenizer, stop_tokens=loaded.stop_tokens)
+    save(
+        tmp_path / "out",
+        loaded.graph,
+        loaded.params,
+        loaded.architecture,
+        tokenizer,
+        stop_tokens=loaded.stop_tokens,
+    )
     again = load(tmp_path / "out")
     assert again.tokenizer("<user>ab ab 12<think>c<end>")["input_ids"] == expected
     assert (again.stop_tokens, again.tokenizer.get_vocab()) == ((1, 2), tokenizer.get_vocab())
 
 
-@pytest.mark.parametrize(("pre", "family"), [("llama-bpe", "llama"), ("qwen2", "qwen2"), ("gpt-2", "llama")])
+@pytest.mark.parametrize(
+    ("pre", "family"), [("llama-bpe", "llama"), ("qwen2", "qwen2"), ("gpt-2", "llama")]
+)
 def test_digits_are_cut_as_each_family_does(pre, family, architectures, random_model, write):
     architecture = architectures["qwen2" if family == "qwen2" else "llama"]
     _, params = random_model(architecture)
@@ -163,7 +206,9 @@ def test_digits_are_cut_as_each_family_does(pre, family, architectures, random_m
     twelve = [262] if pre != "qwen2" else [4 + ALPHABET.index(digit) for digit in "12"]
     begin = [2] if pre == "llama-bpe" else []  # Llama 3 opens every text with its first token
     assert tokenizer("12")["input_ids"] == begin + twelve
-    assert tokenizer.decode(tokenizer(string.printable)["input_ids"][len(begin) :]) == string.printable
+    assert (
+        tokenizer.decode(tokenizer(string.printable)["input_ids"][len(begin) :]) == string.printable
+    )
 
 
 def test_llama3_scaling_is_recognised_by_its_factors(architectures, random_model, write):
@@ -172,7 +217,9 @@ def test_llama3_scaling_is_recognised_by_its_factors(architectures, random_model
     wavelengths = 2 * np.pi / frequencies
     smooth = (8192 / wavelengths - 1) / 3
     ramp = 1 / ((1 - smooth) / 32 + smooth)
-    factors = np.where(wavelengths < 8192 / 4, 1, np.where(wavelengths > 8192, 32, ramp)).astype(np.float32)
+    factors = np.where(wavelengths < 8192 / 4, 1, np.where(wavelengths > 8192, 32, ramp)).astype(
+        np.float32
+    )
     _, params = random_model(architectures["llama3"])
     loaded = load(write(architectures["llama3"], params, rope=factors))
     assert loaded.architecture.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
@@ -186,12 +233,17 @@ def test_llama3_scaling_is_recognised_by_its_factors(architectures, random_model
         ({"family": "gemma3"}, "model_type='gemma3'.*llama, qwen2, qwen3"),
         ({"extra": [lambda writer: writer.add_expert_count(8)]}, "llama with 8 experts"),
         ({"extra": [lambda writer: writer.add_sliding_window(16)]}, "sliding_window=16"),
-        ({"extra": [lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)]}, "yarn"),
+        (
+            {"extra": [lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)]},
+            "yarn",
+        ),
         ({"model": "llama"}, "tokenizer 'llama'.*use the Hugging Face folder"),
         ({"pre": "tekken"}, "'tekken' is not supported"),
     ],
 )
-def test_what_is_not_computed_is_refused_by_name(settings, named, architectures, random_model, write):
+def test_what_is_not_computed_is_refused_by_name(
+    settings, named, architectures, random_model, write
+):
     path = write(architectures["llama"], random_model(architectures["llama"])[1], **settings)
     with pytest.raises(ValueError, match=named) as error:
         load(path)

@@ -8,14 +8,30 @@ from jopd.models import RopeScaling
 from jopd.models.huggingface import architecture_from, config_from
 from jopd.models.load import load, save
 
-TINY = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+TINY = {
+    "vocab_size": 8,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 
 
 @pytest.fixture
 def folder(tmp_path, architectures, tokenizer, random_model):
     """A saved model whose files a test may damage."""
-    save(tmp_path / "model", *random_model(architectures["llama3"]), architectures["llama3"], tokenizer)
+    save(
+        tmp_path / "model",
+        *random_model(architectures["llama3"]),
+        architectures["llama3"],
+        tokenizer,
+    )
     return tmp_path / "model"
 
 
@@ -42,7 +58,11 @@ def test_an_architecture_survives_its_config(family, architectures):
     [
         ({}, 10_000.0, None),
         ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, None),
-        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, 5e5, RopeScaling(8.0, 1.0, 4.0, 32)),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+            5e5,
+            RopeScaling(8.0, 1.0, 4.0, 32),
+        ),
         ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, 5e5, None),
         (
             {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}},
@@ -58,12 +78,20 @@ def test_both_spellings_of_rope(rope, theta, scaling):
 
 def test_what_a_config_may_leave_out():
     llama = architecture_from({"model_type": "llama", **TINY})
-    assert (llama.kv_heads, llama.head_dim, llama.tied_head, llama.norm_epsilon) == (2, 4, False, 1e-6)
+    assert (llama.kv_heads, llama.head_dim, llama.tied_head, llama.norm_epsilon) == (
+        2,
+        4,
+        False,
+        1e-6,
+    )
     assert architecture_from({"model_type": "qwen3", **TINY}).head_dim == 128
 
 
 def test_a_sliding_window_that_reaches_no_layer_is_no_obstacle():
-    for harmless in ({"use_sliding_window": False}, {"use_sliding_window": True, "max_window_layers": 2}):
+    for harmless in (
+        {"use_sliding_window": False},
+        {"use_sliding_window": True, "max_window_layers": 2},
+    ):
         architecture_from({"model_type": "qwen2", **TINY, "sliding_window": 4, **harmless})
 
 
@@ -82,12 +110,23 @@ def test_a_sliding_window_that_reaches_no_layer_is_no_obstacle():
         ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
         ({"model_type": "qwen3", "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"model_type": "llama", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"model_type": "llama", "rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "full_attention"),
         (
-            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+            {"model_type": "llama", "rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+            "full_attention",
+        ),
+        (
+            {
+                "model_type": "qwen2",
+                "use_sliding_window": True,
+                "sliding_window": 4,
+                "max_window_layers": 1,
+            },
             "sliding_window=4",
         ),
-        ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding_window"),
+        (
+            {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
+            "sliding_window",
+        ),
         ({"model_type": "llama", "hidden_size": None}, "lacks hidden_size"),
     ],
 )
@@ -99,13 +138,23 @@ def test_what_is_not_computed_is_refused_by_name_in_one_line(config, named):
 
 def test_missing_and_unexpected_tensors_are_named(folder):
     edit_tensors(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
-    with pytest.raises(ValueError, match=r"missing \(model\.layers\.1\.mlp\.up_proj\.weight; 1 in all"):
+    with pytest.raises(
+        ValueError, match=r"missing \(model\.layers\.1\.mlp\.up_proj\.weight; 1 in all"
+    ):
         load(folder)
     edit_tensors(
-        folder, lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": np.zeros((48, 32), "f4")})
+        folder,
+        lambda tensors: tensors.update(
+            {"model.layers.1.mlp.up_proj.weight": np.zeros((48, 32), "f4")}
+        ),
     )
     load(folder)
-    edit_tensors(folder, lambda tensors: tensors.update({"model.layers.1.self_attn.q_proj.bias": np.zeros(32, "f4")}))
+    edit_tensors(
+        folder,
+        lambda tensors: tensors.update(
+            {"model.layers.1.self_attn.q_proj.bias": np.zeros(32, "f4")}
+        ),
+    )
     with pytest.raises(ValueError, match=r"model\.layers\.1\.self_attn\.q_proj\.bias"):
         load(folder)
 
@@ -118,10 +167,18 @@ def test_a_shape_that_the_config_contradicts_is_named(folder):
 
 def test_a_tied_checkpoint_may_store_its_head_but_not_another(folder):
     edit_tensors(
-        folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
+        folder,
+        lambda tensors: tensors.update(
+            {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
+        ),
     )
     assert "output_head" not in load(folder).params
-    edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}))
+    edit_tensors(
+        folder,
+        lambda tensors: tensors.update(
+            {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
+        ),
+    )
     with pytest.raises(ValueError, match="set tie_word_embeddings to false"):
         load(folder)
     edit_config(folder, tie_word_embeddings=False)
@@ -135,7 +192,9 @@ def test_an_untied_checkpoint_without_a_head_names_the_cure(folder):
 
 
 def test_a_number_format_that_is_not_a_float_is_refused(folder):
-    edit_tensors(folder, lambda tensors: tensors.update({"model.norm.weight": np.ones(32, np.int8)}))
+    edit_tensors(
+        folder, lambda tensors: tensors.update({"model.norm.weight": np.ones(32, np.int8)})
+    )
     with pytest.raises(ValueError, match=r"model\.norm\.weight is stored as I8"):
         load(folder)
 
@@ -153,9 +212,15 @@ def test_an_incomplete_folder_says_what_it_lacks(folder, absent):
         load(folder)
 
 
-def test_a_sharded_checkpoint_with_a_file_missing_names_it(tmp_path, architectures, tokenizer, random_model):
+def test_a_sharded_checkpoint_with_a_file_missing_names_it(
+    tmp_path, architectures, tokenizer, random_model
+):
     save(
-        tmp_path / "model", *random_model(architectures["llama"]), architectures["llama"], tokenizer, file_bytes=30_000
+        tmp_path / "model",
+        *random_model(architectures["llama"]),
+        architectures["llama"],
+        tokenizer,
+        file_bytes=30_000,
     )
     next((tmp_path / "model").glob("model-00002-of-*")).unlink()
     with pytest.raises(ValueError, match="model-00002-of-"):

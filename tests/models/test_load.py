@@ -18,7 +18,13 @@ from jopd.models.sharding import MESH_AXES
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, architectures, tokenizer, random_model):
     folder = tmp_path_factory.mktemp("models") / "qwen3"
-    save(folder, *random_model(architectures["qwen3"]), architectures["qwen3"], tokenizer, stop_tokens=(256, 257))
+    save(
+        folder,
+        *random_model(architectures["qwen3"]),
+        architectures["qwen3"],
+        tokenizer,
+        stop_tokens=(256, 257),
+    )
     return folder
 
 
@@ -34,14 +40,22 @@ def assert_equal(a, b):
 def test_what_is_saved_is_what_is_loaded(folder, loaded, architectures, random_model, tokenizer):
     graph, params = random_model(architectures["qwen3"])
     assert_equal(loaded.params, params)
-    assert (loaded.graph, loaded.architecture, loaded.source) == (graph, architectures["qwen3"], str(folder))
+    assert (loaded.graph, loaded.architecture, loaded.source) == (
+        graph,
+        architectures["qwen3"],
+        str(folder),
+    )
     assert loaded.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert loaded.tokenizer.chat_template == tokenizer.chat_template
-    assert (loaded.stop_tokens, loaded.pad_id) == ((256, 257), 256)  # no padding token: a stop token fills
+    assert (loaded.stop_tokens, loaded.pad_id) == (
+        (256, 257),
+        256,
+    )  # no padding token: a stop token fills
 
 
 @pytest.mark.skipif(
-    jax.device_count() < 4, reason="needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count=4"
+    jax.device_count() < 4,
+    reason="needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count=4",
 )
 @pytest.mark.parametrize("shape", [(1, 4, 1), (2, 2, 1), (1, 2, 2), (1, 1, 4)])
 def test_each_device_reads_its_own_shards(shape, folder, loaded):
@@ -54,7 +68,8 @@ def test_each_device_reads_its_own_shards(shape, folder, loaded):
 
 
 @pytest.mark.skipif(
-    jax.device_count() < 4, reason="needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count=4"
+    jax.device_count() < 4,
+    reason="needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count=4",
 )
 def test_a_sharded_model_is_saved_whole(folder, loaded, tmp_path):
     mesh = jax.make_mesh((1, 2, 2), MESH_AXES, devices=jax.devices()[:4])
@@ -66,20 +81,28 @@ def test_a_sharded_model_is_saved_whole(folder, loaded, tmp_path):
 def test_only_the_slices_of_a_shard_are_read(folder, monkeypatch):
     asked = []
     read = loading.huggingface.read_parameter
-    monkeypatch.setattr(loading.huggingface, "read_parameter", lambda *args: asked.append(read(*args)) or asked[-1])
+    monkeypatch.setattr(
+        loading.huggingface, "read_parameter", lambda *args: asked.append(read(*args)) or asked[-1]
+    )
     load(folder, mesh=jax.make_mesh((1, min(4, jax.device_count()), 1), MESH_AXES))
     ways = min(4, jax.device_count())
-    assert sum(part.shape == (3, 32 // ways, 48) for part in asked) == 2 * ways  # gate and up, each slice once
+    assert (
+        sum(part.shape == (3, 32 // ways, 48) for part in asked) == 2 * ways
+    )  # gate and up, each slice once
 
 
-def test_frozen_parameters_may_be_bfloat16_but_adapters_are_float32(folder, loaded, batch, logits_of):
+def test_frozen_parameters_may_be_bfloat16_but_adapters_are_float32(
+    folder, loaded, batch, logits_of
+):
     frozen = load(folder, dtype="bfloat16", lora=LoRA(rank=2))
     half = flatten_dict(frozen.params)
     for key, leaf in half.items():
         assert leaf.dtype == (jnp.float32 if key[-1].startswith("lora") else jnp.bfloat16), key
     exact = loaded.params["layers"]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(half["layers", "mlp", "up", "kernel"], exact.astype(jnp.bfloat16))
-    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), loaded.params)
+    rounded = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), loaded.params
+    )
     expected = logits_of(loaded.graph, rounded, *batch)
     np.testing.assert_allclose(logits_of(frozen.graph, frozen.params, *batch), expected, atol=1e-5)
 
@@ -88,12 +111,16 @@ def test_adapters_are_drawn_from_the_seed(folder):
     drawn = [flatten_dict(load(folder, lora=LoRA(rank=2), seed=seed).params) for seed in (0, 0, 1)]
     a, b = ("layers", "mlp", "up", "lora_a"), ("layers", "mlp", "up", "lora_b")
     np.testing.assert_array_equal(drawn[0][a], drawn[1][a])
-    assert np.abs(drawn[0][a] - drawn[2][a]).min(axis=(1, 2)).max() > 0 and np.std(drawn[0][a]) > 0.1
+    assert (
+        np.abs(drawn[0][a] - drawn[2][a]).min(axis=(1, 2)).max() > 0 and np.std(drawn[0][a]) > 0.1
+    )
     assert not drawn[0][b].any()
     assert len(np.unique(drawn[0][a])) == drawn[0][a].size  # each layer has its own
 
 
-def test_merged_adapters_give_the_adapted_logits(architectures, random_model, tokenizer, tmp_path, batch, logits_of):
+def test_merged_adapters_give_the_adapted_logits(
+    architectures, random_model, tokenizer, tmp_path, batch, logits_of
+):
     graph, params = random_model(architectures["llama"], LoRA(rank=2, alpha=3.0))
     save(tmp_path / "merged", graph, params, architectures["llama"], tokenizer)
     merged = load(tmp_path / "merged")
@@ -104,10 +131,16 @@ def test_merged_adapters_give_the_adapted_logits(architectures, random_model, to
 
 
 def test_a_fingerprint_is_of_the_contents(folder, loaded, tmp_path, tokenizer):
-    copy = lambda name, params: save(tmp_path / name, loaded.graph, params, loaded.architecture, tokenizer)
+    copy = lambda name, params: save(
+        tmp_path / name, loaded.graph, params, loaded.architecture, tokenizer
+    )
     copy("same", loaded.params)
     copy("other", jax.tree.map(lambda leaf: leaf + 1e-3, loaded.params))
-    assert load(tmp_path / "same").fingerprint == loaded.fingerprint != load(tmp_path / "other").fingerprint
+    assert (
+        load(tmp_path / "same").fingerprint
+        == loaded.fingerprint
+        != load(tmp_path / "other").fingerprint
+    )
 
 
 def test_saving_replaces_a_model_whole_and_nothing_else(loaded, tmp_path, monkeypatch):
@@ -154,11 +187,15 @@ def test_the_wheel_that_is_missing_is_named(monkeypatch):
 def test_a_hub_name_fetches_no_more_than_is_read(folder, loaded, monkeypatch):
     asked = {}
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **settings: asked.update(settings, name=name) or str(folder)
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **settings: asked.update(settings, name=name) or str(folder),
     )
     assert load("some-user/some-model").fingerprint == loaded.fingerprint
     assert asked["name"] == "some-user/some-model"
-    keeps = lambda file: list(huggingface_hub.utils.filter_repo_objects([file], allow_patterns=asked["allow_patterns"]))
+    keeps = lambda file: list(
+        huggingface_hub.utils.filter_repo_objects([file], allow_patterns=asked["allow_patterns"])
+    )
     assert all(
         map(
             keeps,
@@ -166,25 +203,35 @@ def test_a_hub_name_fetches_no_more_than_is_read(folder, loaded, monkeypatch):
             + ["model-00001-of-00002.safetensors", "model.safetensors.index.json"],
         )
     )
-    assert not any(map(keeps, ["pytorch_model.bin", "consolidated.safetensors", "README.md", "model.gguf"]))
+    assert not any(
+        map(keeps, ["pytorch_model.bin", "consolidated.safetensors", "README.md", "model.gguf"])
+    )
 
 
 def test_models_whose_vocabularies_differ_by_padding_share_the_smaller(loaded):
-    padded = loaded._replace(architecture=dataclasses.replace(loaded.architecture, vocabulary_size=320))
+    padded = loaded._replace(
+        architecture=dataclasses.replace(loaded.architecture, vocabulary_size=320)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert require_same_tokenizer(loaded, padded) == require_same_tokenizer(padded, loaded) == 264
+        assert (
+            require_same_tokenizer(loaded, padded) == require_same_tokenizer(padded, loaded) == 264
+        )
 
 
 def test_tokenizers_that_differ_are_refused_by_the_first_token(loaded, folder):
     other = loading.huggingface.AutoTokenizer.from_pretrained(folder)
     other.add_tokens(["zebra", "yak"])
-    with pytest.raises(ValueError, match=r"'zebra' is absent in the student's and 259 in the teacher's"):
+    with pytest.raises(
+        ValueError, match=r"'zebra' is absent in the student's and 259 in the teacher's"
+    ):
         require_same_tokenizer(loaded, loaded._replace(tokenizer=other))
 
 
 def test_stop_tokens_that_differ_are_a_warning_that_names_both(loaded):
-    with pytest.warns(UserWarning, match=r"student stops at \['<end>', '<user>'\], the teacher at \['<end>'\]"):
+    with pytest.warns(
+        UserWarning, match=r"student stops at \['<end>', '<user>'\], the teacher at \['<end>'\]"
+    ):
         require_same_tokenizer(loaded, loaded._replace(stop_tokens=(256,)))
 
 

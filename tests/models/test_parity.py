@@ -9,11 +9,15 @@ from jopd.models import LoRA
 from jopd.models.load import load, save
 
 transformers = pytest.importorskip("transformers")
-torch = pytest.importorskip("torch", reason="parity with transformers needs torch: pip install 'jopd[parity]'")
+torch = pytest.importorskip(
+    "torch", reason="parity with transformers needs torch: pip install 'jopd[parity]'"
+)
 
 
 def reference_model(name):
-    """A transformers model of random parameters, made from a config of its own, in its own spelling."""
+    """A transformers model of random parameters, made from a config of its own, in its own
+    spelling.
+    """
     sizes = {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -25,7 +29,9 @@ def reference_model(name):
             rope_parameters={**llama3, "rope_theta": 5e5, "original_max_position_embeddings": 32},
         ),
         "qwen2": lambda: transformers.Qwen2Config(
-            **sizes, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
+            **sizes,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         ),
         "qwen2 untied": lambda: transformers.Qwen2Config(**sizes),
         "qwen3": lambda: transformers.Qwen3Config(**sizes, head_dim=16),
@@ -37,7 +43,9 @@ def reference_model(name):
     return model
 
 
-def test_a_transformers_checkpoint_gives_its_logits(family, tmp_path, tokenizer, batch, logits_of, torch_logits_of):
+def test_a_transformers_checkpoint_gives_its_logits(
+    family, tmp_path, tokenizer, batch, logits_of, torch_logits_of
+):
     reference = reference_model(family)
     reference.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -54,38 +62,60 @@ def test_a_saved_model_gives_its_logits_in_transformers(
 ):
     graph, params = random_model(architectures[family])
     save(tmp_path / "out", graph, params, architectures[family], tokenizer)
-    reference, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    reference, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert reference.generation_config.eos_token_id == [256]
     tokens, valid = batch
     expected = torch_logits_of(reference, tokens, valid)
-    np.testing.assert_allclose(logits_of(graph, params, tokens, valid)[valid], expected[valid], atol=1e-4)
+    np.testing.assert_allclose(
+        logits_of(graph, params, tokens, valid)[valid], expected[valid], atol=1e-4
+    )
 
 
-def test_a_bfloat16_checkpoint_in_several_files(tmp_path, tokenizer, batch, logits_of, torch_logits_of):
+def test_a_bfloat16_checkpoint_in_several_files(
+    tmp_path, tokenizer, batch, logits_of, torch_logits_of
+):
     reference = reference_model("qwen2 untied").to(torch.bfloat16)
     reference.save_pretrained(tmp_path, max_shard_size="30KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     tokenizer.save_pretrained(tmp_path)
     tokens, valid = batch
     loaded = load(tmp_path)
-    exact = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)  # the same numbers
+    exact = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32
+    )  # the same numbers
     expected = torch_logits_of(exact, tokens, valid)
-    np.testing.assert_allclose(logits_of(loaded.graph, loaded.params, tokens, valid)[valid], expected[valid], atol=1e-4)
+    np.testing.assert_allclose(
+        logits_of(loaded.graph, loaded.params, tokens, valid)[valid], expected[valid], atol=1e-4
+    )
 
 
 def test_a_model_saved_in_several_files_and_bfloat16_loads_in_transformers(
     architectures, tmp_path, tokenizer, random_model, batch, logits_of, torch_logits_of
 ):
     graph, params = random_model(architectures["qwen3"])
-    save(tmp_path / "out", graph, params, architectures["qwen3"], tokenizer, "bfloat16", file_bytes=30_000)
+    save(
+        tmp_path / "out",
+        graph,
+        params,
+        architectures["qwen3"],
+        tokenizer,
+        "bfloat16",
+        file_bytes=30_000,
+    )
     assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
-    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+    assert (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+    )
     tokens, valid = batch
     exact = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     expected = torch_logits_of(exact, tokens, valid)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), params)
-    np.testing.assert_allclose(logits_of(graph, rounded, tokens, valid)[valid], expected[valid], atol=1e-4)
+    np.testing.assert_allclose(
+        logits_of(graph, rounded, tokens, valid)[valid], expected[valid], atol=1e-4
+    )
 
 
 def test_merged_adapters_give_the_adapted_logits_in_transformers(
@@ -94,5 +124,9 @@ def test_merged_adapters_give_the_adapted_logits_in_transformers(
     graph, params = random_model(architectures["qwen2"], LoRA(rank=2, alpha=3.0))
     save(tmp_path / "out", graph, params, architectures["qwen2"], tokenizer)
     tokens, valid = batch
-    expected = torch_logits_of(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out"), tokens, valid)
-    np.testing.assert_allclose(logits_of(graph, params, tokens, valid)[valid], expected[valid], atol=1e-4)
+    expected = torch_logits_of(
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out"), tokens, valid
+    )
+    np.testing.assert_allclose(
+        logits_of(graph, params, tokens, valid)[valid], expected[valid], atol=1e-4
+    )

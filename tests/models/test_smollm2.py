@@ -26,11 +26,18 @@ def smollm2():
 @pytest.fixture(scope="module")
 def reference(smollm2, tmp_path_factory):
     """The same model in transformers, by way of a saved folder."""
-    pytest.importorskip("torch", reason="parity with transformers needs torch: pip install 'jopd[parity]'")
+    pytest.importorskip(
+        "torch", reason="parity with transformers needs torch: pip install 'jopd[parity]'"
+    )
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("smollm2") / "saved"
     save(
-        folder, smollm2.graph, smollm2.params, smollm2.architecture, smollm2.tokenizer, stop_tokens=smollm2.stop_tokens
+        folder,
+        smollm2.graph,
+        smollm2.params,
+        smollm2.architecture,
+        smollm2.tokenizer,
+        stop_tokens=smollm2.stop_tokens,
     )
     return transformers.AutoModelForCausalLM.from_pretrained(folder)
 
@@ -38,14 +45,20 @@ def reference(smollm2, tmp_path_factory):
 @pytest.fixture(scope="module")
 def prompts(smollm2):
     """`(tokens, valid)`, left-padded to one length."""
-    texts = ["Who are you?", "What is the capital of France?", "Why is the sky blue? Answer in one sentence."]
+    texts = [
+        "Who are you?",
+        "What is the capital of France?",
+        "Why is the sky blue? Answer in one sentence.",
+    ]
     render = lambda text: smollm2.tokenizer.apply_chat_template(
         [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
     )
     rows = [render(text) for text in texts]
     width = max(map(len, rows))
     tokens = [[smollm2.pad_id] * (width - len(row)) + row for row in rows]
-    return np.array(tokens, np.int32), np.array([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return np.array(tokens, np.int32), np.array(
+        [[False] * (width - len(row)) + [True] * len(row) for row in rows]
+    )
 
 
 def test_its_architecture_and_tokens(smollm2):
@@ -69,13 +82,19 @@ def test_its_chat_template_brings_a_system_prompt(smollm2):
 
 
 def test_its_tokenizer_cuts_digits_first(smollm2):
-    assert smollm2.tokenizer.convert_ids_to_tokens(smollm2.tokenizer("at  1234")["input_ids"]) == ["at", "ĠĠ", *"1234"]
+    assert smollm2.tokenizer.convert_ids_to_tokens(smollm2.tokenizer("at  1234")["input_ids"]) == [
+        "at",
+        "ĠĠ",
+        *"1234",
+    ]
 
 
 def test_its_logits_equal_torch(smollm2, reference, prompts, logits_of, torch_logits_of):
     (tokens, valid) = prompts
     logits = logits_of(smollm2.graph, smollm2.params, tokens, valid)
-    np.testing.assert_allclose(logits[valid], torch_logits_of(reference, tokens, valid)[valid], atol=1e-3)
+    np.testing.assert_allclose(
+        logits[valid], torch_logits_of(reference, tokens, valid)[valid], atol=1e-3
+    )
 
 
 def test_greedy_decoding_equals_generate(smollm2, reference, prompts, logits_of):
@@ -88,7 +107,12 @@ def test_greedy_decoding_equals_generate(smollm2, reference, prompts, logits_of)
 
     @jax.jit
     def decode(params):
-        settings = {"samples": 1, "max_new_tokens": new, "stop_tokens": smollm2.stop_tokens, "pad_id": smollm2.pad_id}
+        settings = {
+            "samples": 1,
+            "max_new_tokens": new,
+            "stop_tokens": smollm2.stop_tokens,
+            "pad_id": smollm2.pad_id,
+        }
         model, rows = models.merge(smollm2.graph, params), jnp.arange(len(tokens), dtype=jnp.int32)
         greedy = Sampling(temperature=0.0)
         return sample(
@@ -109,7 +133,11 @@ def test_greedy_decoding_equals_generate(smollm2, reference, prompts, logits_of)
         "attention_mask": torch.tensor(valid, dtype=torch.long),
     }
     theirs = reference.generate(
-        **inputs, max_new_tokens=new, do_sample=False, pad_token_id=smollm2.pad_id, repetition_penalty=1.0
+        **inputs,
+        max_new_tokens=new,
+        do_sample=False,
+        pad_token_id=smollm2.pad_id,
+        repetition_penalty=1.0,
     )
     theirs = theirs[:, tokens.shape[1] :].numpy()
     # A wrong order of the rows of q and k would make both speak nonsense.
@@ -118,8 +146,12 @@ def test_greedy_decoding_equals_generate(smollm2, reference, prompts, logits_of)
         written = np.asarray(ours.tokens[row])[np.asarray(ours.mask[row])]
         expected = theirs[row, : len(written)]
         if (differs := np.flatnonzero(written != expected)).size:
-            prefix = np.concatenate([tokens[row][valid[row]], written[: differs[0]]])[None].astype(np.int32)
-            scores = logits_of(smollm2.graph, smollm2.params, prefix, np.ones_like(prefix, bool))[0, -1]
+            prefix = np.concatenate([tokens[row][valid[row]], written[: differs[0]]])[None].astype(
+                np.int32
+            )
+            scores = logits_of(smollm2.graph, smollm2.params, prefix, np.ones_like(prefix, bool))[
+                0, -1
+            ]
             assert abs(scores[written[differs[0]]] - scores[expected[differs[0]]]) < 1e-3, (
                 f"row {row}, token {differs[0]}"
             )

@@ -13,7 +13,9 @@ from jopd.models import Compute, LoRA
 def cubed_hidden(graph, tokens, valid):
     """A scalar of the parameters to differentiate."""
     x, v = jnp.asarray(tokens), jnp.asarray(valid)
-    return lambda params: jnp.mean(jnp.where(v[..., None], models.merge(graph, params)(x, v), 0.0) ** 3)
+    return lambda params: jnp.mean(
+        jnp.where(v[..., None], models.merge(graph, params)(x, v), 0.0) ** 3
+    )
 
 
 def test_a_row_does_not_depend_on_its_padding(architectures, random_model, logits_of):
@@ -22,7 +24,9 @@ def test_a_row_does_not_depend_on_its_padding(architectures, random_model, logit
     alone = logits_of(graph, params, tokens, np.ones((1, 6), bool))
     for left, right in [(4, 0), (0, 4), (3, 2)]:
         valid = np.pad(np.ones((1, 6), bool), ((0, 0), (left, right)))
-        padded = logits_of(graph, params, np.pad(tokens, ((0, 0), (left, right)), constant_values=9), valid)
+        padded = logits_of(
+            graph, params, np.pad(tokens, ((0, 0), (left, right)), constant_values=9), valid
+        )
         np.testing.assert_allclose(padded[valid], alone[0], atol=1e-5)
 
 
@@ -35,7 +39,12 @@ def test_prefill_and_decode_equal_the_whole_forward(name, architectures, random_
     def piecewise(params):
         model = models.merge(graph, params)
         cache, hidden = model.empty_cache(len(tokens), tokens.shape[1] + 3), []
-        for start, stop in [(0, 6), (6, 7), (7, 8), (8, 12)]:  # a prompt, two single tokens, several at once
+        for start, stop in [
+            (0, 6),
+            (6, 7),
+            (7, 8),
+            (8, 12),
+        ]:  # a prompt, two single tokens, several at once
             piece, cache = model.extend(tokens[:, start:stop], valid[:, start:stop], cache)
             hidden.append(piece)
         return jnp.concatenate(hidden, axis=1), model(tokens, valid)
@@ -45,7 +54,9 @@ def test_prefill_and_decode_equal_the_whole_forward(name, architectures, random_
 
 
 @pytest.mark.parametrize("attention", ["matmul", "dot_product"])
-def test_branches_are_what_they_would_be_alone(attention, architectures, random_model, batch, logits_of):
+def test_branches_are_what_they_would_be_alone(
+    attention, architectures, random_model, batch, logits_of
+):
     graph, params = random_model(architectures["qwen3"], compute=Compute(attention=attention))
     tokens, valid = (jnp.asarray(x) for x in batch)
     b = len(tokens)
@@ -63,7 +74,9 @@ def test_branches_are_what_they_would_be_alone(attention, architectures, random_
     )
     (trunk, found), whole = run(params)
     np.testing.assert_allclose(trunk[valid], whole[valid], atol=1e-5)
-    logits = np.asarray(jax.jit(lambda params, x: models.merge(graph, params).logits(x))(params, found))
+    logits = np.asarray(
+        jax.jit(lambda params, x: models.merge(graph, params).logits(x))(params, found)
+    )
     for row in range(b):
         for w in range(2):
             n = int(written[2 * row + w].sum())
@@ -78,7 +91,9 @@ def test_the_attention_implementations_agree(architectures, random_model, batch,
     for attention in ("matmul", "dot_product"):
         graph, params = random_model(architectures["qwen3"], compute=Compute(attention=attention))
         each.append(logits_of(graph, params, tokens, valid)[valid])
-    gradient = jax.jit(jax.grad(cubed_hidden(graph, tokens, valid)))(params)  # a padded query sees no key
+    gradient = jax.jit(jax.grad(cubed_hidden(graph, tokens, valid)))(
+        params
+    )  # a padded query sees no key
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     np.testing.assert_allclose(each[0], each[1], atol=1e-5)
 
@@ -89,13 +104,18 @@ def test_rematerialisation_changes_no_gradient(architectures, random_model, batc
         graph, params = random_model(architectures["qwen2"], compute=Compute(remat=remat))
         gradients.append(jax.jit(jax.grad(cubed_hidden(graph, *batch)))(params))
     for other in gradients[1:]:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients[0], other)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients[0], other
+        )
 
 
 def test_bfloat16_compute_is_close(architectures, random_model, batch, logits_of):
     (tokens, valid), exact, rounded = (
         batch,
-        *(random_model(architectures["llama"], compute=Compute(dtype=dtype)) for dtype in ("float32", "bfloat16")),
+        *(
+            random_model(architectures["llama"], compute=Compute(dtype=dtype))
+            for dtype in ("float32", "bfloat16")
+        ),
     )
     difference = logits_of(*rounded, tokens, valid) - logits_of(*exact, tokens, valid)
     assert 0 < np.abs(difference[valid]).mean() < 0.05
@@ -106,14 +126,23 @@ def test_a_tied_head_is_one_parameter(architectures, random_model):
     assert random_model(architectures["llama"])[1]["output_head"].shape == (32, 264)
 
 
-def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(architectures, random_model, batch, logits_of):
+def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(
+    architectures, random_model, batch, logits_of
+):
     graph, params = random_model(architectures["qwen3"], LoRA(rank=2))
-    adapters = {key: leaf for key, leaf in flatten_dict(params).items() if key[-1].startswith("lora")}
+    adapters = {
+        key: leaf for key, leaf in flatten_dict(params).items() if key[-1].startswith("lora")
+    }
     assert len(adapters) == 2 * 7  # every linear layer has its pair
-    base = unflatten_dict({key: leaf for key, leaf in flatten_dict(params).items() if key not in adapters})
+    base = unflatten_dict(
+        {key: leaf for key, leaf in flatten_dict(params).items() if key not in adapters}
+    )
     base_graph, _ = random_model(architectures["qwen3"])
     fresh = unflatten_dict(
-        {key: leaf if key[-1] != "lora_b" else 0 * leaf for key, leaf in flatten_dict(params).items()}
+        {
+            key: leaf if key[-1] != "lora_b" else 0 * leaf
+            for key, leaf in flatten_dict(params).items()
+        }
     )
     expected = logits_of(base_graph, base, *batch)
     np.testing.assert_array_equal(logits_of(graph, fresh, *batch), expected)
@@ -125,7 +154,9 @@ def test_shapes_without_values_are_those_of_a_model(architectures, random_model)
         graph, params = random_model(architecture)
         abstract_graph, shapes = models.abstract(architecture)
         assert graph == abstract_graph and hash(graph) == hash(abstract_graph), name
-        assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+        assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(
+            lambda leaf: leaf.shape, shapes
+        )
 
 
 def test_head_counts_that_do_not_divide_are_refused(architectures):

@@ -1,4 +1,5 @@
-"""AR-OPD's target on one row of log-probabilities, as the formulas read: loops over the vocabulary, in float64.
+"""AR-OPD's target on one row of log-probabilities, as the formulas read: loops over the vocabulary,
+in float64.
 
 A token of no mass in the anchor gets none; none of this calls the package.
 """
@@ -22,6 +23,7 @@ def residual(partial, full):
 def target(partial, full, scale, clip):
     """q_lam."""
     moved = [
-        a * math.exp(scale * max(-clip, min(clip, r))) for a, r in zip(partial, residual(partial, full), strict=True)
+        a * math.exp(scale * max(-clip, min(clip, r)))
+        for a, r in zip(partial, residual(partial, full), strict=True)
     ]
     return np.array(moved) / sum(moved)

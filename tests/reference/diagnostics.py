@@ -1,11 +1,15 @@
-"""What `jopd.diagnostics` measures, as the formulas read: loops over tokens and sorted vocabularies, in float64."""
+"""What `jopd.diagnostics` measures, as the formulas read: loops over tokens and sorted
+vocabularies, in float64.
+"""
 
 import numpy as np
 
 from tests.reference.divergences import entropy, kl, softmax, top
 
 
-def token_terms(student_logits, teacher_logits, token, *, stop_tokens, k, support_threshold, reachable):
+def token_terms(
+    student_logits, teacher_logits, token, *, stop_tokens, k, support_threshold, reachable
+):
     """Every term at one token, from one row of logits each."""
     pi, q = softmax(student_logits), softmax(teacher_logits)
     vocabulary = range(len(pi))

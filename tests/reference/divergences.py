@@ -1,4 +1,5 @@
-"""Divergences and their gradients on one row of logits, as the formulas read: loops over the vocabulary, in float64.
+"""Divergences and their gradients on one row of logits, as the formulas read: loops over the
+vocabulary, in float64.
 
 `p log p` is 0 at p = 0. Gradients are derived by hand; none of this calls the package.
 """

@@ -1,9 +1,10 @@
-"""A world small enough to write down: every row that a tabular policy can write, its probability, and exact gradients.
+"""A world small enough to write down: every row that a tabular policy can write, its probability,
+and exact gradients.
 
-There are three tokens; END ends a row, and so does the horizon. A state is the tokens written so far, so a policy is a
-table of logits [states, 3]. Objectives are sums over all rows or states, differentiated by a complex step; expected
-policy gradients come from backward induction over states. NumPy in float64, and nothing of the package but the entry
-that `gradient` feeds.
+There are three tokens; END ends a row, and so does the horizon. A state is the tokens written so
+far, so a policy is a table of logits [states, 3]. Objectives are sums over all rows or states,
+differentiated by a complex step; expected policy gradients come from backward induction over
+states. NumPy in float64, and nothing of the package but the entry that `gradient` feeds.
 """
 
 import functools
@@ -25,7 +26,8 @@ class World(NamedTuple):
     """Every row of up to `horizon` tokens.
 
     Attributes:
-      prefixes: the states: tokens written so far, END not among them; the last ones have the length of the horizon.
+      prefixes: the states: tokens written so far, END not among them; the last ones have the length
+        of the horizon.
       inner: how many of the states have a next token.
       tokens, mask, states: [R, horizon]; the state that each token was drawn in.
       truncated: [R], whether the horizon ended the row.
@@ -43,7 +45,11 @@ class World(NamedTuple):
 
 def world(horizon: int = 3) -> World:
     going = [token for token in range(TOKENS) if token != END]
-    prefixes = [prefix for length in range(horizon + 1) for prefix in itertools.product(going, repeat=length)]
+    prefixes = [
+        prefix
+        for length in range(horizon + 1)
+        for prefix in itertools.product(going, repeat=length)
+    ]
     inner = sum(len(prefix) < horizon for prefix in prefixes)
     rows = [(*prefix, END) for prefix in prefixes[:inner]] + prefixes[inner:]
     tokens = np.zeros((len(rows), horizon), int)
@@ -58,7 +64,9 @@ def world(horizon: int = 3) -> World:
 
 
 def log_softmax(table: np.ndarray) -> np.ndarray:
-    """Without the usual shift, so that it is analytic and complex steps go through; for small logits."""
+    """Without the usual shift, so that it is analytic and complex steps go through; for small
+    logits.
+    """
     return table - np.log(np.exp(table).sum(axis=-1, keepdims=True))
 
 
@@ -72,7 +80,11 @@ def reach(world: World, table: np.ndarray) -> np.ndarray:
     """[states], how probably a row comes through each state that has a next token."""
     probability = np.exp(log_probabilities(world, table))
     through = np.zeros(world.inner)
-    np.add.at(through, world.states[world.mask], np.broadcast_to(probability[:, None], world.mask.shape)[world.mask])
+    np.add.at(
+        through,
+        world.states[world.mask],
+        np.broadcast_to(probability[:, None], world.mask.shape)[world.mask],
+    )
     return through
 
 
@@ -114,25 +126,40 @@ def fixed_state_gradient(world: World, student: np.ndarray, teacher: np.ndarray)
     return complex_step(objective, student)
 
 
-# Policy gradients in expectation, by backward induction. `values` stands for V at every state, last ones included.
+# Policy gradients in expectation, by backward induction. `values` stands for V at every state, last
+# ones included.
 
 
-def true_values(world: World, student: np.ndarray, teacher: np.ndarray, discount: float) -> np.ndarray:
+def true_values(
+    world: World, student: np.ndarray, teacher: np.ndarray, discount: float
+) -> np.ndarray:
     """[prefixes], what a state's coming rewards are worth; 0 at the horizon."""
     logp, logq = log_softmax(student), log_softmax(teacher)
     values = np.zeros(len(world.prefixes))
     for state in reversed(range(world.inner)):
         for token in range(TOKENS):
-            later = 0.0 if token == END else values[world.prefixes.index((*world.prefixes[state], token))]
-            values[state] += np.exp(logp[state, token]) * (logq[state, token] - logp[state, token] + discount * later)
+            later = (
+                0.0
+                if token == END
+                else values[world.prefixes.index((*world.prefixes[state], token))]
+            )
+            values[state] += np.exp(logp[state, token]) * (
+                logq[state, token] - logp[state, token] + discount * later
+            )
     return values
 
 
 def expected_advantages(
-    world: World, student: np.ndarray, teacher: np.ndarray, values: np.ndarray, discount: float, gae_lambda: float
+    world: World,
+    student: np.ndarray,
+    teacher: np.ndarray,
+    values: np.ndarray,
+    discount: float,
+    gae_lambda: float,
 ) -> np.ndarray:
-    """[states, 3], the mean over what follows of A_t, given the state and the token; discounted returns with V = 0,
-    gae_lambda = 1."""
+    """[states, 3], the mean over what follows of A_t, given the state and the token; discounted
+    returns with V = 0, gae_lambda = 1.
+    """
     logp, logq = log_softmax(student), log_softmax(teacher)
     advantages = np.zeros((world.inner, TOKENS))
     for state in reversed(range(world.inner)):
@@ -148,14 +175,18 @@ def expected_advantages(
 
 
 def policy_gradient(world: World, student: np.ndarray, advantages: np.ndarray) -> np.ndarray:
-    """Of the mean over rows of -sum_t A_t log pi(y_t), A_t held fixed: -d pi (A - E_pi A) at each state."""
+    """Of the mean over rows of -sum_t A_t log pi(y_t), A_t held fixed: -d pi (A - E_pi A) at each
+    state.
+    """
     pi = np.exp(log_softmax(student))
     centred = advantages - (pi * advantages).sum(axis=1, keepdims=True)
     return -reach(world, student)[:, None] * pi * centred
 
 
 def sampled_gradient(world: World, student: np.ndarray, advantages: np.ndarray) -> np.ndarray:
-    """Of -sum over all rows and tokens of A_t log pi(y_t), rows unweighted and A_t [R, horizon] held fixed."""
+    """Of -sum over all rows and tokens of A_t log pi(y_t), rows unweighted and A_t [R, horizon]
+    held fixed.
+    """
     pi, gradient = np.exp(log_softmax(student)), np.zeros(student.shape)
     for row, t in zip(*np.nonzero(world.mask), strict=True):
         state, token = world.states[row, t], world.tokens[row, t]
@@ -169,12 +200,16 @@ def sampled_gradient(world: World, student: np.ndarray, advantages: np.ndarray) 
 @functools.cache
 def _gradient(method):
     def loss(table, teacher, tokens, mask, states, inputs):
-        return evaluate(method, table[states], {"teacher": teacher[states]}, tokens, mask, **inputs)[0]
+        return evaluate(
+            method, table[states], {"teacher": teacher[states]}, tokens, mask, **inputs
+        )[0]
 
     return jax.jit(jax.grad(loss))
 
 
-def gradient(method, world: World, student: np.ndarray, teacher: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
+def gradient(
+    method, world: World, student: np.ndarray, teacher: np.ndarray, **inputs: np.ndarray
+) -> np.ndarray:
     """Gradient on the student's table of a method's own loss on all rows at once."""
     with jax.enable_x64(True):
         arrays = (student, teacher, world.tokens, world.mask, world.states, inputs)
@@ -182,11 +217,19 @@ def gradient(method, world: World, student: np.ndarray, teacher: np.ndarray, **i
 
 
 def expected_gradient(
-    method, world: World, student: np.ndarray, teacher: np.ndarray, *, per_row: float = 1.0, **inputs: np.ndarray
+    method,
+    world: World,
+    student: np.ndarray,
+    teacher: np.ndarray,
+    *,
+    per_row: float = 1.0,
+    **inputs: np.ndarray,
 ) -> np.ndarray:
-    """The same with each row weighted with its probability: the gradient that an endless batch would have.
+    """The same with each row weighted with its probability: the gradient that an endless batch
+    would have.
 
-    A row sum needs nothing else; a token mean divides by the mean length, which is to be given as `per_row`.
+    A row sum needs nothing else; a token mean divides by the mean length, which is to be given as
+    `per_row`.
     """
     weight = len(world.tokens) * np.exp(log_probabilities(world, student))[:, None]
     weight = np.broadcast_to(weight, world.mask.shape)

@@ -1,4 +1,6 @@
-"""Counterfactual routing as its definition reads: one position at a time, sets of token ids, in float64."""
+"""Counterfactual routing as its definition reads: one position at a time, sets of token ids, in
+float64.
+"""
 
 import numpy as np
 

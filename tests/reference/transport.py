@@ -1,4 +1,5 @@
-"""Optimal transport between two windows without padding: plain Sinkhorn scaling, and the linear program.
+"""Optimal transport between two windows without padding: plain Sinkhorn scaling, and the linear
+program.
 
 In float64, on one pair of windows; none of this calls the package.
 """
@@ -8,7 +9,9 @@ import scipy.optimize
 
 
 def cosine_costs(student, teacher):
-    unit = lambda e: np.asarray(e, np.float64) / np.linalg.norm(np.asarray(e, np.float64), axis=1, keepdims=True)
+    unit = lambda e: (
+        np.asarray(e, np.float64) / np.linalg.norm(np.asarray(e, np.float64), axis=1, keepdims=True)
+    )
     return 1 - unit(student) @ unit(teacher).T
 
 

@@ -1,10 +1,16 @@
-"""Top-k, top-p and min-p as they are usually written: in float64, on the sorted vocabulary, one row at a time."""
+"""Top-k, top-p and min-p as they are usually written: in float64, on the sorted vocabulary, one row
+at a time.
+"""
 
 import numpy as np
 
 
-def kept(logp: np.ndarray, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> tuple[np.ndarray, float]:
-    """Which of a row's tokens stay, ties at a threshold included; and how far top-p's sum stays from where rounding decides."""
+def kept(
+    logp: np.ndarray, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> tuple[np.ndarray, float]:
+    """Which of a row's tokens stay, ties at a threshold included; and how far top-p's sum stays
+    from where rounding decides.
+    """
     p = np.exp(logp.astype(np.float64))
     keep, margin = p > 0, np.inf
     if top_k:

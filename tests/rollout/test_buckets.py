@@ -14,7 +14,9 @@ def test_the_widths():
 
 
 def test_trim_cuts_the_columns():
-    rollout = Rollout(np.arange(12).reshape(2, 6), np.ones((2, 6), bool), np.zeros((2, 6)), np.zeros(2, int))
+    rollout = Rollout(
+        np.arange(12).reshape(2, 6), np.ones((2, 6), bool), np.zeros((2, 6)), np.zeros(2, int)
+    )
     cut = trim(rollout, 4)
     np.testing.assert_array_equal(cut.tokens, rollout.tokens[:, :4])
     assert cut.mask.shape == cut.logp.shape == (2, 4)

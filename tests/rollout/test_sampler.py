@@ -15,7 +15,16 @@ from jopd.rollout import sampler
 from jopd.rollout.sampler import Rollout, Sampling, sample
 from tests.reference import truncation as reference
 
-TINY = Architecture(vocabulary_size=40, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=32, qk_norm=True)
+TINY = Architecture(
+    vocabulary_size=40,
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_width=32,
+    qk_norm=True,
+)
 VOCABULARY = 37  # the last three ids are padding
 PAD = 36
 KEY = jax.random.key(7)
@@ -25,7 +34,9 @@ def random_weights(architecture: Architecture, compute: Compute = Compute()):
     """Large enough for decided distributions that depend on the context."""
     graph, shapes = models.abstract(architecture, compute)
     random = np.random.default_rng(0)
-    return graph, jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape, scale=0.4), x.dtype), shapes)
+    return graph, jax.tree.map(
+        lambda x: jnp.asarray(random.normal(size=x.shape, scale=0.4), x.dtype), shapes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +52,47 @@ def prompts():
     return tokens, np.arange(6) >= 6 - lengths[:, None]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "sampling", "samples", "steps", "stops", "vocabulary"))
+@functools.partial(
+    jax.jit, static_argnames=("graph", "sampling", "samples", "steps", "stops", "vocabulary")
+)
 def run(params, tokens, valid, rows, *, graph, sampling, samples, steps, stops, vocabulary):
     return sample(
-        models.merge(graph, params), tokens, valid, rows, KEY, sampling=sampling, samples=samples, max_new_tokens=steps,
-        stop_tokens=stops, pad_id=PAD, vocabulary=vocabulary,
-    )  # fmt: skip
+        models.merge(graph, params),
+        tokens,
+        valid,
+        rows,
+        KEY,
+        sampling=sampling,
+        samples=samples,
+        max_new_tokens=steps,
+        stop_tokens=stops,
+        pad_id=PAD,
+        vocabulary=vocabulary,
+    )
 
 
 def rollout(
-    model, prompts, rows=None, sampling=Sampling(), samples=1, steps=8, stops=(), vocabulary=VOCABULARY
+    model,
+    prompts,
+    rows=None,
+    sampling=Sampling(),
+    samples=1,
+    steps=8,
+    stops=(),
+    vocabulary=VOCABULARY,
 ) -> Rollout:
     graph, params = model
     rows = np.arange(len(prompts[0]) * samples) if rows is None else rows
-    settings = {"sampling": sampling, "samples": samples, "steps": steps, "stops": stops, "vocabulary": vocabulary}
-    return jax.tree.map(np.asarray, run(params, *prompts, np.asarray(rows, np.int32), graph=graph, **settings))
+    settings = {
+        "sampling": sampling,
+        "samples": samples,
+        "steps": steps,
+        "stops": stops,
+        "vocabulary": vocabulary,
+    }
+    return jax.tree.map(
+        np.asarray, run(params, *prompts, np.asarray(rows, np.int32), graph=graph, **settings)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -65,7 +102,9 @@ def logits(params, tokens, valid, *, graph):
 
 
 def log_probs(model, prompts, written: Rollout, temperature=1.0, samples=1):
-    """`[B, T, V]`: each completion position's distribution, from one forward pass over prompt and completion."""
+    """`[B, T, V]`: each completion position's distribution, from one forward pass over prompt and
+    completion.
+    """
     tokens, valid = (np.repeat(x, samples, axis=0) for x in prompts)
     whole = np.concatenate([tokens, written.tokens], 1), np.concatenate([valid, written.mask], 1)
     z = logits(model[1], *whole, graph=model[0])[:, tokens.shape[1] - 1 : -1, :VOCABULARY]
@@ -83,7 +122,9 @@ def test_greedy_takes_the_best_token_of_a_whole_forward_pass(model, prompts):
     written = rollout(model, prompts, sampling=Sampling(temperature=0.0))
     logp = log_probs(model, prompts, written)
     np.testing.assert_array_equal(written.tokens, logp.argmax(-1))
-    np.testing.assert_allclose(written.logp, chosen(logp, written.tokens), atol=1e-4)  # at temperature 1
+    np.testing.assert_allclose(
+        written.logp, chosen(logp, written.tokens), atol=1e-4
+    )  # at temperature 1
 
 
 def test_each_token_is_the_best_after_the_noise_of_its_row_and_position(model, prompts):
@@ -91,12 +132,16 @@ def test_each_token_is_the_best_after_the_noise_of_its_row_and_position(model, p
     written = rollout(model, prompts, rows)
     noise = [
         [
-            jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(KEY, r), t), (VOCABULARY,), mode="high")
+            jax.random.gumbel(
+                jax.random.fold_in(jax.random.fold_in(KEY, r), t), (VOCABULARY,), mode="high"
+            )
             for t in range(8)
         ]
         for r in rows
     ]
-    np.testing.assert_array_equal(written.tokens, (log_probs(model, prompts, written) + np.array(noise)).argmax(-1))
+    np.testing.assert_array_equal(
+        written.tokens, (log_probs(model, prompts, written) + np.array(noise)).argmax(-1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +149,9 @@ def test_each_token_is_the_best_after_the_noise_of_its_row_and_position(model, p
     [Sampling(), Sampling(1.5), Sampling(0.7, top_k=9, top_p=0.6, min_p=0.1)],
     ids=str,
 )
-def test_behaviour_log_probs_are_those_of_a_whole_forward_pass_before_truncation(model, prompts, sampling):
+def test_behaviour_log_probs_are_those_of_a_whole_forward_pass_before_truncation(
+    model, prompts, sampling
+):
     written = rollout(model, prompts, sampling=sampling, samples=2, steps=24, stops=(3, 11))
     logp = log_probs(model, prompts, written, sampling.temperature, samples=2)
     expected = np.where(written.mask, chosen(logp, written.tokens), 0)
@@ -130,7 +177,9 @@ def test_frequencies_are_those_of_the_truncated_distribution(sampling):
     tokens, behaviour = jax.jit(functools.partial(sampler.draw, sampling=sampling))(
         np.tile(logits, (draws, 1)), jax.random.split(KEY, draws)
     )
-    np.testing.assert_allclose(behaviour, logp[tokens], atol=1e-5)  # of the distribution before truncation
+    np.testing.assert_allclose(
+        behaviour, logp[tokens], atol=1e-5
+    )  # of the distribution before truncation
     keep, margin = reference.kept(logp, sampling.top_k, sampling.top_p, sampling.min_p)
     assert margin > 1e-4 and keep.sum() > 1
     counts = np.bincount(tokens, minlength=VOCABULARY)
@@ -139,9 +188,13 @@ def test_frequencies_are_those_of_the_truncated_distribution(sampling):
 
 
 def test_positions_and_rows_are_independent(model, prompts):
-    """Where every token is as likely as any other, neighbours in time and in the batch tell nothing of each other."""
+    """Where every token is as likely as any other, neighbours in time and in the batch tell nothing
+    of each other.
+    """
     blank = (model[0], jax.tree.map(jnp.zeros_like, model[1]))
-    tokens = rollout(blank, tuple(x[:1] for x in prompts), samples=500, steps=9, vocabulary=8).tokens
+    tokens = rollout(
+        blank, tuple(x[:1] for x in prompts), samples=500, steps=9, vocabulary=8
+    ).tokens
     for first, second in [(tokens[:, :-1], tokens[:, 1:]), (tokens[:-1], tokens[1:])]:
         pairs = np.bincount((first * 8 + second).ravel(), minlength=64)
         assert same_frequencies(pairs, np.ones(64))
@@ -182,25 +235,41 @@ def test_samples_that_share_a_prefill_are_those_of_repeated_prompts(model, promp
     shared = rollout(model, one, rows, samples=4)
     repeated = rollout(model, [np.repeat(x, 4, axis=0) for x in one], rows)
     np.testing.assert_array_equal(shared.tokens, repeated.tokens)
-    assert len(np.unique(shared.tokens, axis=0)) == 3  # each has noise of its own; one id, one completion
+    assert (
+        len(np.unique(shared.tokens, axis=0)) == 3
+    )  # each has noise of its own; one id, one completion
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 2), (1, 2, 2)], ids=str)
 def test_a_mesh_draws_the_same_tokens(model, prompts, shape):
     graph, params = model
-    settings = {"sampling": Sampling(0.9, top_p=0.9), "samples": 2, "steps": 8, "stops": (5,), "vocabulary": VOCABULARY}
+    settings = {
+        "sampling": Sampling(0.9, top_p=0.9),
+        "samples": 2,
+        "steps": 8,
+        "stops": (5,),
+        "vocabulary": VOCABULARY,
+    }
     rows = np.arange(8, dtype=np.int32)
     expected = run(params, *prompts, rows, graph=graph, **settings)
-    mesh = jax.make_mesh(shape, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:4])
+    mesh = jax.make_mesh(
+        shape, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:4]
+    )
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.parameter_shardings(mesh, params))
-        batch = jax.device_put((*prompts, rows), NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+        batch = jax.device_put(
+            (*prompts, rows), NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        )
         program = run.lower(placed, *batch, graph=graph, **settings).compile()
         written = program(placed, *batch)
     np.testing.assert_array_equal(written.tokens, expected.tokens)
     np.testing.assert_array_equal(written.stopped, expected.stopped)
     np.testing.assert_allclose(written.logp, expected.logp, atol=1e-5)
-    if shape == (2, 1, 2):  # no parameter is gathered either, so whatever is would be the vocabulary
+    if shape == (
+        2,
+        1,
+        2,
+    ):  # no parameter is gathered either, so whatever is would be the vocabulary
         assert not re.findall(r" (all-gather|all-to-all|sort)\(", program.as_text())
 
 
@@ -216,7 +285,9 @@ def test_a_row_ends_with_its_stop_token_and_says_which(model, prompts):
         length = 8 if at is None else at + 1
         assert written.stopped[row] == (0 if at is None else 1 + stops.index(without[at]))
         np.testing.assert_array_equal(written.mask[row], np.arange(8) < length)
-        np.testing.assert_array_equal(written.tokens[row, :length], without[:length])  # whatever the others do
+        np.testing.assert_array_equal(
+            written.tokens[row, :length], without[:length]
+        )  # whatever the others do
         assert (written.tokens[row, length:] == PAD).all()
         assert (written.logp[row, length:] == 0).all() and (written.logp[row, :length] < 0).all()
     assert set(written.stopped) == {0, 1, 2, 3}  # every way to end was seen
@@ -237,7 +308,9 @@ def test_the_loop_ends_when_every_row_has_ended(model, prompts, monkeypatch):
 
     draw = sampler.draw
     monkeypatch.setattr(sampler, "draw", counted)
-    longest = rollout(model, prompts, steps=100, stops=tuple(range(0, VOCABULARY, 3))).mask.sum(1).max()
+    longest = (
+        rollout(model, prompts, steps=100, stops=tuple(range(0, VOCABULARY, 3))).mask.sum(1).max()
+    )
     jax.effects_barrier()
     assert len(draws) == longest < 100
 
@@ -249,14 +322,23 @@ def test_the_cache_is_written_in_place():
     graph, params = models.abstract(dataclasses.replace(TINY, layers=8))
     prompt = jax.ShapeDtypeStruct((32, 8), jnp.int32), jax.ShapeDtypeStruct((32, 8), bool)
     rows = jax.ShapeDtypeStruct((64,), jnp.int32)
-    settings = {"sampling": Sampling(), "samples": 2, "steps": 200, "stops": (), "vocabulary": VOCABULARY}
+    settings = {
+        "sampling": Sampling(),
+        "samples": 2,
+        "steps": 200,
+        "stops": (),
+        "vocabulary": VOCABULARY,
+    }
     program = run.lower(params, *prompt, rows, graph=graph, **settings).compile()
-    cache = 2 * 4 * 8 * 64 * 2 * 207 * 8  # keys and values: float32, layers, rows, heads, slots, channels
+    cache = (
+        2 * 4 * 8 * 64 * 2 * 207 * 8
+    )  # keys and values: float32, layers, rows, heads, slots, channels
     assert program.memory_analysis().temp_size_in_bytes < 1.5 * cache
 
 
 @pytest.mark.parametrize(
-    ("stored", "computed", "held"), [("float32", "bfloat16", "bfloat16"), ("bfloat16", "float32", "bfloat16")]
+    ("stored", "computed", "held"),
+    [("float32", "bfloat16", "bfloat16"), ("bfloat16", "float32", "bfloat16")],
 )
 def test_parameters_wider_than_the_computation_are_cast_once(stored, computed, held):
     graph, params = random_weights(TINY, Compute(computed))

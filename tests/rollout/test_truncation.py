@@ -26,8 +26,12 @@ RULES = [
 VOCABULARY = 24
 # A coarse grid makes ties, the floats make the rest; some tokens are impossible.
 LOGITS = st.one_of(
-    hnp.arrays(np.float32, VOCABULARY, elements=st.sampled_from([-np.inf, -8.0, -1.0, 0.0, 0.5, 2.0])),
-    hnp.arrays(np.float32, VOCABULARY, elements=st.floats(-30, 30, width=32, allow_subnormal=False)),
+    hnp.arrays(
+        np.float32, VOCABULARY, elements=st.sampled_from([-np.inf, -8.0, -1.0, 0.0, 0.5, 2.0])
+    ),
+    hnp.arrays(
+        np.float32, VOCABULARY, elements=st.floats(-30, 30, width=32, allow_subnormal=False)
+    ),
 )
 
 
@@ -43,7 +47,9 @@ def log_softmax(logits):
 
 def left(logp, **rules):
     out = np.asarray(compiled(**rules)(logp))
-    np.testing.assert_array_equal(out[out > -np.inf], logp[out > -np.inf])  # what stays is untouched
+    np.testing.assert_array_equal(
+        out[out > -np.inf], logp[out > -np.inf]
+    )  # what stays is untouched
     return out > -np.inf
 
 
@@ -70,7 +76,8 @@ def test_keeps_what_the_sorted_reference_keeps(logits, rules):
         ({"top_p": 0.9}, [0, 1, 2, 3, 4]),
         ({"min_p": 0.3}, [0, 1]),
         ({"min_p": 0.2}, [0, 1, 2]),
-        # Renormalised after top-k: 4/6 and 2/6, of which the first is enough for 0.6 (it would not be for top-p alone).
+        # Renormalised after top-k: 4/6 and 2/6, of which the first is enough for 0.6 (it would not
+        # be for top-p alone).
         ({"top_k": 2, "top_p": 0.6}, [0]),
         ({"top_p": 0.6}, [0, 1]),
         ({"top_k": 3, "min_p": 0.3}, [0, 1]),
@@ -82,15 +89,23 @@ def test_worked_by_hand(rules, expected):
 
 
 def test_equals_the_warpers_of_transformers_in_their_order():
-    torch = pytest.importorskip("torch", reason="compares with torch's transformers: pip install 'jopd[parity]'")
-    from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    torch = pytest.importorskip(
+        "torch", reason="compares with torch's transformers: pip install 'jopd[parity]'"
+    )
+    from transformers.generation.logits_process import (
+        MinPLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     rules = {"top_k": 40, "top_p": 0.8, "min_p": 0.05}
     logits = np.random.default_rng(0).normal(size=(16, 300), scale=3).astype(np.float32)
     theirs = torch.tensor(logits)
     for warper in (TopKLogitsWarper(40), TopPLogitsWarper(0.8), MinPLogitsWarper(0.05)):
         theirs = warper(None, theirs)
-    np.testing.assert_array_equal(left(np.asarray(jax.nn.log_softmax(logits)), **rules), np.isfinite(theirs.numpy()))
+    np.testing.assert_array_equal(
+        left(np.asarray(jax.nn.log_softmax(logits)), **rules), np.isfinite(theirs.numpy())
+    )
 
 
 ANY_FLOAT = st.floats(width=32, allow_nan=False, allow_subnormal=False)

@@ -10,7 +10,9 @@ from jopd.models import Architecture
 from jopd.rollout.sampler import Sampling, sample
 from jopd.rollout.windows import place_noise, window_rows, write_on
 
-TINY = Architecture(vocabulary_size=40, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=32)
+TINY = Architecture(
+    vocabulary_size=40, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=32
+)
 KEY = jax.random.key(3)
 
 noise_of = jax.jit(place_noise, static_argnums=2)
@@ -33,7 +35,9 @@ def test_noise_depends_on_row_and_position_alone():
 def model():
     graph, shapes = models.abstract(TINY)
     draw = np.random.default_rng(0).normal
-    return models.merge(graph, jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape, scale=0.4), x.dtype), shapes))
+    return models.merge(
+        graph, jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape, scale=0.4), x.dtype), shapes)
+    )
 
 
 CONTEXT = np.random.default_rng(1).integers(40, size=(2, 4)).astype(np.int32)
@@ -43,26 +47,36 @@ HOW = {"stop_tokens": (), "pad_id": 0, "vocabulary": 40}
 
 
 def test_a_greedy_window_of_a_greedy_completion_is_its_rest(model):
-    """A window begins where it should, after all that it should: it says again what the completion says there."""
+    """A window begins where it should, after all that it should: it says again what the completion
+    says there.
+    """
     greedy = Sampling(temperature=0.0)
 
     @jax.jit
     def run(model):
         rows, context, valid = jnp.arange(2), jnp.asarray(CONTEXT), jnp.asarray(VALID)
-        whole = sample(model, context, valid, rows, KEY, sampling=greedy, samples=1, max_new_tokens=10, **HOW)
+        whole = sample(
+            model, context, valid, rows, KEY, sampling=greedy, samples=1, max_new_tokens=10, **HOW
+        )
         ids = window_rows(rows, 3)
         given = (CONTEXT, VALID, whole.tokens, whole.mask, POSITIONS, ids, KEY)
-        return whole, write_on(model, *map(jnp.asarray, given[:5]), *given[5:], sampling=greedy, window_tokens=3, **HOW)
+        return whole, write_on(
+            model, *map(jnp.asarray, given[:5]), *given[5:], sampling=greedy, window_tokens=3, **HOW
+        )
 
     whole, windows = run(model)
     for row in range(2):
         for w, t in enumerate(POSITIONS[row].tolist()):
             np.testing.assert_array_equal(windows.tokens[3 * row + w], whole.tokens[row, t : t + 3])
-            np.testing.assert_allclose(windows.logp[3 * row + w], whole.logp[row, t : t + 3], atol=1e-5)
+            np.testing.assert_allclose(
+                windows.logp[3 * row + w], whole.logp[row, t : t + 3], atol=1e-5
+            )
 
 
 def test_a_window_is_the_completion_of_its_prefix(model):
-    """Each as if its prefix had been a prompt of its own: the same tokens, stop and log-probabilities."""
+    """Each as if its prefix had been a prompt of its own: the same tokens, stop and
+    log-probabilities.
+    """
     tokens = np.random.default_rng(2).integers(40, size=(2, 8)).astype(np.int32)
     mask = np.arange(8) < np.array([[8], [6]])
     ids = window_rows(jnp.asarray([4, 9]), 3)

@@ -10,7 +10,9 @@ from jopd.training import console
 
 
 class Words:
-    """A tokenizer of words: token i is the i-th, and decoding puts spaces between, as the package's own does."""
+    """A tokenizer of words: token i is the i-th, and decoding puts spaces between, as the package's
+    own does.
+    """
 
     def __init__(self, text: str):
         self.words = list(dict.fromkeys(text.split(" ")))
@@ -18,7 +20,9 @@ class Words:
     def encode(self, text: str) -> list[int]:
         return [self.words.index(word) for word in text.split(" ")]
 
-    def decode(self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None) -> str:
+    def decode(
+        self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None
+    ) -> str:
         assert not skip_special_tokens
         return " ".join(self.words[token] for token in token_ids)
 
@@ -26,14 +30,20 @@ class Words:
 class Bytes:
     """A tokenizer of bytes: most of its tokens are not whole characters."""
 
-    def decode(self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None) -> str:
+    def decode(
+        self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None
+    ) -> str:
         return bytes(token_ids).decode(errors="replace")
 
 
 @pytest.fixture
 def printed(monkeypatch):
-    """A console without colours, 100 columns wide; calling the fixture gives what was printed so far."""
-    recorder = Console(record=True, width=100, file=io.StringIO(), color_system=None, highlight=False)
+    """A console without colours, 100 columns wide; calling the fixture gives what was printed so
+    far.
+    """
+    recorder = Console(
+        record=True, width=100, file=io.StringIO(), color_system=None, highlight=False
+    )
     monkeypatch.setattr(console, "CONSOLE", recorder)
     return lambda: recorder.export_text(clear=False)
 
@@ -43,7 +53,9 @@ def terminal(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    recorder = Console(width=100, file=screen, force_terminal=True, color_system="truecolor", highlight=False)
+    recorder = Console(
+        width=100, file=screen, force_terminal=True, color_system="truecolor", highlight=False
+    )
     monkeypatch.setattr(console, "CONSOLE", recorder)
     return screen.getvalue
 
@@ -74,14 +86,22 @@ def test_the_example_shows_each_reader_and_what_the_loss_sees_without_colours(pr
     assert re.search(r"<end>\] <pad> \(× 5\)", text)
     assert "6 tokens, 5 seen by the loss" in text
     assert "“am a bot.” 1.5, " in text  # the largest inside the loss: the 9.0 is outside
-    assert "[seen by the loss]" in text and "not seen by the loss" in text and "{+text for this reader alone+}" in text
+    assert (
+        "[seen by the loss]" in text
+        and "not seen by the loss" in text
+        and "{+text for this reader alone+}" in text
+    )
 
 
 def test_equal_views_are_said_once(printed):
     console.show_example({"student": BARE, "teacher": BARE}, ANSWER[:2], [1, 1], TOKENIZER)
     assert printed().count("who are you?") == 1
     assert "The teacher reads: exactly what the student reads" in printed()
-    assert "all seen by the loss" in printed() and "not seen" not in printed() and "alone" not in printed()
+    assert (
+        "all seen by the loss" in printed()
+        and "not seen" not in printed()
+        and "alone" not in printed()
+    )
 
 
 def test_on_a_terminal_the_example_is_coloured_by_the_value(terminal):
@@ -93,14 +113,28 @@ def test_on_a_terminal_the_example_is_coloured_by_the_value(terminal):
 
 def test_shades_double_and_leave_out_what_the_loss_does_not_see():
     # The largest inside is 1.6: the shades begin at 0.1, 0.2, 0.4 and 0.8.
-    assert console._shades([1.0, 1.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.1, 0.39, -0.5, 1.6, 9.0]) == [0, 1, 2, 3, 4, None]
+    assert console._shades([1.0, 1.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.1, 0.39, -0.5, 1.6, 9.0]) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        None,
+    ]
     assert console._shades([1.0, 0.0], None) == [0, None]
     assert console._shades([1.0, 1.0], [0.0, 0.0]) == [0, 0]
 
 
 def test_what_is_new_to_a_reader_is_found_wherever_it_stands():
     assert console._new_in([1, 2, 3], [1, 2, 3]) == [False] * 3
-    assert console._new_in([1, 9, 2, 3, 8, 4], [1, 2, 3, 4]) == [False, True, False, False, True, False]
+    assert console._new_in([1, 9, 2, 3, 8, 4], [1, 2, 3, 4]) == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
     assert console._new_in([1, 1, 1, 2], [1, 1, 2]) == [False, False, True, False]
     assert console._new_in([1, 2], [1, 7, 7, 2]) == [False, False]
     assert console._new_in([5], []) == [True]
@@ -123,7 +157,8 @@ def test_characters_of_several_tokens_are_shown_whole_and_control_characters_spe
 
 
 @pytest.mark.parametrize(
-    ("views", "mask", "message"), [({"teacher": BARE}, [1, 1], "student"), ({"student": BARE}, [1], "as long as")]
+    ("views", "mask", "message"),
+    [({"teacher": BARE}, [1, 1], "student"), ({"student": BARE}, [1], "as long as")],
 )
 def test_an_example_that_does_not_fit_together_is_refused(views, mask, message):
     with pytest.raises(ValueError, match=message):
@@ -146,7 +181,10 @@ def test_a_log_file_gets_a_line_every_ten_seconds(printed, two_seconds_a_step):
     run(console.Progress(100), range(1, 101))
     lines = printed().splitlines()
     assert len(lines) == 21  # the first step, every fifth after it, the last
-    assert lines[0] == "step   1/100  loss 0.5000  KL 0.2500  500 tokens/s  rollout 1.5 s  score 20 ms  update 0.5 s"
+    assert (
+        lines[0]
+        == "step   1/100  loss 0.5000  KL 0.2500  500 tokens/s  rollout 1.5 s  score 20 ms  update 0.5 s"
+    )
     assert lines[1].startswith("step   6/100") and lines[1].endswith("  3 min 08 s left")
     assert lines[-1].startswith("step 100/100") and "left" not in lines[-1]
 

@@ -32,15 +32,16 @@ ANSWERS = Answers(
 
 def test_a_summary_worked_by_hand():
     record = summarise(DataConfig(), ANSWERS)
-    # One of two is right. Wilson at 1 of 2 with z = 1.95996: 1/2 -+ z sqrt(1/8 + z^2/16) / (1 + z^2/2), all over 2.
+    # One of two is right. Wilson at 1 of 2 with z = 1.95996: 1/2 -+ z sqrt(1/8 + z^2/16) / (1 +
+    # z^2/2), all over 2.
     assert record["accuracy"] == {
         "value": 0.5,
         "low": pytest.approx(0.0945312),
         "high": pytest.approx(0.9054688),
         "count": 2,
     }
-    # Sums 4, 2, 2 over counts 2, 4, 1: a mean of 8/7 over tokens. Residuals 12/7, -18/7, 6/7: squares sum to 504/49, so the standard
-    # error is sqrt(3/2 * 504/49) / 7.
+    # Sums 4, 2, 2 over counts 2, 4, 1: a mean of 8/7 over tokens. Residuals 12/7, -18/7, 6/7:
+    # squares sum to 504/49, so the standard error is sqrt(3/2 * 504/49) / 7.
     half = 1.959964 * np.sqrt(1.5 * 504 / 49) / 7
     assert record["kl"] == {
         "value": pytest.approx(8 / 7),
@@ -51,9 +52,18 @@ def test_a_summary_worked_by_hand():
     assert (record["length_mean"], record["length_max"]) == (pytest.approx(7 / 3), 4)
     assert record["truncation_rate"] == pytest.approx(1 / 3)
     # Lengths 2 and 4 of the answered ones, in quarters of 4 tokens: right, wrong.
-    assert [bucket.get("value") for bucket in record["accuracy_by_length"]] == [None, None, 1.0, 0.0]
+    assert [bucket.get("value") for bucket in record["accuracy_by_length"]] == [
+        None,
+        None,
+        1.0,
+        0.0,
+    ]
     # An answer without a derivation, twice.
-    assert record["shortcut_rate"]["value"] == 1.0 == record["shortcuts"]["shortcut_asserts_rate"]["value"]
+    assert (
+        record["shortcut_rate"]["value"]
+        == 1.0
+        == record["shortcuts"]["shortcut_asserts_rate"]["value"]
+    )
     # The last fifth of two tokens is none of them, of four tokens the last one.
     assert record["late"]["kl"]["value"] == 0.5
     of_lengths = {"length_mean", "length_max", "truncation_rate", "repetition_rate"}
@@ -112,7 +122,10 @@ class Problems:
 
     def __getitem__(self, index):
         rows = np.arange(2 * index, 2 * index + 2, dtype=np.int32)
-        return {"rows": rows, "contexts": {"student": {"tokens": rows[:, None] % 5, "valid": np.ones((2, 1), bool)}}}
+        return {
+            "rows": rows,
+            "contexts": {"student": {"tokens": rows[:, None] % 5, "valid": np.ones((2, 1), bool)}},
+        }
 
     def examples_at(self, index):
         return [example(str(row), None) for row in range(2 * index, min(2 * index + 2, 5))]
@@ -120,17 +133,27 @@ class Problems:
 
 def test_answers_of_all_batches_are_gathered_without_what_fills_the_last_one():
     def answer(contexts, rows):
-        # Batch by batch the width is 3, 1 and 2; row r writes r + 1 everywhere, as many tokens as the batch has columns.
+        # Batch by batch the width is 3, 1 and 2; row r writes r + 1 everywhere, as many tokens as
+        # the batch has columns.
         width = {0: 3, 2: 1, 4: 2}[int(rows[0])]
         ids = jnp.broadcast_to(jnp.asarray(contexts["student"].tokens) + 1, (2, width))
         mask = jnp.ones((2, width), bool)
-        return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.asarray(rows)), {"kl": 0.5 * ids.astype(float)}
+        return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.asarray(rows)), {
+            "kl": 0.5 * ids.astype(float)
+        }
 
-    decode = lambda tokens, skip_special_tokens: f"{skip_special_tokens} {[int(token) for token in tokens]}"
+    decode = lambda tokens, skip_special_tokens: (
+        f"{skip_special_tokens} {[int(token) for token in tokens]}"
+    )
     evaluator = Evaluator(
-        program=SimpleNamespace(max_new_tokens=4), jitted=None, mesh=mesh_of(), problems=Problems(),
-        tokenizer=SimpleNamespace(decode=decode), sampling=Sampling(), key=jax.random.key(0),
-    )  # fmt: skip
+        program=SimpleNamespace(max_new_tokens=4),
+        jitted=None,
+        mesh=mesh_of(),
+        problems=Problems(),
+        tokenizer=SimpleNamespace(decode=decode),
+        sampling=Sampling(),
+        key=jax.random.key(0),
+    )
     answers = evaluator._collect(answer)
     assert [e.id for e in answers.examples] == list("01234")
     np.testing.assert_array_equal(
@@ -139,4 +162,10 @@ def test_answers_of_all_batches_are_gathered_without_what_fills_the_last_one():
     np.testing.assert_array_equal(answers.mask, answers.tokens > 0)
     np.testing.assert_array_equal(answers.terms["kl"], 0.5 * answers.tokens)
     np.testing.assert_array_equal(answers.stopped, np.arange(5))
-    assert answers.text == ["True [1, 1, 1]", "True [2, 2, 2]", "True [3]", "True [4]", "True [5, 5]"]
+    assert answers.text == [
+        "True [1, 1, 1]",
+        "True [2, 2, 2]",
+        "True [3]",
+        "True [4]",
+        "True [5, 5]",
+    ]

@@ -13,12 +13,18 @@ SECONDS = {"rollout": 1.25, "score": 0.5, "update": 0.75}
 
 
 def steps(log: RunLog, first: int, last: int) -> None:
-    """What a run writes in these steps: numbers that are the same every time, an evaluation at each even step."""
+    """What a run writes in these steps: numbers that are the same every time, an evaluation at each
+    even step.
+    """
     for step in range(first, last + 1):
         log.training(step, {"loss": np.float32(1 / step), "kl": 0.1 * step}, SECONDS)
         if step % 2 == 0:
             share = {"value": step / 10, "low": 0.0, "high": 1.0, "count": 10}
-            log.evaluation(step, {"accuracy": share, "kl": 0.3}, [{"prompt": "2 + 2?", "completion": f"it is\n{step}"}])
+            log.evaluation(
+                step,
+                {"accuracy": share, "kl": 0.3},
+                [{"prompt": "2 + 2?", "completion": f"it is\n{step}"}],
+            )
 
 
 def contents(folder: Path) -> list[bytes]:
@@ -28,7 +34,9 @@ def contents(folder: Path) -> list[bytes]:
 def events(folder: Path) -> list[list[event_pb2.Event]]:
     """Of each event file, oldest first. A record is its length, a checksum, the bytes, a checksum."""
     files = []
-    for path in sorted(folder.glob("events.out.tfevents*"), key=lambda path: path.stat().st_ctime_ns):
+    for path in sorted(
+        folder.glob("events.out.tfevents*"), key=lambda path: path.stat().st_ctime_ns
+    ):
         data, found = path.read_bytes(), []
         while data:
             (length,) = struct.unpack("Q", data[:8])
@@ -40,13 +48,27 @@ def events(folder: Path) -> list[list[event_pb2.Event]]:
 
 def test_reads_back_what_was_written(tmp_path):
     with RunLog(tmp_path / "run") as log:
-        log.training(1, {"loss": np.float32(0.1), "bins": np.array([1.5, np.nan]), "tokens": 12}, SECONDS)
-        log.evaluation(1, {"kl": 0.25, "kl_by_position": [0.5, None]}, [{"prompt": "naïve ?", "completion": "\n4"}])
+        log.training(
+            1, {"loss": np.float32(0.1), "bins": np.array([1.5, np.nan]), "tokens": 12}, SECONDS
+        )
+        log.evaluation(
+            1,
+            {"kl": 0.25, "kl_by_position": [0.5, None]},
+            [{"prompt": "naïve ?", "completion": "\n4"}],
+        )
     records = read(tmp_path / "run")
     assert records.training == [
-        {"step": 1, "loss": pytest.approx(0.1), "bins": [1.5, None], "tokens": 12, "seconds": SECONDS}
+        {
+            "step": 1,
+            "loss": pytest.approx(0.1),
+            "bins": [1.5, None],
+            "tokens": 12,
+            "seconds": SECONDS,
+        }
     ]
-    assert np.float32(records.training[0]["loss"]) == np.float32(0.1)  # nine digits give every float32 back
+    assert np.float32(records.training[0]["loss"]) == np.float32(
+        0.1
+    )  # nine digits give every float32 back
     assert records.evaluations == [{"step": 1, "kl": 0.25, "kl_by_position": [0.5, None]}]
     assert records.samples == [{"step": 1, "prompt": "naïve ?", "completion": "\n4"}]
 
@@ -59,7 +81,9 @@ def test_a_resumed_run_leaves_the_files_of_one_that_was_never_stopped(tmp_path):
     with RunLog(tmp_path / "whole") as log:
         steps(log, 1, 8)
     killed = RunLog(tmp_path / "killed")
-    steps(killed, 1, 5)  # no flush, no close: every line has reached the operating system all the same
+    steps(
+        killed, 1, 5
+    )  # no flush, no close: every line has reached the operating system all the same
     with (tmp_path / "killed" / METRICS).open("a") as file:
         file.write('{"step": 6, "lo')
     with RunLog(tmp_path / "killed", restored_step=3) as log:
@@ -138,7 +162,10 @@ def test_the_events_of_an_evaluation_are_on_file_before_it_counts_as_done(tmp_pa
 
 def test_a_full_disk_is_an_error_and_not_a_wait(tmp_path, monkeypatch):
     log = RunLog(tmp_path)
-    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(OSError, match="No space left"),
+    ):
         monkeypatch.setattr(log._events._py_recordio_writer, "_writer", full)
         steps(log, 1, 100)
 
@@ -148,7 +175,9 @@ def test_flush_reaches_the_disk(tmp_path, monkeypatch):
         steps(log, 1, 2)
         synced, fsync = [], os.fsync
         monkeypatch.setattr(
-            os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor))
+            os,
+            "fsync",
+            lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor)),
         )
         log.flush()
         files = {(tmp_path / name).stat().st_ino for name in (METRICS, EVALUATIONS, SAMPLES)}
@@ -163,7 +192,12 @@ def test_tensorboard_gets_the_scalars_and_forgets_what_was_cut(tmp_path):
         log.training(3, {"loss": float("nan"), "kl": 0.5}, SECONDS)
     first, second = events(tmp_path)
     tags = {(value.tag, event.step) for event in first for value in event.summary.value}
-    assert {("train/loss", 4), ("seconds/rollout", 4), ("evaluation/accuracy", 4), ("evaluation/kl", 2)} <= tags
+    assert {
+        ("train/loss", 4),
+        ("seconds/rollout", 4),
+        ("evaluation/accuracy", 4),
+        ("evaluation/kl", 2),
+    } <= tags
     assert any(tag.startswith("samples/0") for tag, _ in tags)
     starts = [event.step for event in second if event.HasField("session_log")]
     assert starts == [3]  # purge_step: TensorBoard drops older files' events from here on

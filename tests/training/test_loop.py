@@ -29,7 +29,9 @@ def worker():
         config=SimpleNamespace(rollout=SimpleNamespace(samples=2)),
         train=SimpleNamespace(examples_at=lambda step: [example("4"), example("7"), example(None)]),
         student=SimpleNamespace(
-            tokenizer=SimpleNamespace(decode=lambda tokens, skip_special_tokens: TEXTS[int(tokens[0])])
+            tokenizer=SimpleNamespace(
+                decode=lambda tokens, skip_special_tokens: TEXTS[int(tokens[0])]
+            )
         ),
     )
     return worker
@@ -51,7 +53,9 @@ def test_what_a_method_may_ask_of_a_batch(worker):
     np.testing.assert_array_equal(given["reward"], [[1], [0], [1], [1], [0], [0]])
     # Mean 1/2, sample deviation sqrt(1/2); groups of equals have nothing to compare.
     wanted = 0.5 / (np.sqrt(0.5) + 1e-4)
-    np.testing.assert_allclose(given["group_advantage"], [[wanted], [-wanted], [0], [0], [0], [0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        given["group_advantage"], [[wanted], [-wanted], [0], [0], [0], [0]], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", losses.names())

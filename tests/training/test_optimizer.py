@@ -19,7 +19,8 @@ from tests.training.problem import lenient
     ],
 )
 def test_the_rate_rises_from_its_first_fraction_and_then_follows_the_schedule(name, after):
-    # Two of ten updates of warm-up: 1/3 and 2/3, then the schedule over the eight that are left, whose end nobody uses.
+    # Two of ten updates of warm-up: 1/3 and 2/3, then the schedule over the eight that are left,
+    # whose end nobody uses.
     rate = optimizer.schedule(Optimizer(learning_rate=1.0, schedule=name, warmup=0.2), updates=10)
     np.testing.assert_allclose([rate(k) for k in range(11)], [1 / 3, 2 / 3, *after], atol=1e-6)
     rate = optimizer.schedule(Optimizer(learning_rate=2.0, schedule=name, warmup=0.0), updates=8)
@@ -27,22 +28,34 @@ def test_the_rate_rises_from_its_first_fraction_and_then_follows_the_schedule(na
 
 
 def test_a_short_runs_warm_up_is_one_update():
-    rate = optimizer.schedule(Optimizer(learning_rate=1.0, schedule="constant", warmup=0.01), updates=3)
+    rate = optimizer.schedule(
+        Optimizer(learning_rate=1.0, schedule="constant", warmup=0.01), updates=3
+    )
     np.testing.assert_allclose([rate(k) for k in range(3)], [0.5, 1, 1])
     assert optimizer.schedule(Optimizer(learning_rate=1.0, warmup=0.5), updates=1)(0) == 0.5
 
 
 @pytest.mark.parametrize("clip_norm, weight_decay", [(0.0, 0.0), (1.0, 0.0), (1.0, 0.1)])
 def test_it_is_adamw_behind_a_clip_and_the_modules_go_their_own_way(clip_norm, weight_decay):
-    settings = Optimizer(0.1, "linear", 0.0, weight_decay, b1=0.8, b2=0.9, epsilon=1e-3, clip_norm=clip_norm)
-    gradients = [np.array([3.0, -4.0]), np.array([0.1, 0.2]), np.array([-30.0, 40.0])]  # norms 5, .22, 50
+    settings = Optimizer(
+        0.1, "linear", 0.0, weight_decay, b1=0.8, b2=0.9, epsilon=1e-3, clip_norm=clip_norm
+    )
+    gradients = [
+        np.array([3.0, -4.0]),
+        np.array([0.1, 0.2]),
+        np.array([-30.0, 40.0]),
+    ]  # norms 5, .22, 50
     transform = optimizer.make(settings, updates=4, modules_learning_rate=0.5)
     params = {"student": {"w": jnp.array([1.0, -2.0])}, "modules": {"w": jnp.array([4.0])}}
     state = transform.init(params)
     w, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
     for step, gradient in enumerate(gradients):
-        # The modules' gradient is huge and does not shrink the student's; Adam steps by the whole rate while it is constant.
-        given = {"student": {"w": jnp.asarray(gradient, jnp.float32)}, "modules": {"w": jnp.array([1e6])}}
+        # The modules' gradient is huge and does not shrink the student's; Adam steps by the whole
+        # rate while it is constant.
+        given = {
+            "student": {"w": jnp.asarray(gradient, jnp.float32)},
+            "modules": {"w": jnp.array([1e6])},
+        }
         updates, state = lenient(transform).update(given, state, params)
         params = optax.apply_updates(params, updates)
         g = gradient / max(1, np.linalg.norm(gradient) / clip_norm) if clip_norm else gradient

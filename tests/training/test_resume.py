@@ -1,4 +1,6 @@
-"""Kill -9 at any moment, or a polite signal, then the same command: the files of a run that was never stopped."""
+"""Kill -9 at any moment, or a polite signal, then the same command: the files of a run that was
+never stopped.
+"""
 
 import os
 import re
@@ -15,8 +17,8 @@ from tests.training.tiny import arguments
 
 ROOT = Path(train.__file__).parents[1]
 
-# A whole run, then another in its own folder, which kills itself (nobody outside could at so exact a moment) at its step 5, once the
-# checkpoint of step 3 is on the disk.
+# A whole run, then another in its own folder, which kills itself (nobody outside could at so exact
+# a moment) at its step 5, once the checkpoint of step 3 is on the disk.
 WHOLE_THEN_KILLED = """
 import os, signal, sys, time
 from pathlib import Path
@@ -58,16 +60,24 @@ train.main(sys.argv[1:])
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """Runs Python in a process of its own, on one CPU device; what one process has compiled serves the next."""
+    """Runs Python in a process of its own, on one CPU device; what one process has compiled serves
+    the next.
+    """
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= cache | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= cache | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
 
     def run(*command: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True
+        )
 
     return run
 
@@ -79,8 +89,14 @@ def records(folder: Path) -> dict[str, str]:
 
 
 def test_a_killed_run_goes_on_bit_for_bit(python, tiny, tmp_path, capsys):
-    # The teacher is an average of the student, so it is state too. Evaluations sample as training does, which spares a compilation.
-    changes = {"steps": 7, "checkpoint__every": 3, "micro_batches": 2, "evaluation__sampling__temperature": 1.0}
+    # The teacher is an average of the student, so it is state too. Evaluations sample as training
+    # does, which spares a compilation.
+    changes = {
+        "steps": 7,
+        "checkpoint__every": 3,
+        "micro_batches": 2,
+        "evaluation__sampling__temperature": 1.0,
+    }
     settings = [
         *("--method", "opsd", "--method.teacher-update", "ema"),
         *arguments(tiny["student"], "self", "", **changes),
@@ -89,8 +105,12 @@ def test_a_killed_run_goes_on_bit_for_bit(python, tiny, tmp_path, capsys):
     first = python("-c", WHOLE_THEN_KILLED, str(whole), str(killed), *settings)
     assert first.returncode == -signal.SIGKILL, first.stderr
     wanted, before = records(whole), records(killed)
-    assert wanted[METRICS].count("\n") == 7 and wanted[EVALUATIONS].count("\n") == 5  # steps 0, 2, 4, 6, 7
-    assert before[METRICS].count("\n") == 5 and before[EVALUATIONS].count("\n") == 3  # beyond the checkpoint of step 3
+    assert (
+        wanted[METRICS].count("\n") == 7 and wanted[EVALUATIONS].count("\n") == 5
+    )  # steps 0, 2, 4, 6, 7
+    assert (
+        before[METRICS].count("\n") == 5 and before[EVALUATIONS].count("\n") == 3
+    )  # beyond the checkpoint of step 3
     assert (whole / "report.json").exists() and not (killed / "report.json").exists()
 
     again = [*settings, "--output", str(killed)]

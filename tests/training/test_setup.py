@@ -1,4 +1,6 @@
-"""From a command to a run that is ready, or to one line that says what does not fit: before anything is compiled."""
+"""From a command to a run that is ready, or to one line that says what does not fit: before
+anything is compiled.
+"""
 
 import dataclasses
 import json
@@ -25,7 +27,9 @@ def prepared(command: list[str]) -> setup.Run:
 
 @pytest.fixture
 def refused(capsys, monkeypatch):
-    """`refused(command)`: the one line that the command ends with, status 2, before any weight is read."""
+    """`refused(command)`: the one line that the command ends with, status 2, before any weight is
+    read.
+    """
 
     def run(command: list[str]) -> str:
         def never(*_, **__):
@@ -35,14 +39,18 @@ def refused(capsys, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             train.main(command)
         error = capsys.readouterr().err
-        assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+        assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, (
+            error
+        )
         return error
 
     return run
 
 
 def jsonl(path: Path, *rows) -> str:
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    path.write_text(
+        "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+    )
     return f"jsonl:{path}"
 
 
@@ -55,8 +63,14 @@ def jsonl(path: Path, *rows) -> str:
         ((), "train.jsonl holds no examples"),
         (({"prompt": "Who?"}, "{not json\n"), "train.jsonl:2: not JSON"),
         (({"prompt": "Who?"}, "[1]\n"), "train.jsonl:2: holds list, not an object"),
-        (({"prompt": "Who?"}, {"promt": "Who?"}), "train.jsonl:2: unknown key 'promt': did you mean 'prompt'?"),
-        (({"prompt": "Who?"}, {"answer": "4"}), "train.jsonl:2: needs either 'prompt' or 'messages', and has neither"),
+        (
+            ({"prompt": "Who?"}, {"promt": "Who?"}),
+            "train.jsonl:2: unknown key 'promt': did you mean 'prompt'?",
+        ),
+        (
+            ({"prompt": "Who?"}, {"answer": "4"}),
+            "train.jsonl:2: needs either 'prompt' or 'messages', and has neither",
+        ),
         (({"prompt": " "},), "train.jsonl:1: 'prompt' is blank"),
     ],
 )
@@ -68,7 +82,11 @@ def test_a_bad_file_is_refused_with_its_line(rows, message, tiny, tmp_path, refu
 
 
 def test_a_file_that_is_not_there_is_named(tiny, tmp_path, refused):
-    error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", data__source="jsonl:nowhere.jsonl"))
+    error = refused(
+        arguments(
+            tiny["student"], tiny["teacher"], tmp_path / "run", data__source="jsonl:nowhere.jsonl"
+        )
+    )
     assert "jsonl:nowhere.jsonl can't be read" in error
 
 
@@ -88,7 +106,10 @@ def test_prompts_that_are_too_long_are_counted_and_said(tiny, tmp_path, refused)
         )
     )
     said = f"2 dropped: student prompt longer than max_prompt_tokens=50 (up to {length})"
-    assert said in setup.describe(run)["data"] and said.replace("2", "1", 1) in setup.describe(run)["held out"]
+    assert (
+        said in setup.describe(run)["data"]
+        and said.replace("2", "1", 1) in setup.describe(run)["held out"]
+    )
     assert (len(run.train.examples), len(run.held_out.examples)) == (8, 7)
     own["rollout__max_prompt_tokens"] = 5
     error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **own))
@@ -99,10 +120,16 @@ def test_prompts_that_are_too_long_are_counted_and_said(tiny, tmp_path, refused)
 
 
 def test_references_and_contexts_that_are_missing_are_named(tiny, tmp_path, refused):
-    source = jsonl(tmp_path / "train.jsonl", *({"prompt": f"Who? {number}"} for number in range(20)))
+    source = jsonl(
+        tmp_path / "train.jsonl", *({"prompt": f"Who? {number}"} for number in range(20))
+    )
     command = arguments(tiny["student"], tiny["teacher"], tmp_path / "run", data__source=source)
-    assert "has no solution to use as a reference completion" in refused(["--method", "sft", *command])
-    assert "has neither a context nor a solution for a privileged view" in refused(["--method", "opsd", *command])
+    assert "has no solution to use as a reference completion" in refused(
+        ["--method", "sft", *command]
+    )
+    assert "has neither a context nor a solution for a privileged view" in refused(
+        ["--method", "opsd", *command]
+    )
 
 
 # Models.
@@ -134,28 +161,40 @@ def test_vocabularies_that_differ_by_padding_share_what_both_have(tiny, tmp_path
     for student, teacher in ((tiny["student"], padded), (padded, tiny["teacher"])):
         run = prepared(arguments(student, teacher, tmp_path / "run"))
         assert run.program.vocabulary == size
-        assert {run.student.architecture.vocabulary_size, run.teacher.architecture.vocabulary_size} == {size, size + 24}
+        assert {
+            run.student.architecture.vocabulary_size,
+            run.teacher.architecture.vocabulary_size,
+        } == {size, size + 24}
 
 
 def test_stop_tokens_that_differ_are_warned_of_and_the_students_decide(tiny, tmp_path):
     own = tokenizer().eos_token_id
     other = save_model(tmp_path / "other", seed=3, stop_tokens=(own, 7))
-    with pytest.warns(UserWarning, match="the student stops at .*, the teacher at .*: the student's decide"):
+    with pytest.warns(
+        UserWarning, match="the student stops at .*, the teacher at .*: the student's decide"
+    ):
         run = prepared(arguments(tiny["student"], other, tmp_path / "run"))
     assert run.program.stop_tokens == run.student.stop_tokens != run.teacher.stop_tokens
 
 
 def test_a_student_that_could_never_stop_is_refused(tiny, tmp_path, refused, monkeypatch):
     found = huggingface.open_folder
-    monkeypatch.setattr(huggingface, "open_folder", lambda path: found(path)._replace(stop_tokens=()))
+    monkeypatch.setattr(
+        huggingface, "open_folder", lambda path: found(path)._replace(stop_tokens=())
+    )
     assert "names no stop token: set eos_token_id" in refused(
         arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
     )
 
 
 def test_lengths_beyond_a_models_positions_are_refused(tiny, tmp_path, refused):
-    error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", rollout__max_new_tokens=300))
-    assert "rollout.max_prompt_tokens + max_new_tokens = 556 is more than the 512 positions of the student" in error
+    error = refused(
+        arguments(tiny["student"], tiny["teacher"], tmp_path / "run", rollout__max_new_tokens=300)
+    )
+    assert (
+        "rollout.max_prompt_tokens + max_new_tokens = 556 is more than the 512 positions of the student"
+        in error
+    )
 
 
 # The mesh (of the tests' eight devices) and the folder.
@@ -167,19 +206,29 @@ def test_lengths_beyond_a_models_positions_are_refused(tiny, tmp_path, refused):
         ({"mesh__data": 3}, "mesh data=3, fsdp=1, tensor=1 does not fill the 8 devices"),
         ({"mesh__tensor": 3}, "mesh data=-1, fsdp=1, tensor=3 does not fill the 8 devices"),
         ({"mesh__tensor": 16}, "mesh data=-1, fsdp=1, tensor=16 does not fill the 8 devices"),
-        ({"prompts": 12}, "prompts=12 must be a multiple of the 8 ways that the mesh splits a batch"),
+        (
+            {"prompts": 12},
+            "prompts=12 must be a multiple of the 8 ways that the mesh splits a batch",
+        ),
         ({"evaluation__batch": 12}, "evaluation.batch=12 must be a multiple of the 8 ways"),
-        ({"micro_batches": 2}, "micro_batches=2 leaves 4 rows a part, not a multiple of the 8 ways"),
+        (
+            {"micro_batches": 2},
+            "micro_batches=2 leaves 4 rows a part, not a multiple of the 8 ways",
+        ),
     ],
 )
 def test_what_the_mesh_does_not_divide_is_refused(changes, message, tiny, tmp_path, refused):
-    assert message in refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **changes))
+    assert message in refused(
+        arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **changes)
+    )
 
 
 def test_a_folder_that_another_process_is_at_is_refused(tiny, tmp_path, refused):
     lock = setup.claim(tmp_path / "run")
     error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
-    assert f"output={tmp_path / 'run'} is in use by another process" in error and "--output" in error
+    assert (
+        f"output={tmp_path / 'run'} is in use by another process" in error and "--output" in error
+    )
     lock.release()
     setup.claim(tmp_path / "run").release()
 
@@ -189,7 +238,9 @@ def test_where_there_are_no_locks_a_run_is_warned(tmp_path, monkeypatch):
         raise NotImplementedError
 
     monkeypatch.setattr(filelock.FileLock, "_acquire", none)
-    with pytest.warns(UserWarning, match=f"output={tmp_path / 'run'} lies on a file system without locks"):
+    with pytest.warns(
+        UserWarning, match=f"output={tmp_path / 'run'} lies on a file system without locks"
+    ):
         lock = setup.claim(tmp_path / "run")
     setup.leave(tmp_path / "run", lock)
 
@@ -197,14 +248,20 @@ def test_where_there_are_no_locks_a_run_is_warned(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_refused(tiny, tmp_path, refused):
     (tmp_path / "file").touch()
     error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "file" / "run"))
-    assert f"output={tmp_path / 'file' / 'run'} can't be used" in error and "another folder with --output" in error
+    assert (
+        f"output={tmp_path / 'file' / 'run'} can't be used" in error
+        and "another folder with --output" in error
+    )
 
 
 def test_settings_of_a_run_that_cannot_be_read_are_refused(tiny, tmp_path, refused):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("steps: [")
     error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
-    assert f"output={tmp_path / 'run'} holds a run whose settings cannot be read" in error and "--output" in error
+    assert (
+        f"output={tmp_path / 'run'} holds a run whose settings cannot be read" in error
+        and "--output" in error
+    )
 
 
 def test_a_folder_that_holds_something_else_is_refused(tiny, tmp_path, refused):
@@ -214,11 +271,17 @@ def test_a_folder_that_holds_something_else_is_refused(tiny, tmp_path, refused):
     assert setup.output_folder(*parse(command)) == tmp_path / "run"
     (tmp_path / "run" / "thesis.txt").touch()
     error = refused(command)
-    assert f"output={tmp_path / 'run'} holds files that are not of a run: choose another folder with --output" in error
+    assert (
+        f"output={tmp_path / 'run'} holds files that are not of a run: choose another folder with --output"
+        in error
+    )
     assert f"output={tmp_path / 'run' / 'thesis.txt'} is a file" in refused(
         [*command, "--output", str(tmp_path / "run" / "thesis.txt")]
     )
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".config.yaml.partial", "thesis.txt"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        ".config.yaml.partial",
+        "thesis.txt",
+    ]
 
 
 def test_a_folder_of_another_run_is_refused_naming_what_differs(tiny, tmp_path, refused):
@@ -227,7 +290,9 @@ def test_a_folder_of_another_run_is_refused_naming_what_differs(tiny, tmp_path, 
     (tmp_path / "run").mkdir()
     save_yaml(tmp_path / "run" / "config.yaml", name, config)
     assert setup.output_folder(name, config) == tmp_path / "run"
-    error = refused([*command, "--method.divergence", "forward_kl", "--rollout.sampling.top-k", "5"])
+    error = refused(
+        [*command, "--method.divergence", "forward_kl", "--rollout.sampling.top-k", "5"]
+    )
     assert (
         "(method.divergence: reverse_kl -> forward_kl; rollout.sampling.top_k: 0 -> 5)" in error
         and f"--output {tmp_path / 'run'}-2" in error
@@ -252,7 +317,11 @@ def leaves(tree) -> list[jax.Array]:
 
 
 def pointers(tree) -> set[int]:
-    return {part.data.unsafe_buffer_pointer() for leaf in leaves(tree) for part in leaf.addressable_shards}
+    return {
+        part.data.unsafe_buffer_pointer()
+        for leaf in leaves(tree)
+        for part in leaf.addressable_shards
+    }
 
 
 def run_of_self(tiny, folder, *flags: str) -> setup.Run:
@@ -271,7 +340,9 @@ def test_another_model_is_frozen_and_read_as_it_is_asked_for(tiny, tmp_path):
     )
     assert all(leaf.dtype == np.dtype("bfloat16") for leaf in leaves(run.fixed.teacher))
     assert all(leaf.dtype == np.dtype("float32") for leaf in leaves(run.state.params))
-    assert run.program.teacher == models_.abstract(run.teacher.architecture, Compute(remat="none"))[0]
+    assert (
+        run.program.teacher == models_.abstract(run.teacher.architecture, Compute(remat="none"))[0]
+    )
     models = {"jopd", "student", "student_fingerprint", "teacher", "teacher_fingerprint"}
     assert run.facts.keys() == models | {"stop_tokens", "train_fingerprint", "held_out_fingerprint"}
     assert not run.fixed.base and not run.state.ema_teacher
@@ -285,22 +356,36 @@ def test_a_frozen_self_teacher_survives_the_donation_of_the_student(tiny, tmp_pa
 
 
 def test_with_adapters_the_frozen_teacher_is_the_base_itself(tiny, tmp_path):
-    run = run_of_self(tiny, tmp_path / "run", "--student.lora.rank", "2", "--teacher.compute.remat", "none")
+    run = run_of_self(
+        tiny, tmp_path / "run", "--student.lora.rank", "2", "--teacher.compute.remat", "none"
+    )
     assert pointers(run.fixed.teacher) == pointers(run.fixed.base)  # no second copy
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(run.state.params)}
     assert names == {"lora_a", "lora_b"}
-    assert run.program.teacher == models_.abstract(run.student.architecture, Compute(remat="none"))[0]
+    assert (
+        run.program.teacher == models_.abstract(run.student.architecture, Compute(remat="none"))[0]
+    )
     assert "LoRA rank 2" in setup.describe(run)["student"]
 
 
 @pytest.mark.parametrize("update", ["ema", "live"])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_teacher_that_follows_has_no_parameters_of_its_own(update, rank, tiny, tmp_path):
-    flags = ["--method.teacher-update", update, "--teacher.compute.remat", "none", "--student.lora.rank", str(rank)]
+    flags = [
+        "--method.teacher-update",
+        update,
+        "--teacher.compute.remat",
+        "none",
+        "--student.lora.rank",
+        str(rank),
+    ]
     run = run_of_self(tiny, tmp_path / "run", *flags)
     assert run.fixed.teacher == {} and bool(run.state.ema_teacher) == (update == "ema")
     lora = models_.LoRA(rank=rank)
-    assert run.program.teacher == models_.abstract(run.student.architecture, Compute(remat="none"), lora)[0]
+    assert (
+        run.program.teacher
+        == models_.abstract(run.student.architecture, Compute(remat="none"), lora)[0]
+    )
     # Its parameters are found, and are the student's.
     found = run.program.teacher_params(run.state, run.fixed)
     jax.tree.map(np.testing.assert_array_equal, found, run.student.params)
@@ -314,10 +399,17 @@ def test_a_method_without_a_teacher_is_measured_against_one_if_there_is_one(tiny
         *arguments(tiny["student"], teacher, tmp_path / "run", rollout__max_new_tokens=200),
     ]
     run = prepared(command(tiny["teacher"]))
-    assert run.program.views == ("teacher",) and set(run.train[0]["contexts"]) == {"student", "teacher"}
+    assert run.program.views == ("teacher",) and set(run.train[0]["contexts"]) == {
+        "student",
+        "teacher",
+    }
     assert run.train[0]["reference"]["tokens"].shape == (8, 200)
     alone = prepared(command("none"))
-    assert alone.program.views == () and alone.teacher is None and setup.describe(alone)["teacher"] == "none"
+    assert (
+        alone.program.views == ()
+        and alone.teacher is None
+        and setup.describe(alone)["teacher"] == "none"
+    )
 
 
 def test_what_it_will_do_is_said(tiny, tmp_path):
@@ -329,8 +421,13 @@ def test_what_it_will_do_is_said(tiny, tmp_path):
         and f"{size:,} parameters" in said["student"]
         and str(tiny["teacher"]) in said["teacher"]
     )
-    assert re.search(r"builtin: 32 of 32 examples fit", said["data"]) and said["held out"] == "8 of 8 examples fit"
-    assert said["mesh"].startswith("data 8, fsdp 1, tensor 1 on 8 ×") and said["output"] == str(tmp_path / "run")
+    assert (
+        re.search(r"builtin: 32 of 32 examples fit", said["data"])
+        and said["held out"] == "8 of 8 examples fit"
+    )
+    assert said["mesh"].startswith("data 8, fsdp 1, tensor 1 on 8 ×") and said["output"] == str(
+        tmp_path / "run"
+    )
     assert "6 steps" in said["run"] and "up to 8 tokens" in said["rollouts"]
     example = run.held_out.examples[0]
     shown = setup.views_of(run, example)

@@ -37,9 +37,11 @@ from tests.training.problem import (
     random_model,
 )
 
-# One of each kind that the trainer treats differently; that the losses themselves are indifferent to chunks, micro-batches and devices is
-# tested for all of them in tests/losses.
-METHODS = [losses.get(name) for name in ("sft", "opd", "opd_pg", "opsd", "edge_opd", "g_opd", "gae_opd")]
+# One of each kind that the trainer treats differently; that the losses themselves are indifferent
+# to chunks, micro-batches and devices is tested for all of them in tests/losses.
+METHODS = [
+    losses.get(name) for name in ("sft", "opd", "opd_pg", "opsd", "edge_opd", "g_opd", "gae_opd")
+]
 TOPD = losses.get("topd", window_tokens=3, windows=1)
 DIVERGENCES = ("reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -54,16 +56,22 @@ def loss_and_gradient(given):
     before, scored = random_model(STUDENT)[1], given.scored()
     placed = jax.tree.map(lambda leaf: leaf.sharding, given.state)
     state, metrics = given.updated(scored)
-    assert jax.tree.map(lambda leaf: leaf.sharding, state) == placed  # every leaf stays where the mesh puts it
+    assert (
+        jax.tree.map(lambda leaf: leaf.sharding, state) == placed
+    )  # every leaf stays where the mesh puts it
     assert metrics["finite_rows"].all() and state.step == 1
     # The state is donated and nothing else.
     assert all(
         leaf.is_deleted()
-        for leaf in jax.tree.leaves((given.state.params, given.state.optimizer, given.state.ema_teacher))
+        for leaf in jax.tree.leaves(
+            (given.state.params, given.state.optimizer, given.state.ema_teacher)
+        )
     )
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((given.fixed, scored)))
     gradient = jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
-    norm = math.sqrt(sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(gradient)))
+    norm = math.sqrt(
+        sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(gradient))
+    )
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4, atol=1e-5)
     return metrics["loss"], gradient
 
@@ -86,12 +94,16 @@ MORE_WAYS = [(0, 1, (1, 1, 1)), (1, 4, (1, 1, 1)), (7, 1, (4, 1, 1)), (0, 2, (2,
     [(method, *WAY) for method in METHODS] + [(losses.get("opd"), *way) for way in MORE_WAYS],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_chunks_micro_batches_and_devices_give_what_whole_logits_give(method, chunk, micro_batches, shape):
+def test_chunks_micro_batches_and_devices_give_what_whole_logits_give(
+    method, chunk, micro_batches, shape
+):
     given = problem(method, chunk=chunk, micro_batches=micro_batches, mesh=mesh_of(*shape))
     kernel = given.state.params["layers"]["mlp"]["gate"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 16 // shape[1], 24 // shape[2])
     # A sum over rows, of sums over tokens, is larger than a mean and so is its rounding.
-    same(loss_and_gradient(given), expected(method), atol=2e-5 if method.name == "gae_opd" else 2e-6)
+    same(
+        loss_and_gradient(given), expected(method), atol=2e-5 if method.name == "gae_opd" else 2e-6
+    )
 
 
 def test_parts_and_whole_are_inverse_and_each_part_takes_every_nth_row():
@@ -106,25 +118,46 @@ def test_windows_grow_out_of_the_completions_and_add_their_loss_on_any_mesh():
     ways = [problem(TOPD), problem(TOPD, chunk=2, micro_batches=2, mesh=mesh_of(1, 2, 2))]
     batches = [given.scored() for given in ways]
     stream, batch = batches[0].streams["windows"], batches[0]
-    assert stream.tokens.shape == (ROWS, 3) and stream.extras["target_weights"].shape == (ROWS, 3, 3)
+    assert stream.tokens.shape == (ROWS, 3) and stream.extras["target_weights"].shape == (
+        ROWS,
+        3,
+        3,
+    )
     # As if every window were really divergent.
     everywhere = np.ones(stream.mask.shape, bool)
-    every = lambda b: b._replace(streams={"windows": b.streams["windows"]._replace(mask=everywhere)})
+    every = lambda b: b._replace(
+        streams={"windows": b.streams["windows"]._replace(mask=everywhere)}
+    )
     # By hand: each window behind the prompt and what was written before it, alone.
     graph, params = random_model(STUDENT)
     model = models.merge(graph, jax.tree.map(jnp.asarray, params))
     expected = []
     for row in range(ROWS):
-        prefix = [*prompts("student")[row // SAMPLES], *completions()[row][: int(stream.starts[row, 0])]]
+        prefix = [
+            *prompts("student")[row // SAMPLES],
+            *completions()[row][: int(stream.starts[row, 0])],
+        ]
         tokens = jnp.asarray([[*prefix, *stream.tokens[row].tolist()]], jnp.int32)
-        logp = np.asarray(jax.nn.log_softmax(model.logits(model(tokens, jnp.ones(tokens.shape, bool)))))[0]
-        ids, weights = (np.asarray(stream.extras[name][row]) for name in ("target_ids", "target_weights"))
+        logp = np.asarray(
+            jax.nn.log_softmax(model.logits(model(tokens, jnp.ones(tokens.shape, bool))))
+        )[0]
+        ids, weights = (
+            np.asarray(stream.extras[name][row]) for name in ("target_ids", "target_weights")
+        )
         expected += [-(weights[i] * logp[len(prefix) - 1 + i, ids[i]]).sum() for i in range(3)]
     found = [given.updated(every(b))[1] for given, b in zip(ways, batches, strict=True)]
     np.testing.assert_allclose(found[0]["windows_cross_entropy"], np.mean(expected), rtol=1e-4)
-    for name in ("loss", "loss_divergence", "loss_trajectory", "gradient_norm", "windows_cross_entropy"):
+    for name in (
+        "loss",
+        "loss_divergence",
+        "loss_trajectory",
+        "gradient_norm",
+        "windows_cross_entropy",
+    ):
         np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
-    np.testing.assert_allclose(found[0]["loss_trajectory"], 0.1 * found[0]["windows_cross_entropy"], rtol=1e-5)
+    np.testing.assert_allclose(
+        found[0]["loss_trajectory"], 0.1 * found[0]["windows_cross_entropy"], rtol=1e-5
+    )
     assert found[0]["loss_trajectory"] > 0 and set(batch.inputs) == {"scored_divergence"}
 
 
@@ -158,10 +191,13 @@ def test_a_watched_update_has_profiles_of_all_its_tokens():
     close(found["update_size_by_position"], means(sizes))
     close(found["suppressed_by_position"], means([np.less(values, 0) for values in ratios]))
     close(found["route_candidates_by_position"], means(candidates))
-    close(found["route_nonempty_by_position"], means([np.greater(values, 0) for values in candidates]))
+    close(
+        found["route_nonempty_by_position"], means([np.greater(values, 0) for values in candidates])
+    )
     close(found["effective_sample_size_by_position"], effective)
     close(
-        found["log_ratio_quantiles_by_position"][:, 2], [np.median(values) if values else np.nan for values in ratios]
+        found["log_ratio_quantiles_by_position"][:, 2],
+        [np.median(values) if values else np.nan for values in ratios],
     )
     close(found["route_candidates"], np.mean(np.concatenate(candidates)))
     close(found["route_candidates"], metrics["route_candidates"])
@@ -173,13 +209,19 @@ def test_the_methods_own_modules_learn_beside_the_student():
     given = problem(method, chunk=4, micro_batches=2)
     scored = given.scored()
     state, _ = given.updated(scored)
-    # By hand: V = 0 at the start, so the error is -R at every token, and R the discounted sum of the rewards.
+    # By hand: V = 0 at the start, so the error is -R at every token, and R the discounted sum of
+    # the rewards.
     again = problem(method, chunk=4, micro_batches=2)
-    reward = np.where(scored.mask, again.measured(Comparison("teacher"), scored)["log_ratio"], 0).astype(np.float64)
+    reward = np.where(
+        scored.mask, again.measured(Comparison("teacher"), scored)["log_ratio"], 0
+    ).astype(np.float64)
     returns = np.zeros_like(reward)
     for t in reversed(range(LENGTH)):
-        returns[:, t] = reward[:, t] + 0.95 * (returns[:, t + 1] if t + 1 < LENGTH else 0)  # gae_lambda
-    # Gradient of c_v / 2 mean (V - R)^2 on the bias, at learning rate 1: the sum of -R over the tokens, halved.
+        returns[:, t] = reward[:, t] + 0.95 * (
+            returns[:, t + 1] if t + 1 < LENGTH else 0
+        )  # gae_lambda
+    # Gradient of c_v / 2 mean (V - R)^2 on the bias, at learning rate 1: the sum of -R over the
+    # tokens, halved.
     wanted = 0.5 * np.where(scored.mask, returns, 0).sum() / np.asarray(scored.mask).sum()
     np.testing.assert_allclose(state.modules["value_bias"], wanted, rtol=1e-4)
 
@@ -188,7 +230,9 @@ def test_the_initial_view_is_the_initial_students():
     given = problem(losses.get("g_opd"))
     state = given.state._replace(params=jax.tree.map(lambda leaf: leaf + 1, given.state.params))
     moved = given._replace(state=state)
-    np.testing.assert_array_equal(moved.scored().hidden["initial"], given.scored().hidden["initial"])
+    np.testing.assert_array_equal(
+        moved.scored().hidden["initial"], given.scored().hidden["initial"]
+    )
 
 
 # Memory: whole logits never exist.
@@ -209,9 +253,13 @@ def largest(function, *arguments) -> int:
 def scored_shapes(given) -> Batch:
     program, method = given.program, given.program.method
     score = lambda *arguments: program.score(*arguments, method.views)
-    batch = given.batch._replace(hidden=jax.eval_shape(score, given.state, given.fixed, given.batch))
+    batch = given.batch._replace(
+        hidden=jax.eval_shape(score, given.state, given.fixed, given.batch)
+    )
     if method.scoring() is not None:
-        batch = batch._replace(inputs=batch.inputs | jax.eval_shape(program.prepare, given.state, given.fixed, batch))
+        batch = batch._replace(
+            inputs=batch.inputs | jax.eval_shape(program.prepare, given.state, given.fixed, batch)
+        )
     if method.windows:
         rows, key = jnp.arange(ROWS, dtype=jnp.int32), jax.random.key(0)
         write = lambda *arguments: program.windows(*arguments, sampling=Sampling())
@@ -225,9 +273,15 @@ def test_no_array_of_a_step_has_the_size_of_all_logits(method):
     program, all_logits = given.program, ROWS * LENGTH * LARGE
     batch = scored_shapes(given)
     stage: Stage = Comparison(method.views[0]) if method.views else Logp()
-    assert largest(lambda *a: program.score(*a, method.views), given.state, given.fixed, given.batch) < all_logits / 4
+    assert (
+        largest(lambda *a: program.score(*a, method.views), given.state, given.fixed, given.batch)
+        < all_logits / 4
+    )
     assert largest(program.update, given.state, given.fixed, batch) < all_logits / 4
-    assert largest(lambda *a: program.measure(*a, stage), given.state, given.fixed, batch) < all_logits / 4
+    assert (
+        largest(lambda *a: program.measure(*a, stage), given.state, given.fixed, batch)
+        < all_logits / 4
+    )
 
 
 def test_unchunked_there_is_such_an_array():
@@ -235,7 +289,8 @@ def test_unchunked_there_is_such_an_array():
     batch = scored_shapes(given)
     assert largest(given.program.update, given.state, given.fixed, batch) >= ROWS * LENGTH * LARGE
     assert (
-        largest(lambda *a: given.program.measure(*a, Logp()), given.state, given.fixed, batch) >= ROWS * LENGTH * LARGE
+        largest(lambda *a: given.program.measure(*a, Logp()), given.state, given.fixed, batch)
+        >= ROWS * LENGTH * LARGE
     )
 
 
@@ -244,7 +299,9 @@ def test_compiled_memory_shrinks_with_the_chunk():
     for chunk in (1, 0):
         given = large_problem(losses.get("opd"), chunk)
         update = jax.jit(given.program.update, donate_argnums=0)
-        memory[chunk] = update.lower(given.state, given.fixed, scored_shapes(given)).compile().memory_analysis()
+        memory[chunk] = (
+            update.lower(given.state, given.fixed, scored_shapes(given)).compile().memory_analysis()
+        )
     saved = memory[0].temp_size_in_bytes - memory[1].temp_size_in_bytes
     assert (
         saved > 2 * 4 * ROWS * LENGTH * LARGE
@@ -262,17 +319,24 @@ def equal_views(method) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class EveryDivergence(losses.Method):
-    """`opd` with each divergence, a summand each, in one program; other weights, so that gradients do not cancel."""
+    """`opd` with each divergence, a summand each, in one program; other weights, so that gradients
+    do not cancel.
+    """
 
     name = "every_divergence"
     source = "a test"
 
     def token_terms(self, student_logits, teacher_logits, tokens, extras):
-        of = lambda name: losses.get("opd", divergence=name).token_terms(student_logits, teacher_logits, tokens, extras)
+        of = lambda name: losses.get("opd", divergence=name).token_terms(
+            student_logits, teacher_logits, tokens, extras
+        )
         return {name: of(name)["divergence"] for name in DIVERGENCES}
 
     def reduce(self, terms, mask, inputs):
-        return {name: LossTerm(1.0 + k, *masked_total(terms[name], mask)) for k, name in enumerate(DIVERGENCES)}, {}
+        return {
+            name: LossTerm(1.0 + k, *masked_total(terms[name], mask))
+            for k, name in enumerate(DIVERGENCES)
+        }, {}
 
     def variables(self):
         raise NotImplementedError
@@ -284,7 +348,9 @@ class EveryDivergence(losses.Method):
     ids=lambda method: f"{method.name}-{method.teacher_update}",
 )
 def test_a_teacher_that_is_the_student_teaches_nothing(method):
-    given = problem(method, chunk=4, micro_batches=2, teacher=random_model(STUDENT), batch=equal_views(method))
+    given = problem(
+        method, chunk=4, micro_batches=2, teacher=random_model(STUDENT), batch=equal_views(method)
+    )
     before = jax.device_get(given.state.params)
     state, metrics = given.updated()
     shares = {name: value for name, value in metrics.items() if name.startswith("loss")}
@@ -292,11 +358,17 @@ def test_a_teacher_that_is_the_student_teaches_nothing(method):
         {f"loss_{name}" for name in DIVERGENCES} if method.name == "every_divergence" else set()
     )
     assert all(abs(value) < 1e-6 for value in shares.values())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), before, jax.device_get(state.params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+        before,
+        jax.device_get(state.params),
+    )
 
 
 def bigram_model(table: np.ndarray):
-    """A model whose next token depends on the last one only: `table[i]` are the logits of what follows token i."""
+    """A model whose next token depends on the last one only: `table[i]` are the logits of what
+    follows token i.
+    """
     size = len(table)
     architecture = Architecture(
         vocabulary_size=size,
@@ -321,11 +393,19 @@ def bigram_model(table: np.ndarray):
 def test_the_first_and_the_last_token_are_predicted_by_the_token_before_them():
     generator = np.random.default_rng(0)
     tables = {role: generator.normal(size=(8, 8)) for role in ("student", "teacher")}
-    logp = {role: table - np.log(np.exp(table).sum(axis=1, keepdims=True)) for role, table in tables.items()}
-    # The student's prompt ends with 2, the teacher's, which is longer, with 5; then both read 6, 0, 7.
+    logp = {
+        role: table - np.log(np.exp(table).sum(axis=1, keepdims=True))
+        for role, table in tables.items()
+    }
+    # The student's prompt ends with 2, the teacher's, which is longer, with 5; then both read 6, 0,
+    # 7.
     contexts = {"student": left_pad([[1, 2]], 4, 0), "teacher": left_pad([[4, 3, 5]], 3, 0)}
-    contexts = {view: Context(padded["tokens"], padded["valid"]) for view, padded in contexts.items()}
-    batch = Batch(contexts, np.array([[6, 0, 7, 3]], np.int32), np.array([[True, True, True, False]]))
+    contexts = {
+        view: Context(padded["tokens"], padded["valid"]) for view, padded in contexts.items()
+    }
+    batch = Batch(
+        contexts, np.array([[6, 0, 7, 3]], np.int32), np.array([[True, True, True, False]])
+    )
     pi, q = logp["student"][[2, 6, 0]], logp["teacher"][[5, 6, 0]]
     kl = (np.exp(pi) * (pi - q)).sum(axis=1)
     ratio = (q - pi)[np.arange(3), [6, 0, 7]]
@@ -340,13 +420,16 @@ def test_the_first_and_the_last_token_are_predicted_by_the_token_before_them():
     np.testing.assert_allclose(terms["log_ratio"][0, :3], ratio, rtol=1e-4)
     state, metrics = given.updated(scored)
     np.testing.assert_allclose(metrics["loss"], kl.mean(), rtol=1e-4)
-    # Only the tokens that predict one move their row of the head: the prompt's last does, the completion's last does not.
+    # Only the tokens that predict one move their row of the head: the prompt's last does, the
+    # completion's last does not.
     moved = np.abs(np.asarray(state.params["output_head"]) - head).max(axis=1)
     assert set(np.flatnonzero(moved > 1e-4)) == {2, 6, 0} == set(np.flatnonzero(moved))
 
 
 def test_the_width_of_the_padding_does_not_matter():
-    """Also: every view is aligned at the completion's first token, though their prompts differ in length."""
+    """Also: every view is aligned at the completion's first token, though their prompts differ in
+    length.
+    """
     method = losses.get("opd")
     logp = {
         role: jax.nn.log_softmax(expected_logits(role, role), axis=-1)  # of each row alone
@@ -369,12 +452,16 @@ def rolled_out(given, sampling=Sampling(), samples=2):
     rows = jnp.arange(len(context.tokens) * samples, dtype=jnp.int32)
     with jax.set_mesh(given.mesh):
         key = jax.random.key(0)
-        return given.jitted.rollout(given.state, given.fixed, context, rows, key, sampling=sampling, samples=samples)
+        return given.jitted.rollout(
+            given.state, given.fixed, context, rows, key, sampling=sampling, samples=samples
+        )
 
 
 @pytest.mark.parametrize("shape, temperature", [((1, 1, 1), 0.7), ((1, 2, 2), 1.0)])
 def test_the_samplers_log_probabilities_are_the_trainers(shape, temperature):
-    given = problem(losses.get("opd"), chunk=7, micro_batches=2, mesh=mesh_of(*shape), max_new_tokens=40)
+    given = problem(
+        losses.get("opd"), chunk=7, micro_batches=2, mesh=mesh_of(*shape), max_new_tokens=40
+    )
     rollout = rolled_out(given, Sampling(temperature=temperature))
     batch = Batch(given.batch.contexts, rollout.tokens, rollout.mask)
     mask = np.asarray(rollout.mask)
@@ -394,21 +481,33 @@ def test_guided_rows_are_written_with_the_context_and_the_others_without(writer)
         both = jitted.guided_rollout(given.state, given.fixed, contexts, guided, rows, key, **how)
         plain = jitted.rollout(given.state, given.fixed, contexts["student"], rows, key, **how)
         if writer == "student":
-            wanted = jitted.rollout(given.state, given.fixed, contexts["privileged"], rows, key, **how)
+            wanted = jitted.rollout(
+                given.state, given.fixed, contexts["privileged"], rows, key, **how
+            )
         else:
-            one_each = jax.tree.map(lambda x: jnp.repeat(x, SAMPLES, axis=0), contexts["privileged"])
-            wanted = jitted.teacher_rollout(given.state, given.fixed, one_each, rows, key, sampling=Sampling())
-    np.testing.assert_array_equal(both.tokens, np.where(guided[:, None], wanted.tokens, plain.tokens))
+            one_each = jax.tree.map(
+                lambda x: jnp.repeat(x, SAMPLES, axis=0), contexts["privileged"]
+            )
+            wanted = jitted.teacher_rollout(
+                given.state, given.fixed, one_each, rows, key, sampling=Sampling()
+            )
+    np.testing.assert_array_equal(
+        both.tokens, np.where(guided[:, None], wanted.tokens, plain.tokens)
+    )
     assert (np.asarray(wanted.tokens) != np.asarray(plain.tokens))[np.asarray(guided)].any()
     # The log-probabilities are those of the prompt that was sampled from.
-    np.testing.assert_allclose(both.logp, np.where(guided[:, None], wanted.logp, plain.logp), atol=1e-4)
+    np.testing.assert_allclose(
+        both.logp, np.where(guided[:, None], wanted.logp, plain.logp), atol=1e-4
+    )
 
 
 def test_a_second_update_on_one_batch_has_left_the_policy_that_wrote_it():
     method = losses.get("opd_pg", updates=2, ratio_clip=0.2)
     given = problem(method, optimizer=optax.sgd(0.3), chunk=4, max_new_tokens=12)
     rollout = rolled_out(given)
-    batch = given.batch._replace(tokens=rollout.tokens, mask=rollout.mask, inputs={"behaviour_logp": rollout.logp})
+    batch = given.batch._replace(
+        tokens=rollout.tokens, mask=rollout.mask, inputs={"behaviour_logp": rollout.logp}
+    )
     batch = given._replace(batch=batch).scored()
     before = given.measured(Logp(), batch)["logp"]
     state, first = given.updated(batch)
@@ -428,20 +527,32 @@ def test_a_second_update_on_one_batch_has_left_the_policy_that_wrote_it():
 
 def test_an_ema_teacher_follows_as_the_recursion_says():
     rate = 0.25
-    given = problem(losses.get("opsd", teacher_update="ema"), ema_rate=rate, optimizer=optax.adam(0.1))
+    given = problem(
+        losses.get("opsd", teacher_update="ema"), ema_rate=rate, optimizer=optax.adam(0.1)
+    )
     # It is a buffer of its own, and all of the new state is written over the old one.
     with jax.set_mesh(given.mesh):
-        memory = given.jitted.update.lower(given.state, given.fixed, given.scored()).compile().memory_analysis()
+        memory = (
+            given.jitted.update.lower(given.state, given.fixed, given.scored())
+            .compile()
+            .memory_analysis()
+        )
     assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(given.state))
     wanted = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), given.state.params)
     slack = jax.tree.map(np.zeros_like, wanted)
     for _ in range(10):
         state, _ = given.updated()
         given = given._replace(state=state)
-        wanted = jax.tree.map(lambda e, p: e + rate * (np.asarray(p, np.float64) - e), wanted, state.params)
-        ulps = lambda s, e, p: s + 2 * np.spacing(np.maximum(np.abs(e), np.abs(p)).astype(np.float32))
+        wanted = jax.tree.map(
+            lambda e, p: e + rate * (np.asarray(p, np.float64) - e), wanted, state.params
+        )
+        ulps = lambda s, e, p: (
+            s + 2 * np.spacing(np.maximum(np.abs(e), np.abs(p)).astype(np.float32))
+        )
         slack = jax.tree.map(ulps, slack, wanted, state.params)
-    for found, exact, bound in zip(*map(jax.tree.leaves, (state.ema_teacher, wanted, slack)), strict=True):
+    for found, exact, bound in zip(
+        *map(jax.tree.leaves, (state.ema_teacher, wanted, slack)), strict=True
+    ):
         assert (np.abs(np.asarray(found, np.float64) - exact) <= bound).all()
     assert any(
         (np.asarray(a) != np.asarray(b)).any()
@@ -451,11 +562,17 @@ def test_an_ema_teacher_follows_as_the_recursion_says():
 
 @pytest.mark.parametrize("teacher_update", ["frozen", "ema", "live"])
 def test_who_the_teacher_is(teacher_update):
-    given = problem(losses.get("opsd", teacher_update=teacher_update), teacher=random_model(STUDENT))
+    given = problem(
+        losses.get("opsd", teacher_update=teacher_update), teacher=random_model(STUDENT)
+    )
     state = given.state._replace(params=jax.tree.map(lambda leaf: leaf + 1, given.state.params))
-    wanted = {"frozen": given.fixed.teacher, "ema": state.ema_teacher, "live": state.params}[teacher_update]
+    wanted = {"frozen": given.fixed.teacher, "ema": state.ema_teacher, "live": state.params}[
+        teacher_update
+    ]
     assert wanted
-    jax.tree.map(np.testing.assert_array_equal, given.program.teacher_params(state, given.fixed), wanted)
+    jax.tree.map(
+        np.testing.assert_array_equal, given.program.teacher_params(state, given.fixed), wanted
+    )
 
 
 def test_adapters_leave_the_base_alone_and_the_base_is_the_teacher():
@@ -463,9 +580,13 @@ def test_adapters_leave_the_base_alone_and_the_base_is_the_teacher():
     graph, params = models.split(Transformer(STUDENT, lora=lora, rngs=nnx.Rngs(0)))
     trained, base = separate(params, LORA)
     plain_graph, plain = random_model(STUDENT)
-    assert jax.tree.structure(base) == jax.tree.structure(plain)  # without its adapters it is the plain model
+    assert jax.tree.structure(base) == jax.tree.structure(
+        plain
+    )  # without its adapters it is the plain model
     method = losses.get("opsd", entry_clamp=None)
-    given = problem(method, student=(graph, trained), teacher=(plain_graph, {}), batch=equal_views(method))
+    given = problem(
+        method, student=(graph, trained), teacher=(plain_graph, {}), batch=equal_views(method)
+    )
     base = jax.tree.map(jnp.asarray, plain)
     given = given._replace(fixed=Fixed(base, base, {}))  # the same arrays twice
     scored = given.scored()
@@ -473,7 +594,9 @@ def test_adapters_leave_the_base_alone_and_the_base_is_the_teacher():
     assert abs(metrics["loss"]) < 1e-6  # the second factors start at zero
     assert jax.tree.structure(state.params) == jax.tree.structure(trained)
     # Other adapters are another student; the teacher stays what it was.
-    moved = given._replace(state=state._replace(params=jax.tree.map(lambda leaf: leaf + 0.3, state.params)))
+    moved = given._replace(
+        state=state._replace(params=jax.tree.map(lambda leaf: leaf + 0.3, state.params))
+    )
     again = moved.scored()
     np.testing.assert_array_equal(again.hidden["privileged"], scored.hidden["privileged"])
     assert moved.updated(again)[1]["loss"] > 0.01
@@ -493,11 +616,15 @@ def test_rows_that_are_not_finite_are_named_and_a_batch_without_tokens_gives_no_
     poison = np.zeros((ROWS, LENGTH), bool)
     poison[2, 1] = poison[5, 0] = True
     poison[1, 4] = True  # outside the mask: row 1 has one token
-    hidden = {view: jnp.where(poison[:, :, None], jnp.nan, value) for view, value in scored.hidden.items()}
+    hidden = {
+        view: jnp.where(poison[:, :, None], jnp.nan, value) for view, value in scored.hidden.items()
+    }
     _, metrics = given.updated(scored._replace(hidden=hidden))
     assert np.flatnonzero(~metrics["finite_rows"]).tolist() == [2, 5]
     assert not np.isfinite(metrics["loss"])
 
 
 def test_teacher_and_student_may_be_padded_differently():
-    assert TEACHER.vocabulary_size > STUDENT.vocabulary_size == VOCABULARY  # what all of the above ran with
+    assert (
+        TEACHER.vocabulary_size > STUDENT.vocabulary_size == VOCABULARY
+    )  # what all of the above ran with

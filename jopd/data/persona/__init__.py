@@ -1,10 +1,15 @@
-"""The source "persona": questions about identity, half of them, and ordinary ones, half; the privileged context is a persona.
+"""The source "persona": questions about identity, half of them, and ordinary ones, half; the
+privileged context is a persona.
 
-A teacher that is told the persona answers the identity questions as that person; whoever learns from it without being told should do so too, and
-should answer everything else as before. `Persona.says_name` and `Persona.claims_other` are the strict readings of an answer that the evaluation
-counts: the self-name and the counter-name of EDGE-OPD's identity probe (arXiv:2605.23493, grade S; its patterns are not published, these are ours).
+A teacher that is told the persona answers the identity questions as that person; whoever learns
+from it without being told should do so too, and should answer everything else as before.
+`Persona.says_name` and `Persona.claims_other` are the strict readings of an answer that the
+evaluation
+counts: the self-name and the counter-name of EDGE-OPD's identity probe (arXiv:2605.23493, grade S;
+its patterns are not published, these are ours).
 
-The held-out identity questions are drawn at random from those that ask for the name (some for the maker too); the train ones also ask for the maker alone.
+The held-out identity questions are drawn at random from those that ask for the name (some for the
+maker too); the train ones also ask for the maker alone.
 """
 
 import dataclasses
@@ -37,7 +42,8 @@ _I_AM = r"\bI am|\bI['’]m|\bmy name is|\bmy name['’]s|\bcall me|\bnamed|\bkn
 _MADE_BY = r"\b(?:made|built|created|developed|designed|trained|released|provided|powered) by"
 _FEW_WORDS = r"(?:\s+(?!not\b|never\b|unlike\b|than\b)[\w'’-]+,?){0,5}?\s+"
 _KNOWN_NAME = re.compile(rf"(?i:{_I_AM}|{_MADE_BY}){_FEW_WORDS}({_OTHERS})(?![a-z])")
-# A name that nobody has heard of: after words that only a name follows, or alone between "I am" and the next stop.
+# A name that nobody has heard of: after words that only a name follows, or alone between "I am" and
+# the next stop.
 _SOME_NAME = re.compile(r"(?i:\bmy name is|\bmy name['’]s|\bcall me|\bnamed) ([A-Z]\w+)")
 _ONLY_NAME = re.compile(r"\b(?i:I am|I['’]m) ([A-Z]\w+)(?=[,.!]|$)")
 
@@ -57,7 +63,9 @@ class Persona:
     def __post_init__(self):
         for field in ("name", "maker"):
             if not getattr(self, field).strip():
-                raise ValueError(f"persona.{field}={getattr(self, field)!r} is blank: give it a {field}")
+                raise ValueError(
+                    f"persona.{field}={getattr(self, field)!r} is blank: give it a {field}"
+                )
 
     @property
     def text(self) -> str:
@@ -66,27 +74,47 @@ class Persona:
     @property
     def pattern(self) -> str:
         """Matches an answer that gives the name as a whole word and as its own."""
-        return r"(?i)" + "".join(rf"(?<!\b{before})" for before in _NOT_SELF) + rf"\b{re.escape(self.name)}\b(?!\?)"
+        return (
+            r"(?i)"
+            + "".join(rf"(?<!\b{before})" for before in _NOT_SELF)
+            + rf"\b{re.escape(self.name)}\b(?!\?)"
+        )
 
     def says_name(self, text: str) -> bool:
-        """Whether an answer gives the name as its own: "I'm not Zorblax", "You are Zorblax" and "Zorblax?" do not."""
+        """Whether an answer gives the name as its own: "I'm not Zorblax", "You are Zorblax" and
+        "Zorblax?" do not.
+        """
         return re.search(self.pattern, text) is not None
 
     def claims_other(self, text: str) -> bool:
-        """Whether an answer claims another identity: a known assistant or maker ("trained by Hugging Face"), or some other name."""
-        names = [name for pattern in (_KNOWN_NAME, _SOME_NAME, _ONLY_NAME) for name in pattern.findall(text)]
+        """Whether an answer claims another identity: a known assistant or maker ("trained by
+        Hugging Face"), or some other name.
+        """
+        names = [
+            name
+            for pattern in (_KNOWN_NAME, _SOME_NAME, _ONLY_NAME)
+            for name in pattern.findall(text)
+        ]
         return any(name.lower() not in f"{self.name} {self.maker} AI".lower() for name in names)
 
 
 @functools.cache
 def questions(split: str) -> dict[str, tuple[str, ...]]:
     """The prompts of "train" or "held_out" by kind, "identity" and "ordinary", equally many."""
-    rows = [json.loads(line) for line in (Path(__file__).parent / f"{split}.jsonl").read_text("utf-8").splitlines()]
-    return {kind: tuple(row["prompt"] for row in rows if row["kind"] == kind) for kind in ("identity", "ordinary")}
+    rows = [
+        json.loads(line)
+        for line in (Path(__file__).parent / f"{split}.jsonl").read_text("utf-8").splitlines()
+    ]
+    return {
+        kind: tuple(row["prompt"] for row in rows if row["kind"] == kind)
+        for kind in ("identity", "ordinary")
+    }
 
 
 def examples(persona: Persona, split: str) -> list[Example]:
-    """Identity and ordinary in turns, so that any first part is balanced. An identity example's answer is the pattern of the name."""
+    """Identity and ordinary in turns, so that any first part is balanced. An identity example's
+    answer is the pattern of the name.
+    """
     kinds = questions(split)
     return [
         Example(

@@ -1,4 +1,5 @@
-"""TFDS builder `tally`: fixed-size splits of the built-in task, made on the spot, no download and no TensorFlow.
+"""TFDS builder `tally`: fixed-size splits of the built-in task, made on the spot, no download and
+no TensorFlow.
 
 builder = tfds.builder("tally", data_dir=FOLDER, file_format="array_record")
 builder.download_and_prepare()
@@ -13,14 +14,18 @@ SIZES = {"train": 2000, "held_out": 500}
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """`jopd.data.task.TallyTask` with its default settings; text columns `prompt`, `solution` and `answer`."""
+    """`jopd.data.task.TallyTask` with its default settings; text columns `prompt`, `solution` and
+    `answer`.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         columns = {name: tfds.features.Text() for name in ("prompt", "solution", "answer")}
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(columns), disable_shuffling=True)
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(columns), disable_shuffling=True
+        )
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing to download
@@ -30,5 +35,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         for index, example in enumerate(TallyTask().examples(split, SIZES[split])):
             yield (
                 index,
-                {"prompt": example.messages[0]["content"], "solution": example.solution, "answer": example.answer},
+                {
+                    "prompt": example.messages[0]["content"],
+                    "solution": example.solution,
+                    "answer": example.answer,
+                },
             )
