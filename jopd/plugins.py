@@ -1,0 +1,87 @@
+"""A user's own method, scorer or source, named as `path/to/file.py:Name`.
+
+The file runs when it is loaded, as any Python program of yours does. Its fingerprint is kept with a
+run, so that a run goes on with the code that it began with or says which file changed.
+"""
+
+import hashlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+_NAMED = re.compile(r"(?P<path>.+\.py):(?P<attribute>[A-Za-z_]\w*)")
+
+
+def is_named(text: str) -> bool:
+    """Whether `text` has the form `path/to/file.py:Name`."""
+    return _NAMED.fullmatch(text) is not None
+
+
+def absolute(text: str) -> str:
+    """The same name with its path absolute and `~` expanded, so that it holds from any folder."""
+    path, attribute = _parts(text)
+    return f"{path}:{attribute}"
+
+
+def fingerprint(text: str) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the named file's bytes; nothing is run.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    path, _ = _parts(text)
+    return hashlib.sha256(_bytes(path)).hexdigest()[:16]
+
+
+def load(text: str) -> Any:
+    """What the file calls `Name`, after running the file.
+
+    The same contents are run once in a process, however often they are named: a class loaded twice
+    is one class.
+
+    Raises:
+      ValueError: there is no such file, it fails when run, or has nothing of that name.
+    """
+    path, attribute = _parts(text)
+    digest = hashlib.sha256(_bytes(path)).hexdigest()[:16]
+    module_name = f"jopd_plugin_{path.stem}_{digest}"
+    module = sys.modules.get(module_name) or _run(path, module_name)
+    if not hasattr(module, attribute):
+        names = sorted(name for name in vars(module) if not name.startswith("_"))
+        raise ValueError(f"{path} has no {attribute}; it has {', '.join(names) or 'nothing'}")
+    return getattr(module, attribute)
+
+
+def _parts(text: str) -> tuple[Path, str]:
+    match = _NAMED.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not of the form path/to/file.py:Name")
+    return Path(match["path"]).expanduser().absolute(), match["attribute"]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _run(path: Path, module_name: str):
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None  # a path that ends in .py always has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickling look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        where = ""
+        frame = error.__traceback__
+        while frame is not None:
+            if frame.tb_frame.f_code.co_filename == str(path):
+                where = f":{frame.tb_lineno}"
+            frame = frame.tb_next
+        raise ValueError(f"{path}{where}: {type(error).__name__}: {error}") from error
+    return module
