@@ -23,8 +23,8 @@ from grid import markdown
 from scipy.stats import t
 
 from jopd.config import parse
-from jopd.losses.base import Inputs, Logits, Terms, Tokens, Views
 from jopd.losses.cr_opd import routing_distribution
+from jopd.losses.types import Inputs, Logits, Terms, Tokens, Views
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 from jopd.training import setup
 from jopd.training.loop import Worker

@@ -22,7 +22,7 @@ import yaml
 from jopd import losses, presets
 from jopd.data.sources import DataConfig
 from jopd.data.views import PRIVILEGED, ViewConfig
-from jopd.losses.base import INITIAL, Method
+from jopd.losses.method import INITIAL, Method
 from jopd.losses.stabilisers import Stabilisers
 from jopd.models import Compute, LoRA
 from jopd.rollout.sampler import Sampling

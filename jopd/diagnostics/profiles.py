@@ -18,7 +18,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jopd.diagnostics.intervals import token_mean, wilson
-from jopd.losses.base import Inputs, Loss, Mask, Profiles, Total, masked_total, time_stage
+from jopd.losses.method import Loss
+from jopd.losses.stages import time_stage
+from jopd.losses.totals import masked_total
+from jopd.losses.types import Inputs, Mask, Profiles, Total
 from jopd.losses.vocabulary import accumulator
 
 POSITIONS = 10  # bins of a completion's relative position

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jopd.losses.base import Inputs, Terms
 from jopd.losses.divergences import comparison, forward_kl
+from jopd.losses.types import Inputs, Terms
 from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax
 
 

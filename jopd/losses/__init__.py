@@ -11,25 +11,15 @@ import inspect
 from typing import Any
 
 from jopd.losses.ar_opd import AnchoredResidualOPD
-from jopd.losses.base import (
-    Loss,
-    LossTerm,
-    Method,
-    Terms,
-    Total,
-    Variables,
-    batch_loss,
-    check_known,
-    evaluate,
-    time_stage,
-    whole_batch_counts,
-)
+from jopd.losses.checks import check_known
 from jopd.losses.cr_opd import CROPD
 from jopd.losses.edge_opd import EvidenceGuidedOPD
 from jopd.losses.entropy_opd import EntropyOPD
+from jopd.losses.evaluation import evaluate
 from jopd.losses.g_opd import GOPD
 from jopd.losses.gae_opd import GAEOPD
 from jopd.losses.iw_opd import IWOPD
+from jopd.losses.method import INPUTS, Loss, Method
 from jopd.losses.opd import OPD
 from jopd.losses.opd_pg import OPDPolicyGradient
 from jopd.losses.opd_plus import OPDPlus
@@ -37,10 +27,13 @@ from jopd.losses.opsd import OPSD
 from jopd.losses.rlsd import RLSD
 from jopd.losses.sft import SFT
 from jopd.losses.stabilisers import Stabilisers, stabilised
+from jopd.losses.stages import batch_loss, time_stage, whole_batch_counts
 from jopd.losses.topd import TOPD
+from jopd.losses.types import LossTerm, Terms, Total, Variables
 from jopd.losses.vopd import VOPD
 
 __all__ = [
+    "INPUTS",
     "METHODS",
     "Loss",
     "LossTerm",

@@ -27,22 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Method,
-    Sums,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    check_known,
-    check_temperature,
-    masked_totals,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.divergences import comparison, forward_kl
 from jopd.losses.vocabulary import log_softmax
 
@@ -89,7 +74,7 @@ def _check(scale, clip):
 
 
 @dataclasses.dataclass(frozen=True)
-class AnchoredResidualOPD(Method):
+class AnchoredResidualOPD(base.Method):
     """Forward KL to the partial view's distribution, moved part of the way to the full view's.
 
     It logs, without gradient and at its own temperature, `kl_full_partial` = KL(q_full || q_part),
@@ -121,8 +106,8 @@ class AnchoredResidualOPD(Method):
 
     def __post_init__(self):
         _check(self.scale, self.clip)
-        check_temperature(self.temperature)
-        check_known("teacher_update", [self.teacher_update], ("frozen", "ema", "live"))
+        base.check_temperature(self.temperature)
+        base.check_known("teacher_update", [self.teacher_update], ("frozen", "ema", "live"))
         if self.skip_tokens < 0:
             raise ValueError(
                 f"skip_tokens={self.skip_tokens} must not be negative; 3 is the paper's, 0 is off"
@@ -133,8 +118,12 @@ class AnchoredResidualOPD(Method):
         return self.skip_tokens > 0
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         of = lambda logits: log_softmax(logits, self.temperature)
         student, partial, full = (
             of(student_logits),
@@ -153,15 +142,15 @@ class AnchoredResidualOPD(Method):
             **comparison(student_logits, teacher_logits["full"]),
         }
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         late = mask & (jnp.cumsum(mask, axis=1) > self.skip_tokens)
-        loss = token_mean(terms["divergence"], late, inputs)
-        return {"divergence": LossTerm(1.0, *loss)}, masked_totals(terms, mask)
+        loss = base.token_mean(terms["divergence"], late, inputs)
+        return {"divergence": base.LossTerm(1.0, *loss)}, base.masked_totals(terms, mask)
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         gates = [f"residual clip {self.clip:g}"]
         gates += [f"first {self.skip_tokens} tokens skipped"] * bool(self.skip_tokens)
-        return Variables(
+        return base.Variables(
             state="student rollouts",
             support="full vocabulary",
             credit="immediate",

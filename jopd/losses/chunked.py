@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jopd.losses.base import Inputs, Stage, Terms, silence, vocabulary_stage
+from jopd.losses.stages import silence, vocabulary_stage
+from jopd.losses.types import Inputs, Stage, Terms
 from jopd.losses.vocabulary import accumulator
 
 

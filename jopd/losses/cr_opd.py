@@ -31,20 +31,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Profiles,
-    Sums,
-    Terms,
-    Tokens,
-    Total,
-    Variables,
-    Views,
-    check_known,
-)
+from jopd.losses import base
 from jopd.losses.credit import Estimate, PolicyGradient, check_credit
 from jopd.losses.gae_opd import GAEOPD
 from jopd.losses.opd_pg import OPDPolicyGradient
@@ -143,7 +130,7 @@ class CROPD(PolicyGradient):
     def __post_init__(self):
         check_credit(self.credit, ("immediate", "return_to_go", "discounted", "gae"))
         self._estimator()
-        check_known("empty_route", [self.empty_route], ("suppress", "abstain"))
+        base.check_known("empty_route", [self.empty_route], ("suppress", "abstain"))
         for name in ("teacher_top_k", "student_top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -205,13 +192,17 @@ class CROPD(PolicyGradient):
         return self._estimator().init_modules(width, key)
 
     def apply_modules(
-        self, modules: Mapping[str, Array], hidden: Float[Array, "B S d"], mask: Mask
+        self, modules: Mapping[str, Array], hidden: Float[Array, "B S d"], mask: base.Mask
     ) -> dict[str, Float[Array, "B _"]]:
         return self._estimator().apply_modules(modules, hidden, mask)
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         student, teacher = (
             log_softmax(logits, self.temperature)
             for logits in (student_logits, teacher_logits["teacher"])
@@ -236,17 +227,19 @@ class CROPD(PolicyGradient):
             "route_teacher_mass": total(jnp.exp(teacher)),
         }
 
-    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+    def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         return self._estimator().estimate(terms, mask, inputs)
 
-    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
+    def aggregate(
+        self, values: Float[Array, "B T"], mask: base.Mask, inputs: base.Inputs
+    ) -> base.Total:
         return self._estimator().aggregate(values, mask, inputs)
 
     @property
     def aggregation(self) -> Literal["token mean", "row sum"]:
         return self._estimator().aggregation
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         advantage, losses, metrics = self.estimate(terms, mask, inputs)
         suppressed, nonempty = mask & (advantage < 0), terms["route_nonempty"] > 0
         weight = jnp.where(suppressed & nonempty, jnp.minimum(-advantage, self.routing_clip), 0)
@@ -254,13 +247,13 @@ class CROPD(PolicyGradient):
             advantage = jnp.where(suppressed & ~nonempty, 0, advantage)
         policy_gradient = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
         routing = self.aggregate(weight * terms["route_cross_entropy"], mask, inputs)
-        losses = losses | {"routing": LossTerm(self.routing_weight, *routing)}
+        losses = losses | {"routing": base.LossTerm(self.routing_weight, *routing)}
         return {
-            "policy_gradient": LossTerm(1.0, *policy_gradient),
+            "policy_gradient": base.LossTerm(1.0, *policy_gradient),
             **losses,
         }, metrics | self.logged(terms, mask, inputs)
 
-    def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
+    def profiled(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Profiles:
         profiles = super().profiled(terms, mask, inputs)
         suppressed, _ = profiles["suppressed"]
         # Routes are made everywhere, but taken where the token is suppressed: there they are
@@ -270,7 +263,7 @@ class CROPD(PolicyGradient):
         }
         return profiles | routes
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         return (
             self._estimator()
             .variables()

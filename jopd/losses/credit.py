@@ -40,26 +40,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Method,
-    Profiles,
-    Sums,
-    Terms,
-    Tokens,
-    Total,
-    check_contiguous,
-    check_known,
-    check_temperature,
-    masked_total,
-    masked_totals,
-    row_sum,
-    silence,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.divergences import comparison, reverse_kl
 from jopd.losses.vocabulary import accumulator, log_prob_of, log_softmax
 
@@ -68,7 +49,7 @@ def immediate(rewards: Float[Array, "B T"], mask: Shaped[Array, "B T"]) -> Float
     """A_t = l_t: every token answers for its own reward. In float32 or wider, 0 where the mask
     (bool or 0/1) is 0.
     """
-    return silence(rewards.astype(accumulator(rewards.dtype)), mask.astype(bool))
+    return base.silence(rewards.astype(accumulator(rewards.dtype)), mask.astype(bool))
 
 
 def return_to_go(
@@ -89,8 +70,8 @@ def return_to_go(
         looked at.
     """
     _check_share("discount", discount)
-    check_contiguous(mask)
-    return silence(_discounted_sum(immediate(rewards, mask), discount), mask.astype(bool))
+    base.check_contiguous(mask)
+    return base.silence(_discounted_sum(immediate(rewards, mask), discount), mask.astype(bool))
 
 
 def generalized_advantage(
@@ -122,7 +103,7 @@ def generalized_advantage(
     """
     _check_share("gae_lambda", gae_lambda)
     errors = td_errors(rewards, values, mask, discount=discount, bootstrap=bootstrap)
-    return silence(_discounted_sum(errors, discount * gae_lambda), mask.astype(bool))
+    return base.silence(_discounted_sum(errors, discount * gae_lambda), mask.astype(bool))
 
 
 def td_errors(
@@ -137,13 +118,13 @@ def td_errors(
     above.
     """
     _check_share("discount", discount)
-    check_contiguous(mask)
+    base.check_contiguous(mask)
     dtype = accumulator(jnp.promote_types(rewards.dtype, values.dtype))
     rewards, values, mask = rewards.astype(dtype), values.astype(dtype), mask.astype(bool)
     after_last = jnp.zeros(len(values), dtype) if bootstrap is None else bootstrap.astype(dtype)
     last = mask & ~_next_column(mask)
     following = jnp.where(last, after_last[:, None], _next_column(values))
-    return silence(rewards + discount * following - values, mask)
+    return base.silence(rewards + discount * following - values, mask)
 
 
 def group_advantage(rewards: Float[Array, "B"], samples: int) -> Float[Array, "B 1"]:
@@ -197,7 +178,7 @@ def check_credit(credit: str, known: tuple[str, ...]) -> None:
             f"credit={credit!r} would make an advantage of the state alone, whose expected gradient is exactly zero: "
             "it can be a baseline (baseline='kl'); to descend the exact KL use --method opd"
         )
-    check_known("credit", [credit], known)
+    base.check_known("credit", [credit], known)
 
 
 class Estimate(NamedTuple):
@@ -210,12 +191,12 @@ class Estimate(NamedTuple):
     """
 
     advantage: Float[Array, "B T"]
-    losses: dict[str, LossTerm]
-    metrics: dict[str, Total]
+    losses: dict[str, base.LossTerm]
+    metrics: dict[str, base.Total]
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyGradient(Method):
+class PolicyGradient(base.Method):
     """What the methods share that reward a sampled token with its log-ratio.
 
     Attributes:
@@ -233,7 +214,7 @@ class PolicyGradient(Method):
     temperature: float = 1.0
 
     def __post_init__(self):
-        check_temperature(self.temperature)
+        base.check_temperature(self.temperature)
         if self.log_ratio_clip is not None and not self.log_ratio_clip > 0:
             raise ValueError(
                 f"log_ratio_clip={self.log_ratio_clip} must be positive, in nats; 5 is common, None is off"
@@ -254,38 +235,44 @@ class PolicyGradient(Method):
         )
 
     @abc.abstractmethod
-    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+    def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         """The advantages, of the terms that its vocabulary stage makes."""
 
-    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
+    def aggregate(
+        self, values: Float[Array, "B T"], mask: base.Mask, inputs: base.Inputs
+    ) -> base.Total:
         """The sum and the count of a per-token loss that its credit is unbiased under."""
-        return (token_mean if self.aggregation == "token mean" else row_sum)(values, mask, inputs)
+        return (base.token_mean if self.aggregation == "token mean" else base.row_sum)(
+            values, mask, inputs
+        )
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         advantage, losses, metrics = self.estimate(terms, mask, inputs)
         loss = self.aggregate(-advantage * terms["student_logp"], mask, inputs)
-        return {"policy_gradient": LossTerm(1.0, *loss), **losses}, metrics | self.logged(
+        return {"policy_gradient": base.LossTerm(1.0, *loss), **losses}, metrics | self.logged(
             terms, mask, inputs
         )
 
-    def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
+    def profiled(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Profiles:
         return {"suppressed": (self.estimate(terms, mask, inputs).advantage < 0, mask)}
 
-    def logged(self, terms: Terms, mask: Mask, inputs: Inputs) -> dict[str, Total]:
+    def logged(
+        self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs
+    ) -> dict[str, base.Total]:
         """The metrics of every policy gradient: its terms, and what it has for profiles."""
         profiles = self.profiled(terms, mask, inputs)
-        return masked_totals(terms, mask) | {
-            name: masked_total(*profile) for name, profile in profiles.items()
+        return base.masked_totals(terms, mask) | {
+            name: base.masked_total(*profile) for name, profile in profiles.items()
         }
 
     def sampled_terms(
         self,
-        student_logits: Logits,
-        teacher_logits: Logits,
-        tokens: Tokens,
+        student_logits: base.Logits,
+        teacher_logits: base.Logits,
+        tokens: base.Tokens,
         *,
         expected: bool = False,
-    ) -> Terms:
+    ) -> base.Terms:
         """Both log-probabilities of the token, what every method logs, and on demand
         `expected_reward`.
 
@@ -304,23 +291,27 @@ class PolicyGradient(Method):
             **terms,
         }
 
-    def log_ratio(self, terms: Terms, mask: Mask) -> tuple[Float[Array, "B T"], dict[str, Total]]:
+    def log_ratio(
+        self, terms: base.Terms, mask: base.Mask
+    ) -> tuple[Float[Array, "B T"], dict[str, base.Total]]:
         """The reward l_t, clipped if that is set, and its metrics."""
         ratio = jax.lax.stop_gradient(terms["teacher_logp"] - terms["student_logp"])
-        metrics = {"log_ratio": masked_total(ratio, mask)}
+        metrics = {"log_ratio": base.masked_total(ratio, mask)}
         if self.log_ratio_clip is None:
             return ratio, metrics
         clipped = jnp.clip(ratio, -self.log_ratio_clip, self.log_ratio_clip)
-        return clipped, metrics | {"log_ratio_clipped": masked_total(clipped != ratio, mask)}
+        return clipped, metrics | {"log_ratio_clipped": base.masked_total(clipped != ratio, mask)}
 
     def with_task_reward(
-        self, advantage: Float[Array, "B T"], mask: Mask, inputs: Inputs
+        self, advantage: Float[Array, "B T"], mask: base.Mask, inputs: base.Inputs
     ) -> Float[Array, "B T"]:
         """The advantage and, if that is asked for, the task's."""
         if not self.reward_weight:
             return advantage
         task = jax.lax.stop_gradient(inputs["group_advantage"]).astype(advantage.dtype)
-        return advantage + silence(self.reward_weight * jnp.broadcast_to(task, mask.shape), mask)
+        return advantage + base.silence(
+            self.reward_weight * jnp.broadcast_to(task, mask.shape), mask
+        )
 
     def described(self, credit: str) -> dict[str, str]:
         """The survey's `credit` and `gates`, with what the shared settings add to them."""

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jopd.losses.base import Terms, check_known
+from jopd.losses.checks import check_known
+from jopd.losses.types import Terms
 from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax
 
 Name = Literal["reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3"]

@@ -39,22 +39,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Stage,
-    Sums,
-    Terms,
-    Tokens,
-    Total,
-    Variables,
-    Views,
-    check_known,
-    masked_totals,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.credit import Estimate, PolicyGradient
 from jopd.losses.divergences import reverse_kl
 from jopd.losses.stabilisers import joined
@@ -101,7 +86,7 @@ def evidence_mask(
 
 
 def _check_region(region, threshold):
-    check_known("region", [region], get_args(Region))
+    base.check_known("region", [region], get_args(Region))
     if not threshold >= 0:
         raise ValueError(
             f"threshold={threshold} must not be negative, in nats: region='positive' is above it, 'negative' below its "
@@ -115,7 +100,7 @@ def check_guidance(guided_share: float, guided_writer: str) -> None:
         raise ValueError(
             f"guided_share={guided_share} must lie in [0, 1]: it is a probability; 0.5 is EDGE-OPD's"
         )
-    check_known("guided_writer", [guided_writer], ("student", "teacher"))
+    base.check_known("guided_writer", [guided_writer], ("student", "teacher"))
     if guided_writer != "student" and not guided_share:
         raise ValueError(
             f"guided_writer={guided_writer!r} writes nothing with guided_share=0: set it, or leave this out"
@@ -129,8 +114,12 @@ class Evidence:
     temperature: float
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         of = lambda view: log_prob_of(log_softmax(teacher_logits[view], self.temperature), tokens)
         return {"evidence": evidence(of("privileged"), of("plain"))}
 
@@ -186,17 +175,21 @@ class EvidenceGuidedOPD(PolicyGradient):
             else self.threshold
         )
 
-    def scoring(self) -> Stage:
+    def scoring(self) -> base.Stage:
         return Evidence(self.temperature)
 
-    def prepare(self, terms: Terms, mask: Mask, inputs: Inputs) -> dict[str, Array]:
+    def prepare(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> dict[str, Array]:
         found = terms["evidence"]
         kept = evidence_mask(found, region=self.region, threshold=self._threshold)
         return {"evidence": found, "kept": kept.astype(found.dtype)}
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         terms = self.sampled_terms(student_logits, teacher_logits["privileged"], tokens)
         if self.kl_coefficient:
             student, plain = (
@@ -205,7 +198,7 @@ class EvidenceGuidedOPD(PolicyGradient):
             terms["kl_plain"] = reverse_kl(student, plain)
         return terms
 
-    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+    def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         log_ratio, metrics = self.log_ratio(terms, mask)
         advantage = self.with_task_reward(log_ratio, mask, inputs)
         found = inputs["evidence"]
@@ -217,20 +210,22 @@ class EvidenceGuidedOPD(PolicyGradient):
             "rho_lev": jnp.abs(jnp.expm1(found)) > 0.05,
             "rho_agree": jnp.sign(found) == jnp.sign(log_ratio),
         }
-        return Estimate(advantage, {}, metrics | masked_totals(measured, mask))
+        return Estimate(advantage, {}, metrics | base.masked_totals(measured, mask))
 
-    def aggregate(self, values: Float[Array, "B T"], mask: Mask, inputs: Inputs) -> Total:
-        return token_mean(values, mask & (inputs["kept"] > 0), inputs)
+    def aggregate(
+        self, values: Float[Array, "B T"], mask: base.Mask, inputs: base.Inputs
+    ) -> base.Total:
+        return base.token_mean(values, mask & (inputs["kept"] > 0), inputs)
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         losses, metrics = super().reduce(terms, mask, inputs)
         if self.kl_coefficient:
-            losses["kl_plain"] = LossTerm(
-                self.kl_coefficient, *token_mean(terms["kl_plain"], mask, inputs)
+            losses["kl_plain"] = base.LossTerm(
+                self.kl_coefficient, *base.token_mean(terms["kl_plain"], mask, inputs)
             )
         return losses, metrics
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         words = self.described("immediate")
         gates = (
             []
@@ -238,7 +233,7 @@ class EvidenceGuidedOPD(PolicyGradient):
             else [f"{self.region} evidence, threshold {self._threshold:g}"]
         )
         pull = f"{self.kl_coefficient:g} x KL to the teacher without the context"
-        return Variables(
+        return base.Variables(
             state=guided_rollouts(self.guided_share, self.guided_writer),
             support="sampled token",
             credit=words["credit"],

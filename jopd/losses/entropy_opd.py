@@ -22,18 +22,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    masked_total,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.credit import Estimate, PolicyGradient
 from jopd.losses.divergences import entropy, kl_entries
 from jopd.losses.stabilisers import joined
@@ -74,8 +63,12 @@ class EntropyOPD(PolicyGradient):
         return "its sum over the teacher's top tokens, without the tail, has a gradient at the teacher too"
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         student, teacher = (
             log_softmax(z, self.temperature) for z in (student_logits, teacher_logits["teacher"])
         )
@@ -87,18 +80,22 @@ class EntropyOPD(PolicyGradient):
             **self.sampled_terms(student_logits, teacher_logits["teacher"], tokens),
         }
 
-    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+    def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         log_ratio, metrics = self.log_ratio(terms, mask)
         losses = {
-            "forward_kl": LossTerm(self.coefficient, *token_mean(terms["forward_kl"], mask, inputs))
+            "forward_kl": base.LossTerm(
+                self.coefficient, *base.token_mean(terms["forward_kl"], mask, inputs)
+            )
         }
         advantage = self.with_task_reward(log_ratio, mask, inputs)
-        return Estimate(advantage, losses, metrics | {"advantage": masked_total(advantage, mask)})
+        return Estimate(
+            advantage, losses, metrics | {"advantage": base.masked_total(advantage, mask)}
+        )
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         words = self.described("immediate")
         gate = f"forward KL where teacher entropy > {self.entropy_threshold:g}"
-        return Variables(
+        return base.Variables(
             state="student rollouts",
             support=f"sampled token, and teacher's top {self.top_k}",
             routing="none",

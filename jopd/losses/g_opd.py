@@ -21,17 +21,7 @@ import math
 
 import jax.numpy as jnp
 
-from jopd.losses.base import (
-    INITIAL,
-    Inputs,
-    Logits,
-    Mask,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    masked_total,
-)
+from jopd.losses import base
 from jopd.losses.credit import Estimate, PolicyGradient
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 
@@ -59,29 +49,33 @@ class GOPD(PolicyGradient):
 
     @property
     def views(self) -> tuple[str, ...]:
-        return ("teacher",) if self.scale == 1 else ("teacher", INITIAL)
+        return ("teacher",) if self.scale == 1 else ("teacher", base.INITIAL)
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         terms = self.sampled_terms(student_logits, teacher_logits["teacher"], tokens)
         if self.scale == 1:
             return terms
-        initial = log_prob_of(log_softmax(teacher_logits[INITIAL], self.temperature), tokens)
+        initial = log_prob_of(log_softmax(teacher_logits[base.INITIAL], self.temperature), tokens)
         # A token that both rule out (-inf twice) has no reward.
         reward = jnp.where(terms["teacher_logp"] == initial, 0, terms["teacher_logp"] - initial)
         return {**terms, "reward": reward}
 
-    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+    def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         target = terms["teacher_logp"] + (
             0 if self.scale == 1 else (self.scale - 1) * terms["reward"]
         )
         log_ratio, metrics = self.log_ratio({**terms, "teacher_logp": target}, mask)
         advantage = self.with_task_reward(log_ratio, mask, inputs)
-        return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
+        return Estimate(advantage, {}, metrics | {"advantage": base.masked_total(advantage, mask)})
 
-    def variables(self) -> Variables:
-        return Variables(
+    def variables(self) -> base.Variables:
+        return base.Variables(
             state="student rollouts",
             support="sampled token",
             routing="none",

@@ -38,20 +38,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    check_known,
-    masked_totals,
-    silence,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.credit import Estimate, PolicyGradient, generalized_advantage, td_errors
 from jopd.losses.vocabulary import accumulator
 
@@ -86,7 +73,7 @@ class GAEOPD(PolicyGradient):
 
     def __post_init__(self):
         super().__post_init__()
-        check_known("critic", [self.critic], ("plain", "kl_split"))
+        base.check_known("critic", [self.critic], ("plain", "kl_split"))
         for name in ("discount", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1]")
@@ -116,7 +103,7 @@ class GAEOPD(PolicyGradient):
         }
 
     def apply_modules(
-        self, modules: Mapping[str, Array], hidden: Float[Array, "B S d"], mask: Mask
+        self, modules: Mapping[str, Array], hidden: Float[Array, "B S d"], mask: base.Mask
     ) -> dict[str, Float[Array, "B _"]]:
         """`values` [B, T] of the states before each token, and `bootstrap` [B, 1] of the one after
         the row's last.
@@ -126,7 +113,7 @@ class GAEOPD(PolicyGradient):
         length = mask.sum(axis=1, keepdims=True)
         # The states behind a row's end are padding's; a NaN among them would reach the weights'
         # gradient as 0 * NaN.
-        hidden = silence(hidden.astype(accumulator(hidden.dtype)), columns <= length)
+        hidden = base.silence(hidden.astype(accumulator(hidden.dtype)), columns <= length)
         values = hidden @ modules["value_weights"].astype(hidden.dtype) + modules[
             "value_bias"
         ].astype(hidden.dtype)
@@ -134,13 +121,17 @@ class GAEOPD(PolicyGradient):
         return {"values": values[:, :-1], "bootstrap": after_last}
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         return self.sampled_terms(
             student_logits, teacher_logits["teacher"], tokens, expected=self.critic == "kl_split"
         )
 
-    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+    def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         reward, metrics = self.log_ratio(terms, mask)
         values, bootstrap = (inputs[name].astype(reward.dtype) for name in self.module_inputs)
         bootstrap = jnp.where(inputs["truncated"][:, 0] > 0, bootstrap[:, 0], 0)
@@ -160,28 +151,30 @@ class GAEOPD(PolicyGradient):
             bootstrap=bootstrap,
         )
         returns = advantage + known
-        critic = LossTerm(
-            self.value_weight / 2, *token_mean(jnp.square(values - returns), mask, inputs)
+        critic = base.LossTerm(
+            self.value_weight / 2, *base.token_mean(jnp.square(values - returns), mask, inputs)
         )
         # advantage = returns - value is also the critic's error, hence with the squares its
         # explained variance: 1 - Var[advantage] / Var[return].
         squares = {"gae_squared": jnp.square(advantage), "return_squared": jnp.square(returns)}
-        metrics |= masked_totals(
+        metrics |= base.masked_totals(
             {"value": known, "td_error": errors, "gae": advantage, "return": returns, **squares},
             mask,
         )
         advantage = self.with_task_reward(advantage, mask, inputs)
         return Estimate(
-            advantage, {"value": critic}, metrics | masked_totals({"advantage": advantage}, mask)
+            advantage,
+            {"value": critic},
+            metrics | base.masked_totals({"advantage": advantage}, mask),
         )
 
     @property
     def aggregation(self) -> Literal["token mean", "row sum"]:
         return "row sum"
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         critic = {"plain": "critic", "kl_split": "critic split at the KL"}[self.critic]
-        return Variables(
+        return base.Variables(
             state="student rollouts",
             support="sampled token",
             routing="none",

@@ -22,16 +22,7 @@ import math
 
 import jax.numpy as jnp
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    Mask,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    masked_total,
-)
+from jopd.losses import base
 from jopd.losses.credit import Estimate, PolicyGradient
 from jopd.losses.stabilisers import joined
 
@@ -59,26 +50,30 @@ class IWOPD(PolicyGradient):
             )
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens)
 
-    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+    def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         log_ratio, metrics = self.log_ratio(terms, mask)
         size = jnp.abs(log_ratio)
         before, total = jnp.cumsum(size, axis=1) - size, jnp.sum(size, axis=1, keepdims=True)
         weight = 1 + self.strength * (1 - before / jnp.where(total > 0, total, 1))
         advantage = weight * self.with_task_reward(log_ratio, mask, inputs)
         metrics |= {
-            "importance_weight": masked_total(weight, mask),
-            "advantage": masked_total(advantage, mask),
+            "importance_weight": base.masked_total(weight, mask),
+            "advantage": base.masked_total(advantage, mask),
         }
         return Estimate(advantage, {}, metrics)
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         words = self.described("immediate")
         weight = f"weight 1 to {1 + self.strength:g} by the row's disagreement still to come"
-        return Variables(
+        return base.Variables(
             state="student rollouts",
             support="sampled token",
             routing="none",

@@ -14,27 +14,13 @@ supports are no one paper's.
 import dataclasses
 from typing import Literal
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Method,
-    Sums,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    check_temperature,
-    masked_totals,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.divergences import Name, choose, comparison
 from jopd.losses.vocabulary import log_softmax
 
 
 @dataclasses.dataclass(frozen=True)
-class OPD(Method):
+class OPD(base.Method):
     """A divergence to the teacher on the student's own completions.
 
     Attributes:
@@ -64,7 +50,7 @@ class OPD(Method):
 
     def __post_init__(self):
         self._chosen()
-        check_temperature(self.temperature)
+        base.check_temperature(self.temperature)
         if not 0 <= self.on_policy_share <= 1:
             raise ValueError(
                 f"on_policy_share={self.on_policy_share} must lie in [0, 1]: it is a probability"
@@ -81,8 +67,12 @@ class OPD(Method):
         )
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         teacher = teacher_logits["teacher"]
         divergence = self._chosen()(
             log_softmax(student_logits, self.temperature),
@@ -91,16 +81,16 @@ class OPD(Method):
         )
         return {"divergence": divergence, **comparison(student_logits, teacher)}
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        loss = token_mean(terms["divergence"], mask, inputs)
-        return {"divergence": LossTerm(1.0, *loss)}, masked_totals(terms, mask)
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
+        loss = base.token_mean(terms["divergence"], mask, inputs)
+        return {"divergence": base.LossTerm(1.0, *loss)}, base.masked_totals(terms, mask)
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         share = f"student rollouts ({self.on_policy_share:g}), else references"
         support = (
             f"{self.support}'s top {self.top_k}, {self.tail}" if self.top_k else "full vocabulary"
         )
-        return Variables(
+        return base.Variables(
             state="student rollouts" if self.on_policy_share == 1 else share,
             support="sampled token" if self.divergence in ("k2", "k3") else support,
             credit="immediate",

@@ -33,19 +33,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Sums,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    check_known,
-    masked_total,
-)
+from jopd.losses import base
 from jopd.losses.credit import Estimate, PolicyGradient, check_credit, immediate, return_to_go
 from jopd.losses.stabilisers import joined
 
@@ -78,7 +66,7 @@ class OPDPolicyGradient(PolicyGradient):
     def __post_init__(self):
         super().__post_init__()
         check_credit(self.credit, ("immediate", "return_to_go", "discounted"))
-        check_known("baseline", [self.baseline], ("none", "kl"))
+        base.check_known("baseline", [self.baseline], ("none", "kl"))
         if self.credit != "discounted" and self.discount is not None:
             raise ValueError(
                 f"discount={self.discount} has nothing to act on with credit={self.credit!r}, where later rewards count "
@@ -110,13 +98,17 @@ class OPDPolicyGradient(PolicyGradient):
         return super().inputs + (("behaviour_logp",) if self.updates > 1 else ())
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         return self.sampled_terms(
             student_logits, teacher_logits["teacher"], tokens, expected=self.baseline == "kl"
         )
 
-    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+    def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         reward, metrics = self.log_ratio(terms, mask)
         if self.credit == "immediate":
             advantage = immediate(reward, mask)
@@ -127,30 +119,30 @@ class OPDPolicyGradient(PolicyGradient):
         if self.baseline == "kl":
             advantage = advantage - terms["expected_reward"]
         advantage = self.with_task_reward(advantage, mask, inputs)
-        return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
+        return Estimate(advantage, {}, metrics | {"advantage": base.masked_total(advantage, mask)})
 
     @property
     def aggregation(self) -> Literal["token mean", "row sum"]:
         return "token mean" if self.credit == "immediate" else "row sum"
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         logp = terms["student_logp"]
         advantage, _, metrics = self.estimate(terms, mask, inputs)
         metrics = metrics | self.logged(terms, mask, inputs)
         surrogate = advantage * logp
         if self.updates > 1:
             ratio = jnp.exp(logp - inputs["behaviour_logp"])
-            metrics["ratio"] = masked_total(ratio, mask)
+            metrics["ratio"] = base.masked_total(ratio, mask)
             surrogate = advantage * ratio
             if self.ratio_clip is not None:
                 clipped = advantage * jnp.clip(ratio, 1 - self.ratio_clip, 1 + self.ratio_clip)
-                metrics["ratio_clipped"] = masked_total(clipped < surrogate, mask)
+                metrics["ratio_clipped"] = base.masked_total(clipped < surrogate, mask)
                 surrogate = jnp.minimum(surrogate, clipped)
         return {
-            "policy_gradient": LossTerm(1.0, *self.aggregate(-surrogate, mask, inputs))
+            "policy_gradient": base.LossTerm(1.0, *self.aggregate(-surrogate, mask, inputs))
         }, metrics
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         credit = {
             "immediate": "immediate",
             "return_to_go": "return-to-go",
@@ -161,7 +153,7 @@ class OPDPolicyGradient(PolicyGradient):
         )
         if self.ratio_clip is not None:
             words["gates"] = joined(words["gates"], f"ratio clip {self.ratio_clip:g}")
-        return Variables(
+        return base.Variables(
             state="student rollouts"
             + (f", up to {self.updates - 1} updates old" if self.updates > 1 else ""),
             support="sampled token",

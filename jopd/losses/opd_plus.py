@@ -31,17 +31,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    Mask,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    check_known,
-    masked_total,
-)
+from jopd.losses import base
 from jopd.losses.credit import Estimate, PolicyGradient
 from jopd.losses.divergences import choose
 
@@ -85,7 +75,7 @@ class OPDPlus(PolicyGradient):
 
     def __post_init__(self):
         super().__post_init__()
-        check_known(
+        base.check_known(
             "divergence",
             [self.divergence],
             ("reverse_kl", "forward_kl", "jensen_shannon", "total_variation"),
@@ -97,20 +87,24 @@ class OPDPlus(PolicyGradient):
             )
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens)
 
-    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+    def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         log_ratio, metrics = self.log_ratio(terms, mask)
         advantage = faithful_advantage(
             self.divergence, log_ratio, beta=0.5 if self.beta is None else self.beta
         )
         advantage = self.with_task_reward(advantage, mask, inputs)
-        return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
+        return Estimate(advantage, {}, metrics | {"advantage": base.masked_total(advantage, mask)})
 
-    def variables(self) -> Variables:
-        return Variables(
+    def variables(self) -> base.Variables:
+        return base.Variables(
             state="student rollouts",
             support=f"sampled token, for {self.divergence}",
             routing="none",

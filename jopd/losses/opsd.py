@@ -17,28 +17,13 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Method,
-    Sums,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    check_known,
-    check_temperature,
-    masked_totals,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.divergences import choose, comparison, kl_entries
 from jopd.losses.vocabulary import log_softmax
 
 
 @dataclasses.dataclass(frozen=True)
-class OPSD(Method):
+class OPSD(base.Method):
     """A divergence to the same model under a privileged context.
 
     Attributes:
@@ -64,14 +49,14 @@ class OPSD(Method):
     teacher_update: Literal["frozen", "ema", "live"] = "frozen"
 
     def __post_init__(self):
-        check_known(
+        base.check_known(
             "divergence",
             [self.divergence],
             ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"),
         )
         choose(self.divergence, beta=self.beta)
-        check_temperature(self.temperature)
-        check_known("teacher_update", [self.teacher_update], ("frozen", "ema", "live"))
+        base.check_temperature(self.temperature)
+        base.check_known("teacher_update", [self.teacher_update], ("frozen", "ema", "live"))
         if self.entry_clamp is not None and self.divergence != "forward_kl":
             raise ValueError(
                 f"entry_clamp={self.entry_clamp} bounds the entries of forward_kl, not of {self.divergence}: "
@@ -83,8 +68,12 @@ class OPSD(Method):
             )
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         privileged = teacher_logits["privileged"]
         student, teacher = (
             log_softmax(student_logits, self.temperature),
@@ -100,12 +89,12 @@ class OPSD(Method):
         terms["clamped_entries"] = jnp.sum(entries > self.entry_clamp, axis=-1, dtype=entries.dtype)
         return {"divergence": jnp.sum(jnp.minimum(entries, self.entry_clamp), axis=-1), **terms}
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        loss = token_mean(terms["divergence"], mask, inputs)
-        return {"divergence": LossTerm(1.0, *loss)}, masked_totals(terms, mask)
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
+        loss = base.token_mean(terms["divergence"], mask, inputs)
+        return {"divergence": base.LossTerm(1.0, *loss)}, base.masked_totals(terms, mask)
 
-    def variables(self) -> Variables:
-        return Variables(
+    def variables(self) -> base.Variables:
+        return base.Variables(
             state="student rollouts",
             support="full vocabulary",
             credit="immediate",

@@ -32,21 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Method,
-    Sums,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    check_temperature,
-    masked_totals,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.divergences import comparison
 from jopd.losses.edge_opd import check_guidance, evidence, guided_rollouts
 from jopd.losses.vocabulary import log_prob_of, log_softmax
@@ -90,7 +76,7 @@ def _check(mix, clip):
 
 
 @dataclasses.dataclass(frozen=True)
-class RLSD(Method):
+class RLSD(base.Method):
     """Sampled tokens, rewarded by a verifier and weighted by a privileged teacher, or rewarded by
     that teacher too.
 
@@ -120,7 +106,7 @@ class RLSD(Method):
 
     def __post_init__(self):
         check_guidance(self.guided_share, self.guided_writer)
-        check_temperature(self.temperature)
+        base.check_temperature(self.temperature)
         _check(self.mix, self.clip)
         if self.mix_steps < 1:
             raise ValueError(
@@ -149,8 +135,12 @@ class RLSD(Method):
         )
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         of = lambda logits: log_prob_of(log_softmax(logits, self.temperature), tokens)
         terms = {f"{view}_logp": of(logits) for view, logits in teacher_logits.items()}
         return {
@@ -159,7 +149,7 @@ class RLSD(Method):
             **comparison(student_logits, teacher_logits["privileged"]),
         }
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         logp, privileged = terms["student_logp"], terms["privileged_logp"]
         log_ratio = jax.lax.stop_gradient(privileged - logp)
         measured = {"log_ratio": log_ratio}
@@ -171,14 +161,16 @@ class RLSD(Method):
             measured["evidence"] = evidence(privileged, terms["plain_logp"])
             advantage = reweighted_advantage(log_ratio, measured["evidence"], mix=1, clip=self.clip)
         measured["advantage"] = advantage
-        loss = token_mean(-advantage * logp, mask, inputs)
-        return {"policy_gradient": LossTerm(1.0, *loss)}, masked_totals(terms | measured, mask)
+        loss = base.token_mean(-advantage * logp, mask, inputs)
+        return {"policy_gradient": base.LossTerm(1.0, *loss)}, base.masked_totals(
+            terms | measured, mask
+        )
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         weight = (
             f"log-ratio weight ±{self.clip:g}, {self.mix:g} of it, to 0 in {self.mix_steps} steps"
         )
-        return Variables(
+        return base.Variables(
             state=guided_rollouts(self.guided_share, self.guided_writer),
             support="sampled token",
             credit="group advantage of the verifier's reward" if self.verifier else "immediate",

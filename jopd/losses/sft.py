@@ -13,26 +13,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    LossTerm,
-    Mask,
-    Method,
-    Sums,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    masked_totals,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.divergences import entropy
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 
 
 @dataclasses.dataclass(frozen=True)
-class SFT(Method):
+class SFT(base.Method):
     """Cross-entropy on reference completions."""
 
     name = "sft"
@@ -42,8 +29,12 @@ class SFT(Method):
     on_policy_share = 0.0
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         student = log_softmax(student_logits)
         first = log_prob_of(student_logits, tokens) == jnp.max(student_logits, axis=-1)
         return {
@@ -52,11 +43,11 @@ class SFT(Method):
             "top1_accuracy": first.astype(student.dtype),
         }
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        loss = token_mean(terms["cross_entropy"], mask, inputs)
-        return {"cross_entropy": LossTerm(1.0, *loss)}, masked_totals(terms, mask)
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
+        loss = base.token_mean(terms["cross_entropy"], mask, inputs)
+        return {"cross_entropy": base.LossTerm(1.0, *loss)}, base.masked_totals(terms, mask)
 
-    def variables(self) -> Variables:
-        return Variables(
+    def variables(self) -> base.Variables:
+        return base.Variables(
             "reference completions", "reference token", "immediate", "none", "none", "none"
         )

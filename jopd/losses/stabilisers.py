@@ -28,27 +28,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jopd.losses.base import (
-    INITIAL,
-    Compared,
-    Inputs,
-    Logits,
-    Loss,
-    LossTerm,
-    Mask,
-    Method,
-    Places,
-    Profiles,
-    Stage,
-    Sums,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    Window,
-    masked_total,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.divergences import entropy, reverse_kl
 from jopd.losses.vocabulary import log_softmax
 
@@ -110,7 +90,7 @@ class Stabilisers:
         return bool(self.mask_tokens) or self.by_entropy
 
 
-def stabilised(method: Method, stabilisers: Stabilisers) -> Method:
+def stabilised(method: base.Method, stabilisers: Stabilisers) -> base.Method:
     """The method under these stabilisers; the method itself if all are off.
 
     Raises:
@@ -124,10 +104,10 @@ def _passed_on(name: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stabilised(Method):
+class Stabilised(base.Method):
     """A method under stabilisers: everything is the method's own but for what is written out here."""
 
-    method: Method
+    method: base.Method
     stabilisers: Stabilisers
 
     name = _passed_on("name")
@@ -142,8 +122,7 @@ class Stabilised(Method):
     guided_share = _passed_on("guided_share")
     guided_writer = _passed_on("guided_writer")
     modules_learning_rate = _passed_on("modules_learning_rate")
-    windows = _passed_on("windows")
-    window_tokens = _passed_on("window_tokens")
+    near_future = _passed_on("near_future")
     streams = _passed_on("streams")
     route = _passed_on("route")
     shown = _passed_on("shown")
@@ -154,7 +133,9 @@ class Stabilised(Method):
         return self.method.ordered or self.stabilisers.position_half_life is not None
 
     def __post_init__(self):
-        if self.stabilisers.by_entropy and not any(view != INITIAL for view in self.method.views):
+        if self.stabilisers.by_entropy and not any(
+            view != base.INITIAL for view in self.method.views
+        ):
             raise ValueError(
                 f"method {self.name} has no teacher whose entropy could be looked at: "
                 "leave teacher_entropy_below and teacher_entropy_above out"
@@ -163,8 +144,8 @@ class Stabilised(Method):
     @property
     def views(self) -> tuple[str, ...]:
         more = (
-            (INITIAL,)
-            if self.stabilisers.kl_to_initial and INITIAL not in self.method.views
+            (base.INITIAL,)
+            if self.stabilisers.kl_to_initial and base.INITIAL not in self.method.views
             else ()
         )
         return self.method.views + more
@@ -173,30 +154,20 @@ class Stabilised(Method):
         return self.method.init_modules(width, key)
 
     def apply_modules(
-        self, modules: Mapping[str, Array], hidden: Float[Array, "B S d"], mask: Mask
+        self, modules: Mapping[str, Array], hidden: Float[Array, "B S d"], mask: base.Mask
     ) -> dict[str, Float[Array, "B _"]]:
         return self.method.apply_modules(modules, hidden, mask)
 
     def init_state(self) -> dict[str, Array]:
         return self.method.init_state()
 
-    def choose_windows(self, inputs: Inputs, mask: Mask, noise: Float[Array, "B T"]) -> Places:
-        return self.method.choose_windows(inputs, mask, noise)
-
-    def compare_windows(
-        self,
-        places: Places,
-        student: Window,
-        teacher: Window,
-        inputs: Inputs,
-        mask: Mask,
-        state: Mapping[str, Array],
-    ) -> Compared:
-        return self.method.compare_windows(places, student, teacher, inputs, mask, state)
-
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         terms = self.method.token_terms(
             student_logits, _own(self.method, teacher_logits), tokens, extras
         )
@@ -204,23 +175,23 @@ class Stabilised(Method):
             return terms
         return {
             **terms,
-            _KL: reverse_kl(log_softmax(student_logits), log_softmax(teacher_logits[INITIAL])),
+            _KL: reverse_kl(log_softmax(student_logits), log_softmax(teacher_logits[base.INITIAL])),
         }
 
-    def scoring(self) -> Stage | None:
+    def scoring(self) -> base.Stage | None:
         own = self.method.scoring()
         return _Scoring(self.method, own, self.stabilisers) if self.stabilisers.gated else own
 
-    def prepare(self, terms: Terms, mask: Mask, inputs: Inputs) -> dict[str, Array]:
+    def prepare(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> dict[str, Array]:
         own = {name: values for name, values in terms.items() if name != _GATE}
         more = self.method.prepare(own, mask, inputs) if self.method.scoring() is not None else {}
         return {**more, _GATE: terms[_GATE]} if self.stabilisers.gated else more
 
-    def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
+    def profiled(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Profiles:
         own = {name: values for name, values in terms.items() if name != _KL}
         return self.method.profiled(own, mask, inputs)
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         own = {name: values for name, values in terms.items() if name != _KL}
         given = {name: values for name, values in inputs.items() if name != _GATE}
         weight = self._weight(mask, inputs)
@@ -229,16 +200,18 @@ class Stabilised(Method):
         else:
             product = weight * given["weight"].astype(weight.dtype) if "weight" in given else weight
             summands, metrics = self.method.reduce(own, mask, {**given, "weight": product})
-            metrics = {**metrics, "kept_share": masked_total(weight, mask)}
+            metrics = {**metrics, "kept_share": base.masked_total(weight, mask)}
         if _KL in terms:
             summands = {
                 **summands,
-                _KL: LossTerm(self.stabilisers.kl_to_initial, *token_mean(terms[_KL], mask, given)),
+                _KL: base.LossTerm(
+                    self.stabilisers.kl_to_initial, *base.token_mean(terms[_KL], mask, given)
+                ),
             }
-            metrics = {**metrics, "kl_to_initial": masked_total(terms[_KL], mask)}
+            metrics = {**metrics, "kl_to_initial": base.masked_total(terms[_KL], mask)}
         return summands, metrics
 
-    def _weight(self, mask: Mask, inputs: Inputs) -> Float[Array, "B T"] | None:
+    def _weight(self, mask: base.Mask, inputs: base.Inputs) -> Float[Array, "B T"] | None:
         """The product of the weights that are on."""
         weights = [inputs[_GATE]] if self.stabilisers.gated else []
         if self.stabilisers.position_half_life is not None:
@@ -250,7 +223,7 @@ class Stabilised(Method):
             )
         return functools.reduce(jnp.multiply, weights) if weights else None
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         own, settings = self.method.variables(), self.stabilisers
         gates = [f"{len(settings.mask_tokens)} special tokens masked"] * bool(settings.mask_tokens)
         for side in ("below", "above"):
@@ -270,13 +243,17 @@ class Stabilised(Method):
 class _Scoring:
     """A method's scoring stage, if it has one, and whether each token's loss is let through."""
 
-    method: Loss
-    own: Stage | None
+    method: base.Loss
+    own: base.Stage | None
     stabilisers: Stabilisers
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         views, settings = _own(self.method, teacher_logits), self.stabilisers
         terms = (
             self.own.token_terms(student_logits, views, tokens, extras)
@@ -288,7 +265,7 @@ class _Scoring:
             kept &= ~jnp.isin(tokens, jnp.asarray(settings.mask_tokens, tokens.dtype))
         if settings.by_entropy:
             uncertainty = entropy(
-                log_softmax(next(views[view] for view in self.method.views if view != INITIAL))
+                log_softmax(next(views[view] for view in self.method.views if view != base.INITIAL))
             )
             kept &= uncertainty < (
                 math.inf
@@ -306,5 +283,5 @@ def joined(own: str, *more: str) -> str:
     return ", ".join([*[own] * (own != "none"), *more]) or "none"
 
 
-def _own(method: Loss, teacher_logits: Views) -> Views:
+def _own(method: base.Loss, teacher_logits: base.Views) -> base.Views:
     return {view: teacher_logits[view] for view in method.views}

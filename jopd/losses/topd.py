@@ -14,12 +14,6 @@ alone that are really divergent, whose D_OT exceeds the 75th percentile of D_OT 
 For that percentile each row also probes one place below its median D. The others are false alarms:
 two ways to say the same.
 
-A method with windows offers the trainer, which knows none by name, `windows` (places a row, besides
-the probe), `window_tokens` (K), `choose_windows` and `compare_windows`, and the stream "windows".
-Between `prepare` and the update the trainer lets `choose_windows` say where, lets both models write
-from there, and hands the windows to `compare_windows`, which makes the stream's arrays, more inputs
-and the next state.
-
 Where student and teacher agree the first term and its gradient are 0. L_traj is not: a
 cross-entropy with what another draw from the same distribution said, held off by the gate for the
 most part.
@@ -43,32 +37,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jopd.losses.base import (
-    Compared,
-    Inputs,
-    Logits,
-    Loss,
-    LossTerm,
-    Mask,
-    Method,
-    Places,
-    Stage,
-    Sums,
-    Terms,
-    Tokens,
-    Total,
-    Variables,
-    Views,
-    Window,
-    check_known,
-    check_temperature,
-    masked_total,
-    masked_totals,
-    silence,
-    token_mean,
-)
+from jopd.losses import base
 from jopd.losses.divergences import comparison, reverse_kl
 from jopd.losses.vocabulary import accumulator, log_softmax
+from jopd.losses.windows import Compared, Places, Window, Windows
 
 State = Mapping[str, Array]
 
@@ -79,7 +51,7 @@ CAPPED = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
-class TOPD(Method):
+class TOPD(base.Method):
     """Reverse KL, and the teacher's near future as soft targets where the two part for good.
 
     Attributes:
@@ -135,30 +107,40 @@ class TOPD(Method):
             raise ValueError(
                 f"trajectory_coefficient={self.trajectory_coefficient} must be a finite number of 0 or more"
             )
-        check_temperature(self.temperature)
-        check_known("target", [self.target], ("transport", "teacher_window"))
-        check_known("down_weight", [self.down_weight], ("none", "low_transport", "high_transport"))
+        base.check_temperature(self.temperature)
+        base.check_known("target", [self.target], ("transport", "teacher_window"))
+        base.check_known(
+            "down_weight", [self.down_weight], ("none", "low_transport", "high_transport")
+        )
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         divergence = Divergence(self.temperature).token_terms(
             student_logits, teacher_logits, tokens, extras
         )
         return divergence | comparison(student_logits, teacher_logits["teacher"])
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        loss = token_mean(terms["divergence"], mask, inputs)
-        return {"divergence": LossTerm(1.0, *loss)}, masked_totals(terms, mask)
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
+        loss = base.token_mean(terms["divergence"], mask, inputs)
+        return {"divergence": base.LossTerm(1.0, *loss)}, base.masked_totals(terms, mask)
 
-    def scoring(self) -> Stage:
+    def scoring(self) -> base.Stage:
         return Divergence(self.temperature)
 
-    def prepare(self, terms: Terms, mask: Mask, inputs: Inputs) -> dict[str, Array]:
+    def prepare(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> dict[str, Array]:
         return {"scored_divergence": terms["divergence"]}
 
     @property
-    def streams(self) -> Mapping[str, Loss]:
+    def near_future(self) -> Windows:
+        return self
+
+    @property
+    def streams(self) -> Mapping[str, base.Loss]:
         return {"windows": TrajectoryLoss(self.trajectory_coefficient, self.temperature)}
 
     def init_state(self) -> dict[str, Array]:
@@ -167,7 +149,9 @@ class TOPD(Method):
             "written": jnp.zeros((), jnp.int32),
         }
 
-    def choose_windows(self, inputs: Inputs, mask: Mask, noise: Float[Array, "B T"]) -> Places:
+    def choose_windows(
+        self, inputs: base.Inputs, mask: base.Mask, noise: Float[Array, "B T"]
+    ) -> Places:
         """Where the windows begin, from what `prepare` made; see `choose`."""
         return choose(
             inputs["scored_divergence"],
@@ -183,8 +167,8 @@ class TOPD(Method):
         places: Places,
         student: Window,
         teacher: Window,
-        inputs: Inputs,
-        mask: Mask,
+        inputs: base.Inputs,
+        mask: base.Mask,
         state: State,
     ) -> Compared:
         """What the windows that student and teacher wrote at the places are good for."""
@@ -238,14 +222,16 @@ class TOPD(Method):
             inputs=weight,
             state=after,
             metrics={
-                "transport_high": masked_total(high_costs, high),
-                "transport_low": masked_total(probe_costs, probe),
-                "transport_threshold": Total(jnp.where(known, limit, 0), known.astype(limit.dtype)),
-                "false_alarms": masked_total(~divergent, high & known),
-                "divergent_windows": masked_total(
+                "transport_high": base.masked_total(high_costs, high),
+                "transport_low": base.masked_total(probe_costs, probe),
+                "transport_threshold": base.Total(
+                    jnp.where(known, limit, 0), known.astype(limit.dtype)
+                ),
+                "false_alarms": base.masked_total(~divergent, high & known),
+                "divergent_windows": base.masked_total(
                     divergent.sum(axis=1, keepdims=True), jnp.any(mask, axis=1, keepdims=True)
                 ),
-                "target_perplexity": masked_total(
+                "target_perplexity": base.masked_total(
                     perplexity, student.mask & compared.reshape(-1)[:, None]
                 ),
             },
@@ -256,13 +242,13 @@ class TOPD(Method):
             },
         )
 
-    def variables(self) -> Variables:
+    def variables(self) -> base.Variables:
         aim = "by optimal transport" if self.target == "transport" else "as it stands"
         gates = [f"windows above the {self.percentile:g}th percentile of low-loss transport"]
         gates += [f"loss capped at {self.down_weight.replace('_', ' ')}"] * (
             self.down_weight != "none"
         )
-        return Variables(
+        return base.Variables(
             state=f"student rollouts; {self.window_tokens} tokens of both models from their prefixes",
             support="full vocabulary; in windows the teacher's sampled tokens",
             credit=f"immediate; the teacher's next {self.window_tokens} tokens {aim}",
@@ -273,7 +259,7 @@ class TOPD(Method):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrajectoryLoss(Loss):
+class TrajectoryLoss(base.Loss):
     """Cross-entropy with a few weighted tokens at each position of a window; never 0 at the
     teacher, who draws anew.
 
@@ -289,8 +275,12 @@ class TrajectoryLoss(Loss):
     temperature: float = 1.0
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         logp = log_softmax(student_logits, self.temperature)
         ids, weights = (
             extras["target_ids"],
@@ -306,9 +296,11 @@ class TrajectoryLoss(Loss):
         )
         return {"cross_entropy": -jnp.sum(jnp.where(weight > 0, weight * logp, 0), axis=-1)}
 
-    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
-        loss = token_mean(terms["cross_entropy"], mask, inputs)
-        return {"trajectory": LossTerm(self.coefficient, *loss)}, masked_totals(terms, mask)
+    def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
+        loss = base.token_mean(terms["cross_entropy"], mask, inputs)
+        return {"trajectory": base.LossTerm(self.coefficient, *loss)}, base.masked_totals(
+            terms, mask
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,8 +310,12 @@ class Divergence:
     temperature: float = 1.0
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         student, teacher = student_logits, teacher_logits["teacher"]
         return {
             "divergence": reverse_kl(
@@ -402,7 +398,7 @@ def soft_targets(plan: Float[Array, "*n K K"]) -> Float[Array, "*n K K"]:
 
 def choose(
     divergence: Float[Array, "B T"],
-    mask: Mask,
+    mask: base.Mask,
     noise: Float[Array, "B T"],
     *,
     windows: int,
@@ -471,7 +467,7 @@ def lowest(
 
 def cap(
     divergence: Float[Array, "B T"],
-    mask: Mask,
+    mask: base.Mask,
     positions: Int[Array, "B M"],
     capped: Bool[Array, "B M"],
 ) -> Float[Array, "B T"]:
@@ -489,7 +485,7 @@ def cap(
 
 def _directions(embeddings, mask):
     """Unit vectors, or 0 for a vector of 0."""
-    embeddings = silence(jax.lax.stop_gradient(embeddings), mask).astype(
+    embeddings = base.silence(jax.lax.stop_gradient(embeddings), mask).astype(
         accumulator(embeddings.dtype)
     )
     # Scaled first: the square of a small number may be none.

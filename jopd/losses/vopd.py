@@ -18,16 +18,7 @@ say; the aggregation is a reconstruction (R).
 
 import dataclasses
 
-from jopd.losses.base import (
-    Inputs,
-    Logits,
-    Mask,
-    Terms,
-    Tokens,
-    Variables,
-    Views,
-    masked_total,
-)
+from jopd.losses import base
 from jopd.losses.credit import Estimate, PolicyGradient, immediate
 
 
@@ -39,18 +30,22 @@ class VOPD(PolicyGradient):
     source = "arXiv:2605.07865 (S)"
 
     def token_terms(
-        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
-    ) -> Terms:
+        self,
+        student_logits: base.Logits,
+        teacher_logits: base.Views,
+        tokens: base.Tokens,
+        extras: base.Inputs,
+    ) -> base.Terms:
         return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, expected=True)
 
-    def estimate(self, terms: Terms, mask: Mask, inputs: Inputs) -> Estimate:
+    def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         reward, metrics = self.log_ratio(terms, mask)
         advantage = immediate(reward - terms["expected_reward"], mask)
         advantage = self.with_task_reward(advantage, mask, inputs)
-        return Estimate(advantage, {}, metrics | {"advantage": masked_total(advantage, mask)})
+        return Estimate(advantage, {}, metrics | {"advantage": base.masked_total(advantage, mask)})
 
-    def variables(self) -> Variables:
-        return Variables(
+    def variables(self) -> base.Variables:
+        return base.Variables(
             state="student rollouts",
             support="sampled token",
             routing="none",

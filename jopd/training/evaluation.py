@@ -26,7 +26,7 @@ from jopd.diagnostics.profiles import (
     share_by_length,
 )
 from jopd.diagnostics.tokens import Comparison, Diagnostics
-from jopd.losses.base import INITIAL
+from jopd.losses.method import INITIAL
 from jopd.rollout.buckets import bucket, trim
 from jopd.rollout.sampler import Rollout, Sampling
 from jopd.training.batch import Batch, Context

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from jopd.losses.base import INITIAL, Method
 from jopd.losses.credit import PolicyGradient
+from jopd.losses.method import INITIAL, Method
 from jopd.training import logs
 from jopd.training.setup import Run
 

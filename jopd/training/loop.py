@@ -144,7 +144,7 @@ class Worker:
             if update == 0 or method.teacher_update != "frozen":
                 batch = self.grade(state, batch)
                 lap("score", (batch.hidden, batch.inputs))
-            if update == 0 and method.windows:
+            if update == 0 and method.near_future:
                 batch, remembered, more, _ = self.windows(state, batch, rows)
                 state = state._replace(method=remembered)
                 lap("windows", batch.streams)
@@ -184,7 +184,7 @@ class Worker:
         `divergence`, and the `threshold` above which it is really divergent.
         """
         method = self.run.program.method
-        if not (method.shown or method.windows):
+        if not (method.shown or method.near_future):
             return {}
         batch, _, rows = self.write(step, state)
         batch = self.grade(state, batch)
@@ -192,7 +192,7 @@ class Worker:
         found = {
             name: process_allgather(batch.inputs[name], tiled=True)[mask] for name in method.shown
         }
-        if method.windows:
+        if method.near_future:
             *_, metrics, points = self.windows(state, batch, rows)
             points = process_allgather(points, tiled=True)
             compared = points.pop("compared")
@@ -245,7 +245,7 @@ class Worker:
         return Batch(contexts, rollout.tokens, rollout.mask, inputs), rollout, rows
 
     def input(self, name: str, step: int, rollout: Rollout) -> jax.Array:
-        """One of `jopd.losses.base.INPUTS` for a step's completions, split as they are."""
+        """One of `jopd.losses.INPUTS` for a step's completions, split as they are."""
         run, samples = self.run, self.run.config.rollout.samples
         rows = rollout.tokens.shape[0]
         if name == "behaviour_logp":

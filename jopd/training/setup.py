@@ -21,7 +21,7 @@ from jopd.data import sources, views
 from jopd.data.batching import Batches
 from jopd.data.example import Example
 from jopd.diagnostics.tokens import Diagnostics
-from jopd.losses.base import INITIAL
+from jopd.losses.method import INITIAL
 from jopd.models.load import Loaded, Opened, open_model, read, require_same_tokenizer
 from jopd.models.sharding import parameter_shardings
 from jopd.training import mesh as meshes
@@ -225,12 +225,11 @@ def open_models(config: Config) -> Readers:
         raise ValueError(
             f"student.model={student.source} names no stop token: set eos_token_id in its generation_config.json"
         )
-    room = (
-        config.rollout.max_prompt_tokens
-        + config.rollout.max_new_tokens
-        + config.method.window_tokens
-    )
-    windows = " + method.window_tokens" if config.method.window_tokens else ""
+    room = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+    windows = ""
+    if (near_future := config.method.near_future) is not None:
+        room += near_future.window_tokens
+        windows = " + method.window_tokens"
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None and room > model.architecture.max_positions:
             raise ValueError(

@@ -26,20 +26,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jopd import models
 from jopd.diagnostics.profiles import of_a_batch, quarters, update_size
 from jopd.diagnostics.tokens import Diagnostics
-from jopd.losses.base import (
-    INITIAL,
-    Loss,
-    Method,
-    Stage,
-    Terms,
-    Total,
-    Window,
-    profiled_tokens,
-    share,
-    time_stage,
-    whole_batch_counts,
-)
 from jopd.losses.chunked import Scored, chunked_terms
+from jopd.losses.method import INITIAL, Loss, Method
+from jopd.losses.stages import profiled_tokens, time_stage, whole_batch_counts
+from jopd.losses.types import Stage, Terms, Total, share
+from jopd.losses.windows import Window
 from jopd.models import sharding
 from jopd.rollout.sampler import Rollout, Sampling, sample
 from jopd.rollout.windows import place_noise, window_rows, write_on
@@ -260,9 +251,10 @@ class Program:
           The batch with the stream "windows", the method's next state, metrics, and an array `[B,
           W]` a name of each place.
         """
-        method, batch = self.method, batch_rows(batch)
+        near_future, batch = self.method.near_future, batch_rows(batch)
+        assert near_future is not None
         keys = jax.random.split(key, 3)
-        places = method.choose_windows(
+        places = near_future.choose_windows(
             batch.inputs, batch.mask, place_noise(rows, keys[0], batch.mask.shape[1])
         )
         ids = window_rows(rows, places.positions.shape[1])
@@ -281,7 +273,7 @@ class Program:
                     ids,
                     key,
                     sampling=sampling,
-                    window_tokens=method.window_tokens,
+                    window_tokens=near_future.window_tokens,
                     stop_tokens=self.stop_tokens,
                     pad_id=self.pad_id,
                     vocabulary=self.vocabulary,
@@ -295,8 +287,10 @@ class Program:
             return whole(jax.lax.map(micro, given), places.positions.shape[1])
 
         mine = write(self.student, student, "student", keys[1])
-        theirs = write(self.teacher, teacher, method.views[0], keys[2])
-        found = method.compare_windows(places, mine, theirs, batch.inputs, batch.mask, state.method)
+        theirs = write(self.teacher, teacher, self.method.views[0], keys[2])
+        found = near_future.compare_windows(
+            places, mine, theirs, batch.inputs, batch.mask, state.method
+        )
         # The last place is a probe, which nothing is learnt from.
         stream = Batch(
             {}, found.tokens, found.mask, extras=found.extras, starts=places.positions[:, :-1]

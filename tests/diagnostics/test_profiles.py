@@ -22,7 +22,7 @@ from jopd.diagnostics.profiles import (
     share_by_length,
     update_size,
 )
-from jopd.losses.base import vocabulary_stage
+from jopd.losses.stages import vocabulary_stage
 from tests.reference import diagnostics as reference
 
 # Completions of 2, 4 and 1 tokens; what stands outside the mask must not count.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jopd.diagnostics.tokens import Comparison, Diagnostics
-from jopd.losses.base import vocabulary_stage
 from jopd.losses.chunked import Scored, chunked_terms
+from jopd.losses.stages import vocabulary_stage
 from tests.reference import diagnostics as reference
 
 SETTINGS = {"stop_tokens": (2, 5), "k": 3, "support_threshold": 0.02, "reachable": 0.1}

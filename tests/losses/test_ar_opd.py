@@ -8,7 +8,7 @@ import pytest
 
 from jopd.losses import evaluate
 from jopd.losses.ar_opd import AnchoredResidualOPD, anchored_residual_target
-from jopd.losses.base import whole_batch_counts
+from jopd.losses.stages import whole_batch_counts
 from tests.reference import ar_opd as reference
 from tests.reference import divergences
 

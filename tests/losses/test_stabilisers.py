@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jopd import losses
-from jopd.losses.base import Compared, Loss, Method, Places, Window, whole_batch_counts
 from jopd.losses.chunked import chunked_terms
 from jopd.losses.g_opd import GOPD
+from jopd.losses.method import Loss, Method
 from jopd.losses.opd import OPD
 from jopd.losses.stabilisers import Stabilised, Stabilisers, stabilised
+from jopd.losses.stages import whole_batch_counts
 from tests.losses.one_token import at
 from tests.losses.problem import (
     BATCH,
@@ -236,19 +237,12 @@ class Elaborate(Method):
     guided_share = 0.25
     guided_writer = "teacher"
     modules_learning_rate = 0.5
-    windows = 2
-    window_tokens = 7
+    near_future = losses.get("topd")
     seen: ClassVar[list] = []
 
     @property
     def streams(self):
         return {"windows": losses.get("sft")}
-
-    def choose_windows(self, inputs, mask, noise):
-        return Places(jnp.zeros((1, 3), int), jnp.asarray(mask))
-
-    def compare_windows(self, places, student, teacher, inputs, mask, state):
-        return Compared(student.tokens, teacher.mask, {}, {}, state, {}, {})
 
     def init_modules(self, width, key):
         return {"head": jnp.zeros(width)}
@@ -285,6 +279,7 @@ def test_everything_else_is_the_methods_own():
     for name in {**Loss.__annotations__, **Method.__annotations__}.keys() - {"views", "ordered"} | {
         "streams",
         "completions",
+        "near_future",
     }:
         assert getattr(steady, name) == getattr(method, name), name
     # Whatever a method may have is passed on or dealt with, also what is added to the contract
@@ -294,11 +289,6 @@ def test_everything_else_is_the_methods_own():
     assert missing == {"completions", "vanishes_at_teacher", "run_defaults", "identity_settings"}
     assert steady.views == ("privileged", "plain", "initial")
     mask = jnp.ones((1, 3), bool)
-    places = steady.choose_windows({}, mask, jnp.zeros((1, 3)))
-    assert places.valid is mask
-    window = Window(jnp.zeros((3, 7), int), jnp.ones((3, 7), bool), jnp.zeros((3, 7, 2)))
-    compared = steady.compare_windows(places, window, window, {}, mask, {"threshold": jnp.ones(())})
-    assert compared.tokens is window.tokens and compared.state == {"threshold": 1}
     made = steady.apply_modules({}, jnp.ones((1, 4, 2)), mask)
     np.testing.assert_array_equal(made["values"], np.full((1, 3), 2))
     np.testing.assert_array_equal(steady.init_modules(4, jax.random.key(0))["head"], np.zeros(4))

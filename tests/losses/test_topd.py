@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from jopd import losses
 from jopd.losses import topd
-from jopd.losses.base import Places, Window, time_stage, whole_batch_counts
 from jopd.losses.chunked import Scored, chunked_terms
+from jopd.losses.stages import time_stage, whole_batch_counts
 from jopd.losses.topd import TOPD, TrajectoryLoss, transport
+from jopd.losses.windows import Places, Window
 from tests.reference import divergences
 from tests.reference import transport as reference
 

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh
 from jopd import losses, models
 from jopd.data.batching import left_pad, right_pad
 from jopd.diagnostics.tokens import Diagnostics
-from jopd.losses.base import Stage
+from jopd.losses.types import Stage
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 from jopd.models import Architecture, Transformer
 from jopd.models.sharding import MESH_AXES, parameter_shardings
@@ -138,7 +138,7 @@ class Problem(NamedTuple):
                 batch = batch._replace(
                     inputs=batch.inputs | self.jitted.prepare(self.state, self.fixed, batch)
                 )
-            if method.windows:
+            if method.near_future:
                 rows = jnp.arange(ROWS, dtype=jnp.int32)
                 found = self.jitted.windows(
                     self.state,

@@ -46,7 +46,7 @@ ROLLOUT = Rollout(
 
 
 def test_what_a_method_may_ask_of_a_batch(worker):
-    given = {name: worker.input(name, 4, ROLLOUT) for name in losses.base.INPUTS}
+    given = {name: worker.input(name, 4, ROLLOUT) for name in losses.INPUTS}
     np.testing.assert_array_equal(given["behaviour_logp"], -np.ones((6, 3)))
     np.testing.assert_array_equal(given["truncated"], [[1], [0], [0], [1], [0], [0]])
     np.testing.assert_array_equal(given["step"], np.full((6, 1), 6))

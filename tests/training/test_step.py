@@ -12,7 +12,8 @@ from flax import nnx
 from jopd import losses, models
 from jopd.data.batching import left_pad
 from jopd.diagnostics.tokens import Comparison, Diagnostics
-from jopd.losses.base import LossTerm, Stage, masked_total
+from jopd.losses.totals import masked_total
+from jopd.losses.types import LossTerm, Stage
 from jopd.models import Architecture, LoRA, Transformer
 from jopd.rollout.sampler import Sampling
 from jopd.training.batch import Batch, Context, parts, whole
@@ -260,7 +261,7 @@ def scored_shapes(given) -> Batch:
         batch = batch._replace(
             inputs=batch.inputs | jax.eval_shape(program.prepare, given.state, given.fixed, batch)
         )
-    if method.windows:
+    if method.near_future:
         rows, key = jnp.arange(ROWS, dtype=jnp.int32), jax.random.key(0)
         write = lambda *arguments: program.windows(*arguments, sampling=Sampling())
         batch = jax.eval_shape(write, given.state, given.fixed, batch, rows, key)[0]

@@ -1,0 +1,44 @@
+"""Refusals that several methods share."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Shaped
+
+
+def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError at the first name in `given` that is not `known`, with the nearest one that
+    is.
+    """
+    known = tuple(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown {what} {name!r}: {hint}known: {', '.join(known) or 'none'}")
+
+
+def check_contiguous(mask: Shaped[Array, "B T"]) -> None:
+    """Raises ValueError at a mask that is off before a token that is on, unless it is traced and
+    cannot be looked at.
+    """
+    if isinstance(mask, Tracer):
+        return
+    on = np.asarray(mask).astype(bool)
+    holes = np.flatnonzero((on[:, 1:] & ~on[:, :-1]).any(axis=1))
+    if holes.size:
+        raise ValueError(
+            f"the mask of row {holes[0]} is off before a token that is on, but here the order of tokens counts: start "
+            "completions at column 0, and silence single tokens with the input `weight`"
+        )
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises ValueError unless logits can be divided by it."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature={temperature} must be positive and finite: it divides the logits; 1 leaves them as they are"
+        )

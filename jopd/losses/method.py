@@ -1,0 +1,197 @@
+"""What a method is: the description that a trainer goes by, and the two functions that it writes.
+
+The time stage may ask for `inputs`, arrays [B, T] or [B, 1] that others provide under these names:
+
+    behaviour_logp    log-probability of each token when it was sampled
+    truncated         1 where the length limit ended the row, 0 where a stop token did
+    reward            what the task's verifier says of the row's answer, in [0, 1]
+    group_advantage   that reward, less the mean over the prompt's samples, divided by their spread
+    step              optimiser steps done before this batch's first
+    weight            a factor on each token's loss, by whoever wants to stress or to silence
+                      tokens; absent, it is 1
+
+What needs the whole batch, or decides what is counted, and depends on logits comes from a scoring
+pass without gradient: a method's `scoring` is its vocabulary stage and `prepare` makes inputs of
+its terms.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jopd.losses.types import (
+    Inputs,
+    Logits,
+    Mask,
+    Profiles,
+    Stage,
+    Sums,
+    Terms,
+    Tokens,
+    Variables,
+    Views,
+)
+from jopd.losses.windows import Windows
+
+# The view of the student as it was at the start of the run; every other view is the teacher's.
+INITIAL = "initial"
+
+INPUTS = ("behaviour_logp", "truncated", "reward", "group_advantage", "step")
+
+
+class Loss(abc.ABC):
+    """The two pure functions of one stream of sequences, and what they read.
+
+    Attributes:
+      views: the teacher contexts whose logits the vocabulary stage reads. "initial" is the student
+        as it was at the start of the run, in the student's own context; every other view is the
+        teacher's.
+      extras: per-token arrays [B, T, ...] that the vocabulary stage reads besides logits and
+        tokens.
+      inputs: arrays [B, T] or [B, 1], of those named in INPUTS, that the time stage reads besides
+        the terms.
+      module_inputs: those that `apply_modules` makes, and that plain arrays stand in for in
+        `evaluate`.
+      ordered: whether a token's place counts, so that masks must be on from column 0 up to a row's
+        last token.
+      why_not_zero: why loss or gradient are not 0 where student and teacher say the same in every
+        view; empty where they are.
+    """
+
+    name: ClassVar[str]
+    views: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    module_inputs: tuple[str, ...] = ()
+    ordered: bool = False
+    why_not_zero: str = ""
+
+    @property
+    def vanishes_at_teacher(self) -> bool:
+        return not self.why_not_zero
+
+    @abc.abstractmethod
+    def token_terms(
+        self, student_logits: Logits, teacher_logits: Views, tokens: Tokens, extras: Inputs
+    ) -> Terms:
+        """Vocabulary stage, differentiable in the student's logits: per-token terms, [*n] or [*n,
+        k] each.
+        """
+
+    @abc.abstractmethod
+    def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
+        """Time stage: the loss's summands and the metrics. Counts depend on mask and inputs alone,
+        never on terms.
+        """
+
+    def profiled(self, terms: Terms, mask: Mask, inputs: Inputs) -> Profiles:
+        """What is worth a profile along the completion besides what every method has: values, and
+        where they count.
+        """
+        del terms, mask, inputs
+        return {}
+
+    def scoring(self) -> Stage | None:
+        """The vocabulary stage of a pass without gradient over the whole batch, where `prepare`
+        needs one.
+        """
+        return None
+
+    def prepare(self, terms: Terms, mask: Mask, inputs: Inputs) -> dict[str, Array]:
+        """More inputs [B, T] or [B, 1] for the time stage, of the scoring pass's terms."""
+        del terms, mask, inputs
+        return {}
+
+
+class Method(Loss):
+    """A way to turn a teacher's judgement into a loss: a frozen dataclass of settings with two pure
+    functions.
+
+    Attributes:
+      name: what the command line and the registry call it.
+      source: the paper or report, and the grade of what is implemented (P read there, S secondary
+        readings, R reconstruction).
+      route: how the teacher's judgement becomes a gradient.
+      aggregation: what the per-token loss is divided by.
+      identity_settings: those under which the identity check sees every token, where the usual ones
+        let none through.
+      shown: inputs of `prepare`, [B, T], that are worth a picture.
+      run_defaults: settings of a run that the method's paper has otherwise than the usual one, as
+        ("group.name", value); they hold where the method is chosen by its name alone.
+      on_policy_share: the share of completions that the student writes; the others are references.
+      updates: optimiser steps on one batch of completions.
+      teacher_update: "frozen" keeps the teacher as it was loaded, "ema" lets it follow the student,
+        "live" is the student itself.
+      guided_share: the share of the student's completions that are sampled with the privileged
+        context in the prompt. They are scored without it, like the others.
+      guided_writer: who samples those, the student as it is now or the teacher.
+      modules_learning_rate: of the parameters that `init_modules` makes.
+    """
+
+    source: ClassVar[str]
+    route: ClassVar[str] = "direct: a divergence, differentiated"
+    run_defaults: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    identity_settings: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    shown: tuple[str, ...] = ()
+    views: tuple[str, ...] = ("teacher",)
+    on_policy_share: float = 1.0
+    updates: int = 1
+    teacher_update: Literal["frozen", "ema", "live"] = "frozen"
+    guided_share: float = 0.0
+    guided_writer: Literal["student", "teacher"] = "student"
+    modules_learning_rate: float = 1e-3
+
+    @property
+    def aggregation(self) -> Literal["token mean", "row sum"]:
+        return "token mean"
+
+    @property
+    def completions(self) -> Literal["student", "reference", "mixed"]:
+        """Who writes the completions."""
+        return (
+            "student"
+            if self.on_policy_share == 1
+            else "mixed"
+            if self.on_policy_share > 0
+            else "reference"
+        )
+
+    def init_modules(self, width: int, key: PRNGKeyArray) -> dict[str, Array]:
+        """Parameters, float32, of small modules that the method owns and trains on the student's
+        final hidden states.
+        """
+        del width, key
+        return {}
+
+    def apply_modules(
+        self, modules: Mapping[str, Array], hidden: Float[Array, "B S d"], mask: Mask
+    ) -> dict[str, Float[Array, "B _"]]:
+        """More inputs for the time stage, of the modules' parameters and the hidden states.
+
+        `hidden` has T + 1 columns, S = T + 1: column t predicts token t, the last one stands after
+        token T. It carries the student's gradient: detach it unless that is meant.
+        """
+        del modules, hidden, mask
+        return {}
+
+    def init_state(self) -> dict[str, Array]:
+        """What the method remembers from step to step; part of the checkpoint."""
+        return {}
+
+    @property
+    def near_future(self) -> Windows | None:
+        """Places in the completions from which student and teacher write on; None for most."""
+        return None
+
+    @property
+    def streams(self) -> Mapping[str, Loss]:
+        """The loss on further sequences that grow out of the completions, under their name; its
+        summands are added to its own.
+        """
+        return {}
+
+    @abc.abstractmethod
+    def variables(self) -> Variables:
+        """Itself, in the survey's six variables, as its settings have it."""
