@@ -91,7 +91,13 @@ def run(settings: Evaluate) -> dict:
     program = setup.make_program(config, readers, teacher, optax.identity())
     key = jax.random.key(settings.seed)
     evaluator = evaluation.Evaluator(
-        program, jitted(program), devices, problems, student.tokenizer, settings.sampling, key
+        program,
+        jitted(program),
+        devices,
+        problems,
+        student.tokenizer,
+        dataclasses.replace(program.decoding, sampling=settings.sampling),
+        key,
     )
     state = TrainState(
         student.params, {}, (), {}, {}, jnp.zeros((), jnp.int32), jax.random.key_data(key)

@@ -19,7 +19,7 @@ from jopd.data.example import Example, Message
 from jopd.data.views import ViewConfig, render
 from jopd.models import Compute
 from jopd.models.load import load
-from jopd.rollout.sampler import Sampling, sample
+from jopd.rollout.sampler import Decoding, Sampling, sample
 from jopd.training import console, mesh
 
 
@@ -75,12 +75,14 @@ def run(settings: Generate) -> list[list[str]]:
     rows = mesh.place_batch(devices, np.arange(len(ids) * settings.samples, dtype=np.int32))
     draw = functools.partial(
         sample,
-        sampling=settings.sampling,
+        decoding=Decoding(
+            settings.max_new_tokens,
+            model.stop_tokens,
+            model.pad_id,
+            model.architecture.vocabulary_size,
+            settings.sampling,
+        ),
         samples=settings.samples,
-        max_new_tokens=settings.max_new_tokens,
-        stop_tokens=model.stop_tokens,
-        pad_id=model.pad_id,
-        vocabulary=model.architecture.vocabulary_size,
     )
     with jax.set_mesh(devices), console.waiting("generating (compiles first)"):
         write = jax.jit(lambda params, *arrays: draw(models.merge(model.graph, params), *arrays))

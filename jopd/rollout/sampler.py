@@ -49,6 +49,36 @@ class Sampling:
             raise ValueError(f"min_p={self.min_p} must lie in [0, 1]; 0 turns it off")
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How a completion is written: what of the model counts, how a token is drawn, and when it ends.
+
+    Attributes:
+      max_new_tokens: the length limit.
+      stop_tokens: ids that end a row; they are part of it.
+      pad_id: stands after the end.
+      vocabulary: ids from here on are padding of the embedding and are never drawn.
+
+    Raises:
+      ValueError: no token may be written, or a stop token can never be drawn.
+    """
+
+    max_new_tokens: int
+    stop_tokens: tuple[int, ...]
+    pad_id: int
+    vocabulary: int
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if unreachable := [stop for stop in self.stop_tokens if not 0 <= stop < self.vocabulary]:
+            raise ValueError(
+                f"stop_tokens={unreachable} can never be drawn from vocabulary={self.vocabulary}: "
+                "take them out"
+            )
+
+
 class Rollout(NamedTuple):
     """What the student wrote, right-padded.
 
@@ -73,12 +103,8 @@ def sample(
     rows: Int[Array, " b"],
     key: PRNGKeyArray,
     *,
-    sampling: Sampling,
+    decoding: Decoding,
     samples: int,
-    max_new_tokens: int,
-    stop_tokens: tuple[int, ...],
-    pad_id: int,
-    vocabulary: int,
 ) -> Rollout:
     """Draws `samples` completions of each prompt. Pure; everything after `key` is static under
     `jit`.
@@ -88,25 +114,21 @@ def sample(
       rows: an id for each completion, of which its randomness is made; prompt i's are `rows[i *
         samples : (i + 1) * samples]`, and so are the rows of the result.
       key: of the default (threefry) kind: others give different bits in different batches.
-      vocabulary: ids from here on are padding of the embedding and are never drawn.
 
     Raises:
-      ValueError: settings that cannot hold, before anything is traced.
+      ValueError: ids that don't fit the rows, or a vocabulary larger than the model's, before
+        anything is traced.
     """
     batch = tokens.shape[0] * samples
     if rows.shape != (batch,):
         raise ValueError(
-            f"rows has shape {rows.shape}, but {tokens.shape[0]} prompts x samples={samples} make {batch} rows: give each an id"
+            f"rows has shape {rows.shape}, but {tokens.shape[0]} prompts x samples={samples} make "
+            f"{batch} rows: give each an id"
         )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    if not 0 < vocabulary <= model.architecture.vocabulary_size:
+    if not 0 < decoding.vocabulary <= model.architecture.vocabulary_size:
         raise ValueError(
-            f"vocabulary={vocabulary} must lie in 1..{model.architecture.vocabulary_size}, the rows of the embedding"
-        )
-    if unreachable := [stop for stop in stop_tokens if not 0 <= stop < vocabulary]:
-        raise ValueError(
-            f"stop_tokens={unreachable} can never be drawn from vocabulary={vocabulary}: take them out"
+            f"vocabulary={decoding.vocabulary} must lie in 1..{model.architecture.vocabulary_size},"
+            " the rows of the embedding"
         )
 
     model = in_compute_dtype(model)
@@ -114,14 +136,10 @@ def sample(
     return decode(
         model,
         jnp.repeat(prompt[:, -1], samples, axis=0),
-        widen(cache, samples, max_new_tokens - 1),
+        widen(cache, samples, decoding.max_new_tokens - 1),
         rows,
         key,
-        sampling=sampling,
-        max_new_tokens=max_new_tokens,
-        stop_tokens=stop_tokens,
-        pad_id=pad_id,
-        vocabulary=vocabulary,
+        decoding,
     )
 
 
@@ -131,12 +149,7 @@ def decode(
     cache: Cache,
     rows: Int[Array, " b"],
     key: PRNGKeyArray,
-    *,
-    sampling: Sampling,
-    max_new_tokens: int,
-    stop_tokens: tuple[int, ...],
-    pad_id: int,
-    vocabulary: int,
+    decoding: Decoding,
 ) -> Rollout:
     """The completions that follow a prefill; what is not named here is as for `sample`.
 
@@ -145,7 +158,7 @@ def decode(
       cache: what the rows have read, with room for all new tokens but the last, which is never
         read.
     """
-    batch = len(rows)
+    batch, length = len(rows), decoding.max_new_tokens
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
     def write(state: State, hidden: Float[Array, "b d"]) -> State:
@@ -155,9 +168,9 @@ def decode(
         # embedding in memory.
         head = jax.lax.optimization_barrier(model).head()
         keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, t)
-        token, logp = draw(project(hidden, head)[:, :vocabulary], keys, sampling)
+        token, logp = draw(project(hidden, head)[:, : decoding.vocabulary], keys, decoding.sampling)
         stopped = state.stopped
-        for code, stop in enumerate(stop_tokens, start=1):
+        for code, stop in enumerate(decoding.stop_tokens, start=1):
             stopped = jnp.where((stopped == 0) & (token == stop), code, stopped)
         put = lambda whole, column: jax.lax.dynamic_update_slice_in_dim(
             whole, column[:, None], t, axis=1
@@ -165,7 +178,7 @@ def decode(
         return State(
             written=t + 1,
             cache=state.cache,
-            tokens=put(state.tokens, jnp.where(running, token, pad_id)),
+            tokens=put(state.tokens, jnp.where(running, token, decoding.pad_id)),
             mask=put(state.mask, running),
             logp=put(state.logp, jnp.where(running, logp, 0)),
             stopped=stopped,
@@ -179,12 +192,12 @@ def decode(
     state = State(
         written=jnp.zeros((), jnp.int32),
         cache=cache,
-        tokens=jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
-        mask=jnp.zeros((batch, max_new_tokens), bool),
-        logp=jnp.zeros((batch, max_new_tokens), jnp.float32),
+        tokens=jnp.full((batch, length), decoding.pad_id, jnp.int32),
+        mask=jnp.zeros((batch, length), bool),
+        logp=jnp.zeros((batch, length), jnp.float32),
         stopped=jnp.zeros(batch, jnp.int32),
     )
-    unfinished = lambda state: (state.written < max_new_tokens) & jnp.any(state.stopped == 0)
+    unfinished = lambda state: (state.written < length) & jnp.any(state.stopped == 0)
     state = jax.lax.while_loop(unfinished, step, write(state, hidden))
     return Rollout(state.tokens, state.mask, state.logp, state.stopped)
 
@@ -206,7 +219,10 @@ def draw(
     """One token a row and its log-probability before truncation, from float32 logits and one key a
     row.
     """
-    logp = score = jax.nn.log_softmax(logits / (sampling.temperature or 1.0))
+    # Divided as distances from the best logit: a small temperature would round the best away.
+    distance = logits - jnp.max(logits, axis=-1, keepdims=True)
+    temperature = max(sampling.temperature, jnp.finfo(logits.dtype).tiny)
+    logp = score = jax.nn.log_softmax(distance / (temperature if sampling.temperature else 1.0))
     if sampling.temperature > 0:
         # The best of log-probability + Gumbel noise is a draw from the softmax. "high": plain
         # float32 noise ends near 16, and tokens of a probability below 1e-7, of which a large

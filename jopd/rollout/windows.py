@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jopd.models.transformer import Transformer
-from jopd.rollout.sampler import Rollout, Sampling, decode, in_compute_dtype, widen
+from jopd.rollout.sampler import Decoding, Rollout, decode, in_compute_dtype, widen
 
 
 def write_on(
@@ -22,13 +22,9 @@ def write_on(
     rows: Int[Array, " r"],
     key: PRNGKeyArray,
     *,
-    sampling: Sampling,
-    window_tokens: int,
-    stop_tokens: tuple[int, ...],
-    pad_id: int,
-    vocabulary: int,
+    decoding: Decoding,
 ) -> Rollout:
-    """Completions of up to `window_tokens` tokens, `r = b w` of them, those of a row side by side.
+    """Completions of up to `decoding.max_new_tokens` tokens, `r = b w` of them, those of a row side by side.
 
     Args:
       context, context_valid: left-padded, one row for each completion.
@@ -45,7 +41,7 @@ def write_on(
     hidden, cache = model.extend(whole, valid, model.empty_cache(*whole.shape))
     ends = context.shape[1] + positions
     last = jnp.take_along_axis(hidden, ends[..., None] - 1, axis=1).reshape(len(rows), -1)
-    cache = widen(cache, windows, window_tokens - 1)
+    cache = widen(cache, windows, decoding.max_new_tokens - 1)
     before = jnp.arange(cache.valid.shape[1])[None] < ends.reshape(-1, 1)
     return decode(
         model,
@@ -53,11 +49,7 @@ def write_on(
         cache._replace(valid=cache.valid & before),
         rows,
         key,
-        sampling=sampling,
-        max_new_tokens=window_tokens,
-        stop_tokens=stop_tokens,
-        pad_id=pad_id,
-        vocabulary=vocabulary,
+        decoding,
     )
 
 

@@ -28,11 +28,12 @@ from jopd.diagnostics.profiles import (
 from jopd.diagnostics.tokens import Comparison, Diagnostics
 from jopd.losses.method import INITIAL
 from jopd.rollout.buckets import bucket, trim
-from jopd.rollout.sampler import Rollout, Sampling
+from jopd.rollout.sampler import Decoding, Rollout
 from jopd.training.batch import Batch, Context
 from jopd.training.mesh import place_batch
+from jopd.training.program import Program
 from jopd.training.state import Fixed, TrainState
-from jopd.training.step import Jitted, Program
+from jopd.training.step import Jitted
 
 # Measures of the record that stand by themselves; the others are in the group "support".
 CORE = ("kl", "log_ratio", "student_entropy", "teacher_entropy", "top1_agreement")
@@ -69,7 +70,7 @@ class Evaluator(NamedTuple):
     mesh: Mesh
     problems: Batches
     tokenizer: PreTrainedTokenizerBase
-    sampling: Sampling
+    decoding: Decoding
     key: jax.Array
 
     def student(self, state: TrainState, fixed: Fixed) -> Answers:
@@ -81,17 +82,17 @@ class Evaluator(NamedTuple):
 
         def answer(contexts, rows):
             rollout = self.jitted.rollout(
-                state, fixed, contexts["student"], rows, self.key, sampling=self.sampling, samples=1
+                state, fixed, contexts["student"], rows, self.key, decoding=self.decoding, samples=1
             )
             rollout = trim(
-                rollout, bucket(int(rollout.mask.sum(axis=1).max()), self.program.max_new_tokens)
+                rollout, bucket(int(rollout.mask.sum(axis=1).max()), self.decoding.max_new_tokens)
             )
             views = self.views
             if not views:
                 return rollout, {}
             batch = Batch(contexts, rollout.tokens, rollout.mask)
             batch = batch._replace(hidden=self.jitted.score(state, fixed, batch, views))
-            stage = Diagnostics(views[0], stop_tokens=self.program.stop_tokens)
+            stage = Diagnostics(views[0], stop_tokens=self.decoding.stop_tokens)
             terms = self.jitted.measure(state, fixed, batch, stage)
             for view in views[1:]:
                 more = self.jitted.measure(state, fixed, batch, Comparison(view))
@@ -106,7 +107,7 @@ class Evaluator(NamedTuple):
         def answer(contexts, rows):
             context = contexts[self.views[0]]
             return self.jitted.teacher_rollout(
-                state, fixed, context, rows, self.key, sampling=self.sampling
+                state, fixed, context, rows, self.key, decoding=self.decoding
             ), {}
 
         return self._collect(answer)
@@ -130,7 +131,7 @@ class Evaluator(NamedTuple):
             rollout, terms = jax.device_get(answer(contexts, place_batch(self.mesh, host["rows"])))
             # The last batch is filled up with problems that came before, and lengths differ between
             # batches.
-            padding = [(0, 0), (0, self.program.max_new_tokens - rollout.tokens.shape[1])]
+            padding = [(0, 0), (0, self.decoding.max_new_tokens - rollout.tokens.shape[1])]
             real = lambda x, rows=len(examples), padding=padding: np.pad(x, padding)[:rows]
             tokens, mask = real(rollout.tokens), real(rollout.mask)
             text = [

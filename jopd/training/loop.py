@@ -11,6 +11,7 @@ killed and started again writes the same files as one that was not.
 """
 
 import contextlib
+import dataclasses
 import math
 import shutil
 import time
@@ -117,7 +118,7 @@ class Worker:
             run.mesh,
             run.held_out,
             run.student.tokenizer,
-            run.config.evaluation.sampling,
+            dataclasses.replace(run.program.decoding, sampling=run.config.evaluation.sampling),
             jax.random.fold_in(self.key, EVALUATION),
         )
 
@@ -173,8 +174,8 @@ class Worker:
 
     def windows(self, state: TrainState, batch: Batch, rows: jax.Array):
         """`Program.windows` with the rollout's sampling."""
-        key, sampling = jax.random.fold_in(self.key, WINDOWS), self.run.config.rollout.sampling
-        return self.jitted.windows(state, self.run.fixed, batch, rows, key, sampling=sampling)
+        key, decoding = jax.random.fold_in(self.key, WINDOWS), self.run.program.decoding
+        return self.jitted.windows(state, self.run.fixed, batch, rows, key, decoding=decoding)
 
     def look(self, step: int, state: TrainState) -> dict[str, np.ndarray]:
         """What only some methods know of a step's tokens, for pictures, with the models as they are
@@ -218,7 +219,7 @@ class Worker:
         def sampled() -> Rollout:
             key, how = (
                 jax.random.fold_in(self.key, TRAINING),
-                {"sampling": run.config.rollout.sampling, "samples": samples},
+                {"decoding": run.program.decoding, "samples": samples},
             )
             if not method.guided_share:
                 return self.jitted.rollout(state, run.fixed, contexts["student"], rows, key, **how)

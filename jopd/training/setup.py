@@ -24,11 +24,12 @@ from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.method import INITIAL
 from jopd.models.load import Loaded, Opened, open_model, read, require_same_tokenizer
 from jopd.models.sharding import parameter_shardings
+from jopd.rollout.sampler import Decoding
 from jopd.training import mesh as meshes
 from jopd.training import optimizer
 from jopd.training.checkpoint import check_facts
+from jopd.training.program import Program
 from jopd.training.state import LORA, MODULES, Fixed, Params, TrainState, real_copy, separate
-from jopd.training.step import Program
 
 LOCK = ".lock"
 
@@ -300,10 +301,13 @@ def make_program(
         views=readers.views,
         ema_rate=config.teacher.ema_rate,
         optimizer=transform,
-        max_new_tokens=config.rollout.max_new_tokens,
-        stop_tokens=student.stop_tokens,
-        pad_id=student.pad_id,
-        vocabulary=readers.vocabulary,
+        decoding=Decoding(
+            config.rollout.max_new_tokens,
+            student.stop_tokens,
+            student.pad_id,
+            readers.vocabulary,
+            config.rollout.sampling,
+        ),
         micro_batches=config.micro_batches,
         chunk=config.chunk,
         diagnostics=Diagnostics(watched[0], student.stop_tokens) if watched else None,

@@ -101,29 +101,24 @@ def test_greedy_decoding_equals_generate(smollm2, reference, prompts, logits_of)
     """Token for token up to the stop, or up to a place where the two best logits are within 1e-3."""
     import torch
 
-    from jopd.rollout.sampler import Sampling, sample
+    from jopd.rollout.sampler import Decoding, Sampling, sample
 
     (tokens, valid), new = prompts, 24
 
     @jax.jit
     def decode(params):
-        settings = {
-            "samples": 1,
-            "max_new_tokens": new,
-            "stop_tokens": smollm2.stop_tokens,
-            "pad_id": smollm2.pad_id,
-        }
         model, rows = models.merge(smollm2.graph, params), jnp.arange(len(tokens), dtype=jnp.int32)
-        greedy = Sampling(temperature=0.0)
+        greedy = Decoding(
+            new, smollm2.stop_tokens, smollm2.pad_id, 49152, Sampling(temperature=0.0)
+        )
         return sample(
             model,
             jnp.asarray(tokens),
             jnp.asarray(valid),
             rows,
             jax.random.key(0),
-            sampling=greedy,
-            vocabulary=49152,
-            **settings,
+            decoding=greedy,
+            samples=1,
         )
 
     with jax.default_matmul_precision("highest"):

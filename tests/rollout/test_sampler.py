@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jopd import models
 from jopd.models import Architecture, Compute, sharding
 from jopd.rollout import sampler
-from jopd.rollout.sampler import Rollout, Sampling, sample
+from jopd.rollout.sampler import Decoding, Rollout, Sampling, sample
 from tests.reference import truncation as reference
 
 TINY = Architecture(
@@ -62,12 +62,8 @@ def run(params, tokens, valid, rows, *, graph, sampling, samples, steps, stops, 
         valid,
         rows,
         KEY,
-        sampling=sampling,
+        decoding=Decoding(steps, stops, PAD, vocabulary, sampling),
         samples=samples,
-        max_new_tokens=steps,
-        stop_tokens=stops,
-        pad_id=PAD,
-        vocabulary=vocabulary,
     )
 
 

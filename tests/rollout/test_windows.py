@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import pytest
 
 from jopd import models
 from jopd.models import Architecture
-from jopd.rollout.sampler import Sampling, sample
+from jopd.rollout.sampler import Decoding, Sampling, sample
 from jopd.rollout.windows import place_noise, window_rows, write_on
 
 TINY = Architecture(
@@ -43,26 +44,23 @@ def model():
 CONTEXT = np.random.default_rng(1).integers(40, size=(2, 4)).astype(np.int32)
 VALID = np.array([[True] * 4, [False, False, True, True]])
 POSITIONS = np.array([[0, 3, 7], [6, 1, 0]], np.int32)
-HOW = {"stop_tokens": (), "pad_id": 0, "vocabulary": 40}
+DECODING = Decoding(max_new_tokens=10, stop_tokens=(), pad_id=0, vocabulary=40)
 
 
 def test_a_greedy_window_of_a_greedy_completion_is_its_rest(model):
     """A window begins where it should, after all that it should: it says again what the completion
     says there.
     """
-    greedy = Sampling(temperature=0.0)
+    greedy = dataclasses.replace(DECODING, sampling=Sampling(temperature=0.0))
+    short = dataclasses.replace(greedy, max_new_tokens=3)
 
     @jax.jit
     def run(model):
         rows, context, valid = jnp.arange(2), jnp.asarray(CONTEXT), jnp.asarray(VALID)
-        whole = sample(
-            model, context, valid, rows, KEY, sampling=greedy, samples=1, max_new_tokens=10, **HOW
-        )
+        whole = sample(model, context, valid, rows, KEY, decoding=greedy, samples=1)
         ids = window_rows(rows, 3)
         given = (CONTEXT, VALID, whole.tokens, whole.mask, POSITIONS, ids, KEY)
-        return whole, write_on(
-            model, *map(jnp.asarray, given[:5]), *given[5:], sampling=greedy, window_tokens=3, **HOW
-        )
+        return whole, write_on(model, *map(jnp.asarray, given[:5]), *given[5:], decoding=short)
 
     whole, windows = run(model)
     for row in range(2):
@@ -80,10 +78,10 @@ def test_a_window_is_the_completion_of_its_prefix(model):
     tokens = np.random.default_rng(2).integers(40, size=(2, 8)).astype(np.int32)
     mask = np.arange(8) < np.array([[8], [6]])
     ids = window_rows(jnp.asarray([4, 9]), 3)
-    how = {**HOW, "sampling": Sampling(top_k=20), "stop_tokens": (3, 5)}
+    how = {"decoding": Decoding(5, (3, 5), 0, 40, Sampling(top_k=20))}
     given = map(jnp.asarray, (CONTEXT, VALID, tokens, mask, POSITIONS))
-    windows = jax.jit(functools.partial(write_on, window_tokens=5, **how))(model, *given, ids, KEY)
-    alone = jax.jit(functools.partial(sample, samples=1, max_new_tokens=5, **how))
+    windows = jax.jit(functools.partial(write_on, **how))(model, *given, ids, KEY)
+    alone = jax.jit(functools.partial(sample, samples=1, **how))
     for row in range(2):
         for w, t in enumerate(POSITIONS[row].tolist()):
             prefix = np.concatenate([CONTEXT[row][VALID[row]], tokens[row, :t]])

@@ -23,11 +23,12 @@ from jopd.losses.types import Stage
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 from jopd.models import Architecture, Transformer
 from jopd.models.sharding import MESH_AXES, parameter_shardings
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.sampler import Decoding, Sampling
 from jopd.training.batch import Batch, Context
 from jopd.training.mesh import place_batch
+from jopd.training.program import Program
 from jopd.training.state import Fixed, TrainState, real_copy
-from jopd.training.step import Jitted, Program, jitted
+from jopd.training.step import Jitted, jitted
 
 VOCABULARY = 64
 STUDENT = Architecture(
@@ -140,15 +141,13 @@ class Problem(NamedTuple):
                 )
             if method.near_future:
                 rows = jnp.arange(ROWS, dtype=jnp.int32)
-                found = self.jitted.windows(
-                    self.state,
-                    self.fixed,
-                    batch,
-                    rows,
-                    jax.random.key(1),
-                    sampling=Sampling(temperature=0.5),
+                decoding = dataclasses.replace(
+                    self.program.decoding, sampling=Sampling(temperature=0.5)
                 )
-                batch = found[0]
+                key = jax.random.key(1)
+                batch = self.jitted.windows(
+                    self.state, self.fixed, batch, rows, key, decoding=decoding
+                ).batch
         return batch
 
     def updated(
@@ -200,10 +199,7 @@ def problem(
         views=method.views,
         ema_rate=ema_rate,
         optimizer=lenient(optimizer),
-        max_new_tokens=max_new_tokens,
-        stop_tokens=(1,),
-        pad_id=0,
-        vocabulary=vocabulary,
+        decoding=Decoding(max_new_tokens, (1,), 0, vocabulary),
         micro_batches=micro_batches,
         chunk=chunk,
         diagnostics=diagnostics,

@@ -8,7 +8,7 @@ import pytest
 from jopd.data import persona
 from jopd.data.example import Example, Message
 from jopd.data.sources import DataConfig
-from jopd.rollout.sampler import Rollout, Sampling
+from jopd.rollout.sampler import Decoding, Rollout
 from jopd.training.evaluation import Answers, Evaluator, samples, summarise
 from tests.training.problem import mesh_of
 
@@ -146,12 +146,12 @@ def test_answers_of_all_batches_are_gathered_without_what_fills_the_last_one():
         f"{skip_special_tokens} {[int(token) for token in tokens]}"
     )
     evaluator = Evaluator(
-        program=SimpleNamespace(max_new_tokens=4),
+        program=None,
         jitted=None,
         mesh=mesh_of(),
         problems=Problems(),
         tokenizer=SimpleNamespace(decode=decode),
-        sampling=Sampling(),
+        decoding=Decoding(4, (), 0, 9),
         key=jax.random.key(0),
     )
     answers = evaluator._collect(answer)

@@ -160,7 +160,7 @@ def test_vocabularies_that_differ_by_padding_share_what_both_have(tiny, tmp_path
     size = len(tokenizer())
     for student, teacher in ((tiny["student"], padded), (padded, tiny["teacher"])):
         run = prepared(arguments(student, teacher, tmp_path / "run"))
-        assert run.program.vocabulary == size
+        assert run.program.decoding.vocabulary == size
         assert {
             run.student.architecture.vocabulary_size,
             run.teacher.architecture.vocabulary_size,
@@ -174,7 +174,7 @@ def test_stop_tokens_that_differ_are_warned_of_and_the_students_decide(tiny, tmp
         UserWarning, match="the student stops at .*, the teacher at .*: the student's decide"
     ):
         run = prepared(arguments(tiny["student"], other, tmp_path / "run"))
-    assert run.program.stop_tokens == run.student.stop_tokens != run.teacher.stop_tokens
+    assert run.program.decoding.stop_tokens == run.student.stop_tokens != run.teacher.stop_tokens
 
 
 def test_a_student_that_could_never_stop_is_refused(tiny, tmp_path, refused, monkeypatch):

@@ -16,6 +16,7 @@ from jopd.losses.totals import masked_total
 from jopd.losses.types import LossTerm, Stage
 from jopd.models import Architecture, LoRA, Transformer
 from jopd.rollout.sampler import Sampling
+from jopd.training import score, update, windows
 from jopd.training.batch import Batch, Context, parts, whole
 from jopd.training.state import LORA, Fixed, separate
 from tests.losses.test_chunked import largest_array
@@ -253,17 +254,18 @@ def largest(function, *arguments) -> int:
 
 def scored_shapes(given) -> Batch:
     program, method = given.program, given.program.method
-    score = lambda *arguments: program.score(*arguments, method.views)
-    batch = given.batch._replace(
-        hidden=jax.eval_shape(score, given.state, given.fixed, given.batch)
-    )
+    read = lambda *arguments: score.score(program, *arguments, method.views)
+    batch = given.batch._replace(hidden=jax.eval_shape(read, given.state, given.fixed, given.batch))
     if method.scoring() is not None:
         batch = batch._replace(
-            inputs=batch.inputs | jax.eval_shape(program.prepare, given.state, given.fixed, batch)
+            inputs=batch.inputs
+            | jax.eval_shape(
+                functools.partial(score.prepare, program), given.state, given.fixed, batch
+            )
         )
     if method.near_future:
         rows, key = jnp.arange(ROWS, dtype=jnp.int32), jax.random.key(0)
-        write = lambda *arguments: program.windows(*arguments, sampling=Sampling())
+        write = lambda *arguments: windows.windows(program, *arguments, decoding=program.decoding)
         batch = jax.eval_shape(write, given.state, given.fixed, batch, rows, key)[0]
     return batch
 
@@ -275,12 +277,17 @@ def test_no_array_of_a_step_has_the_size_of_all_logits(method):
     batch = scored_shapes(given)
     stage: Stage = Comparison(method.views[0]) if method.views else Logp()
     assert (
-        largest(lambda *a: program.score(*a, method.views), given.state, given.fixed, given.batch)
+        largest(
+            lambda *a: score.score(program, *a, method.views), given.state, given.fixed, given.batch
+        )
         < all_logits / 4
     )
-    assert largest(program.update, given.state, given.fixed, batch) < all_logits / 4
     assert (
-        largest(lambda *a: program.measure(*a, stage), given.state, given.fixed, batch)
+        largest(functools.partial(update.update, program), given.state, given.fixed, batch)
+        < all_logits / 4
+    )
+    assert (
+        largest(lambda *a: score.measure(program, *a, stage), given.state, given.fixed, batch)
         < all_logits / 4
     )
 
@@ -288,9 +295,14 @@ def test_no_array_of_a_step_has_the_size_of_all_logits(method):
 def test_unchunked_there_is_such_an_array():
     given = large_problem(losses.get("opd"), chunk=0)
     batch = scored_shapes(given)
-    assert largest(given.program.update, given.state, given.fixed, batch) >= ROWS * LENGTH * LARGE
     assert (
-        largest(lambda *a: given.program.measure(*a, Logp()), given.state, given.fixed, batch)
+        largest(functools.partial(update.update, given.program), given.state, given.fixed, batch)
+        >= ROWS * LENGTH * LARGE
+    )
+    assert (
+        largest(
+            lambda *a: score.measure(given.program, *a, Logp()), given.state, given.fixed, batch
+        )
         >= ROWS * LENGTH * LARGE
     )
 
@@ -299,9 +311,9 @@ def test_compiled_memory_shrinks_with_the_chunk():
     memory = {}
     for chunk in (1, 0):
         given = large_problem(losses.get("opd"), chunk)
-        update = jax.jit(given.program.update, donate_argnums=0)
+        step = jax.jit(functools.partial(update.update, given.program), donate_argnums=0)
         memory[chunk] = (
-            update.lower(given.state, given.fixed, scored_shapes(given)).compile().memory_analysis()
+            step.lower(given.state, given.fixed, scored_shapes(given)).compile().memory_analysis()
         )
     saved = memory[0].temp_size_in_bytes - memory[1].temp_size_in_bytes
     assert (
@@ -454,7 +466,13 @@ def rolled_out(given, sampling=Sampling(), samples=2):
     with jax.set_mesh(given.mesh):
         key = jax.random.key(0)
         return given.jitted.rollout(
-            given.state, given.fixed, context, rows, key, sampling=sampling, samples=samples
+            given.state,
+            given.fixed,
+            context,
+            rows,
+            key,
+            decoding=dataclasses.replace(given.program.decoding, sampling=sampling),
+            samples=samples,
         )
 
 
@@ -476,7 +494,7 @@ def test_guided_rows_are_written_with_the_context_and_the_others_without(writer)
     method = losses.get("edge_opd", guided_writer=writer)
     given = problem(method)
     rows, guided = jnp.arange(ROWS, dtype=jnp.int32), jnp.arange(ROWS) % 3 == 0
-    key, how = jax.random.key(0), {"sampling": Sampling(), "samples": SAMPLES}
+    key, how = jax.random.key(0), {"decoding": given.program.decoding, "samples": SAMPLES}
     with jax.set_mesh(given.mesh):
         contexts, jitted = given.batch.contexts, given.jitted
         both = jitted.guided_rollout(given.state, given.fixed, contexts, guided, rows, key, **how)
@@ -490,7 +508,7 @@ def test_guided_rows_are_written_with_the_context_and_the_others_without(writer)
                 lambda x: jnp.repeat(x, SAMPLES, axis=0), contexts["privileged"]
             )
             wanted = jitted.teacher_rollout(
-                given.state, given.fixed, one_each, rows, key, sampling=Sampling()
+                given.state, given.fixed, one_each, rows, key, decoding=given.program.decoding
             )
     np.testing.assert_array_equal(
         both.tokens, np.where(guided[:, None], wanted.tokens, plain.tokens)
