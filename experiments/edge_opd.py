@@ -35,7 +35,7 @@ CELLS = {
     "guided": ["--method.region", "all"],
     "masked": UNGUIDED,
     "edge": [],
-    "full vocabulary": ["--method", "opsd", "--method.entry-clamp", "None"],
+    "full vocabulary": ["--method", "opsd"],
     "negative evidence": ["--method.region", "negative"],
     "evidence near zero": ["--method.region", "near_zero"],
     "edge, written by the teacher": ["--method.guided-writer", "teacher"],

@@ -4,7 +4,8 @@ temporal credit as learning curves.
     python experiments/grid.py experiments/leaderboard.py --workers 2
 
 The baby student and the baby teacher of the built-in task. For the methods with privileged views it
-is this teacher, frozen, that reads the solution, so that the methods differ and not the teachers.
+is this teacher, frozen, that reads the solution, so that the methods differ and not the teachers;
+but for `edge_opd`, whose premise is one model: its teacher is the student as it was.
 Twenty-four completions a step for all, at one learning rate; `rlsd`, which compares samples of one
 prompt, takes six prompts of four. Whatever a method has learnt, the judge measures it in the same
 way: greedy answers to 400 held-out problems, and their KL to the teacher that reads the bare
@@ -41,7 +42,7 @@ CELLS = {
     "topd": ["--method", "topd", "--method.window-tokens", "16"],
     "opsd": ["--method", "opsd", *SAME],
     "ar_opd": ["--method", "ar_opd", "--method.teacher-update", "frozen", *SAME],
-    "edge_opd": ["--method", "edge_opd", *SAME],
+    "edge_opd": ["--method", "edge_opd"],
     "rlsd": ["--method", "rlsd", "--rollout.samples", "4", "--prompts", "6", *SAME],
 }
 JUDGE = [

@@ -27,7 +27,7 @@ from jopd.losses.cr_opd import routing_distribution
 from jopd.losses.types import Inputs, Logits, Terms, Tokens, Views
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 from jopd.training import setup
-from jopd.training.loop import Worker
+from jopd.training.worker import Worker
 
 BATCHES = 12
 PLACES = ("wanted", "best", "unwanted")

@@ -16,7 +16,7 @@ from grid import markdown
 
 from jopd.config import Config, parse
 from jopd.training import setup
-from jopd.training.loop import Worker
+from jopd.training.worker import Worker
 
 WARM, ROUNDS = 6, 15
 SAME = ("--teacher.model", "jopd:baby-teacher")
@@ -28,7 +28,7 @@ VARIANTS = {
     "cr_opd": ("--method", "cr_opd"),
     "opsd": ("--method", "opsd", *SAME),
     "ar_opd": ("--method", "ar_opd", "--method.teacher-update", "frozen", *SAME),
-    "edge_opd": ("--method", "edge_opd", *SAME),
+    "edge_opd": ("--method", "edge_opd"),
     "topd, 2 windows of 16 tokens": ("--method", "topd", "--method.window-tokens", "16"),
 }
 PHASES = ("rollout", "score", "windows", "update")

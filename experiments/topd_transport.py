@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from jopd.config import Config, Student
 from jopd.diagnostics.plots import BLUE, GREY, ORANGE, STYLE
 from jopd.training import setup
-from jopd.training.loop import Worker
+from jopd.training.worker import Worker
 
 BATCHES, SEED = 12, 100  # a seed that no cell trains with
 HERE = Path(__file__).parent

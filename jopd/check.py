@@ -51,7 +51,7 @@ def identity(method: Method) -> tuple[float, float]:
         inputs["values"] = jnp.zeros(tokens.shape)
     teachers = {view: logits for view in method.views}
     value, gradient = jax.value_and_grad(
-        lambda z: losses.evaluate(method, z, teachers, tokens, mask, **inputs)[0]
+        lambda z: losses.evaluate(method, z, teachers, tokens, mask, streams={}, **inputs)[0]
     )(logits)
     return abs(float(value)), float(jnp.abs(gradient).max())
 

@@ -264,11 +264,6 @@ class Config:
             raise ValueError(
                 f"rollout.samples=1: method {method.name} compares the samples of a prompt with each other: set it to 2 or more, such as 8"
             )
-        if self.teacher.model != "none" and self.evaluation.batch % self.micro_batches:
-            raise ValueError(
-                f"evaluation.batch={self.evaluation.batch} must be a multiple of micro_batches={self.micro_batches}, in which evaluations "
-                f"are scored too: set it to {-(-self.evaluation.batch // self.micro_batches) * self.micro_batches}"
-            )
         sampled = "sampled" in method.variables().support or "group_advantage" in method.inputs
         if sampled and method.completions != "reference" and self.rollout.sampling.temperature == 0:
             raise ValueError(

@@ -9,7 +9,9 @@ import sys
 import warnings
 
 from jopd import config
-from jopd.training import console, loop, setup
+from jopd.training import console, failures, finish, loop, setup
+from jopd.training.checkpoint import DamagedCheckpoints
+from jopd.training.checks import what_is_saved
 from jopd.training.logs import BadRecord
 
 
@@ -21,8 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     name, settings = config.or_exit(config.parse, arguments)
     folder = config.or_exit(setup.output_folder, name, settings)
-    if loop.finished(folder):
-        config.or_exit(loop.show_result, folder)
+    if finish.finished(folder):
+        config.or_exit(finish.show_result, folder)
         return
     console.say(f"jopd: preparing {name} with method {settings.method.name} ...")
     lock = config.or_exit(setup.claim, folder)
@@ -32,13 +34,15 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(str(stopped)) from None
     except KeyboardInterrupt:
         raise SystemExit(
-            f"stopped. {loop.kept(folder)}; the same command goes on from there"
+            f"stopped. {what_is_saved(folder)}; the same command goes on from there"
         ) from None
-    except (FloatingPointError, BadRecord) as error:
+    except (FloatingPointError, BadRecord, DamagedCheckpoints) as error:
         raise SystemExit(f"error: {error}") from None
-    except OSError as error:
+    except Exception as error:
+        if (why := failures.explained(error)) is None and not isinstance(error, OSError):
+            raise
         raise SystemExit(
-            f"error: {error}. {loop.kept(folder)}; the same command goes on from there"
+            f"error: {why or error}. {what_is_saved(folder)}; the same command goes on from there"
         ) from None
     finally:
         setup.leave(folder, lock)

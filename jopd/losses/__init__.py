@@ -15,11 +15,11 @@ from jopd.losses.checks import check_known
 from jopd.losses.cr_opd import CROPD
 from jopd.losses.edge_opd import EvidenceGuidedOPD
 from jopd.losses.entropy_opd import EntropyOPD
-from jopd.losses.evaluation import evaluate
+from jopd.losses.evaluation import Sequences, evaluate
 from jopd.losses.g_opd import GOPD
 from jopd.losses.gae_opd import GAEOPD
 from jopd.losses.iw_opd import IWOPD
-from jopd.losses.method import INPUTS, Loss, Method
+from jopd.losses.method import INPUTS, Alert, Loss, Method
 from jopd.losses.opd import OPD
 from jopd.losses.opd_pg import OPDPolicyGradient
 from jopd.losses.opd_plus import OPDPlus
@@ -35,9 +35,11 @@ from jopd.losses.vopd import VOPD
 __all__ = [
     "INPUTS",
     "METHODS",
+    "Alert",
     "Loss",
     "LossTerm",
     "Method",
+    "Sequences",
     "Stabilisers",
     "Terms",
     "Total",

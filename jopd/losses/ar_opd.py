@@ -5,10 +5,11 @@ that saw all of it.
     q_lam    = softmax( log q_part + lam residual )              all of it without gradient
     loss     = token_mean( KL(q_lam || pi) )                     the first tokens of each completion are skipped
 
-Both teachers are one model with the student's averaged weights; they read the worked solution and
-its first part. The partial view is the anchor, as it gives nothing away that was not derived; lam
-(`scale`) is how much of the full view's correction is added. 0 is Partial OPD; 1 is Full OPD as far
-as no entry is clipped; above 1 extrapolates.
+Both teachers are one model, which reads the worked solution and its first part. In the paper it has
+the student's averaged weights; the target means the same with any other. The partial view is the
+anchor, as it gives nothing away that was not derived; lam (`scale`) is how much of the full view's
+correction is added. 0 is Partial OPD; 1 is Full OPD as far as no entry is clipped; above 1
+extrapolates.
 
 A token that the anchor rules out (log-probability -inf) stays ruled out, whatever the full view
 says; one that the full view alone rules out loses lam c nats.

@@ -1,7 +1,7 @@
 """What a method's file needs, under one name: `from jopd.losses import base`."""
 
 from jopd.losses.checks import check_contiguous, check_known, check_temperature
-from jopd.losses.method import INITIAL, Loss, Method
+from jopd.losses.method import INITIAL, Alert, Loss, Method
 from jopd.losses.stages import silence
 from jopd.losses.totals import masked_total, masked_totals, row_sum, token_mean
 from jopd.losses.types import (
@@ -22,6 +22,7 @@ from jopd.losses.types import (
 
 __all__ = [
     "INITIAL",
+    "Alert",
     "Inputs",
     "Logits",
     "Loss",

@@ -21,6 +21,28 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
             raise ValueError(f"unknown {what} {name!r}: {hint}known: {', '.join(known) or 'none'}")
 
 
+def check_written(
+    tokens: Shaped[Array, "B T"], mask: Shaped[Array, "B T"], vocabulary_size: int
+) -> None:
+    """Raises ValueError at a mask that is not bool or 0/1, and at a token inside it that is none of
+    the vocabulary, unless they are traced and cannot be looked at.
+    """
+    if not isinstance(mask, Tracer) and not np.isin(values := np.asarray(mask), (0, 1)).all():
+        odd = values[~np.isin(values, (0, 1))][0]
+        raise ValueError(
+            f"the mask holds {odd}, but says only whether a token was written, 0 or 1: "
+            "give weights as the input `weight`"
+        )
+    if isinstance(tokens, Tracer) or isinstance(mask, Tracer):
+        return
+    ids = np.asarray(tokens)[np.asarray(mask).astype(bool)]
+    if (strange := ids[(ids < 0) | (ids >= vocabulary_size)]).size:
+        raise ValueError(
+            f"tokens hold the id {strange[0]} inside the mask, but the logits are of a vocabulary of "
+            f"{vocabulary_size}: take it out of the mask, or give the logits of every id"
+        )
+
+
 def check_contiguous(mask: Shaped[Array, "B T"]) -> None:
     """Raises ValueError at a mask that is off before a token that is on, unless it is traced and
     cannot be looked at.

@@ -177,6 +177,10 @@ class CROPD(PolicyGradient):
         return self._estimator().ordered
 
     @property
+    def alerts(self) -> tuple[base.Alert, ...]:
+        return self._estimator().alerts
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         return self._estimator().inputs
 

@@ -20,10 +20,14 @@ Deviation: the loss as printed, sum g (log pi - log q) over sampled tokens, has 
 log pi(y_t): descent lowers exactly the tokens that the gate keeps and never looks at the teacher.
 This policy gradient is what it must mean.
 
+One model is the premise: at the start A_t is the evidence, so the gate keeps what is reinforced. A
+teacher that is not the student's initial model breaks that, and a run with one is refused.
+
 The evidence is a small difference of two log-probabilities, so its sign is noise for neutral tokens
-unless both come
-from one batch shape and one precision: log-probabilities here are float32, hidden states and heads
-are the model's.
+unless both come from one batch shape and one precision: log-probabilities here are float32, hidden
+states and heads are the model's. The paper's threshold is 0, and so is the default here, although a
+token at zero evidence may fall on either side of it with another mesh or chunk: `near_threshold` is
+the share of tokens so close that rounding decides.
 
 Source: EDGE-OPD, arXiv:2605.23493. Grade S; the policy-gradient form, and that the KL holds on all
 completions, guided
@@ -46,6 +50,9 @@ from jopd.losses.stabilisers import joined
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 
 Region = Literal["positive", "negative", "near_zero", "all"]
+
+# How much two float32 log-probabilities of a token may differ by the order of their sums, in nats.
+ROUNDING = 1e-4
 
 
 def evidence(
@@ -129,7 +136,8 @@ class EvidenceGuidedOPD(PolicyGradient):
     """A policy gradient to the privileged teacher, on the tokens that the context is evidence for.
 
     It logs, over all tokens, the share that is `kept`, the mean `evidence`, `rho_plus` = Pr[e >
-    threshold], `rho_lev` = Pr[|exp(e) - 1| > .05] and `rho_agree` = Pr[sign e = sign l].
+    threshold], `rho_lev` = Pr[|exp(e) - 1| > .05], `rho_agree` = Pr[sign e = sign l], and
+    `near_threshold`, the share that rounding may move to the other side of the gate.
 
     Attributes:
       guided_share: the probability that a completion is sampled with the privileged context in the
@@ -148,6 +156,7 @@ class EvidenceGuidedOPD(PolicyGradient):
     shown = ("evidence", "kept")
     run_defaults = (("teacher.model", "self"),)
     views = ("privileged", "plain")
+    one_model = True
     guided_share: float = 0.5
     guided_writer: Literal["student", "teacher"] = "student"
     region: Region = "positive"
@@ -210,7 +219,16 @@ class EvidenceGuidedOPD(PolicyGradient):
             "rho_lev": jnp.abs(jnp.expm1(found)) > 0.05,
             "rho_agree": jnp.sign(found) == jnp.sign(log_ratio),
         }
+        if self.region != "all":
+            measured["near_threshold"] = self._distance(found) <= ROUNDING
         return Estimate(advantage, {}, metrics | base.masked_totals(measured, mask))
+
+    def _distance(self, evidence: Float[Array, "B T"]) -> Float[Array, "B T"]:
+        """How far the evidence is from the region's nearest edge."""
+        edge = {"positive": self._threshold, "negative": -self._threshold}
+        if self.region in edge:
+            return jnp.abs(evidence - edge[self.region])
+        return jnp.abs(jnp.abs(evidence) - self._threshold)
 
     def aggregate(
         self, values: Float[Array, "B T"], mask: base.Mask, inputs: base.Inputs

@@ -17,7 +17,7 @@ its terms.
 
 import abc
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -39,6 +39,14 @@ from jopd.losses.windows import Windows
 INITIAL = "initial"
 
 INPUTS = ("behaviour_logp", "truncated", "reward", "group_advantage", "step")
+
+
+class Alert(NamedTuple):
+    """What a run says, once, when one of a step's metrics rises above a bound."""
+
+    metric: str
+    above: float
+    message: str
 
 
 class Loss(abc.ABC):
@@ -128,6 +136,9 @@ class Method(Loss):
         context in the prompt. They are scored without it, like the others.
       guided_writer: who samples those, the student as it is now or the teacher.
       modules_learning_rate: of the parameters that `init_modules` makes.
+      one_model: whether the method means something only if the teacher is the student's own initial
+        model, so that a run with another one is refused.
+      alerts: metrics that tell when the method does other than its user thinks.
     """
 
     source: ClassVar[str]
@@ -142,6 +153,8 @@ class Method(Loss):
     guided_share: float = 0.0
     guided_writer: Literal["student", "teacher"] = "student"
     modules_learning_rate: float = 1e-3
+    one_model: bool = False
+    alerts: tuple[Alert, ...] = ()
 
     @property
     def aggregation(self) -> Literal["token mean", "row sum"]:

@@ -90,6 +90,16 @@ class OPDPolicyGradient(PolicyGradient):
             raise ValueError(f"ratio_clip={self.ratio_clip} must lie in (0, 1); 0.2 is PPO's")
 
     @property
+    def alerts(self) -> tuple[base.Alert, ...]:
+        if self.credit == "immediate":
+            return ()
+        message = (
+            f"method.credit={self.credit} counts what a cut row would still have earned as 0, which "
+            "biases it: raise rollout.max_new_tokens, or use --method gae_opd, whose critic stands in"
+        )
+        return (base.Alert("truncation_rate", 0.05, message),)
+
+    @property
     def ordered(self) -> bool:
         return self.credit != "immediate"
 

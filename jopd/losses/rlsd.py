@@ -17,6 +17,9 @@ Without a verifier the teacher gives the sign too, and its evidence for the cont
     e_t  = log q(y_t | x, r, y_<t) - log q(y_t | x, y_<t)
     loss = token_mean( -a_t clip( exp(sign(a_t) e_t), 1 - clip, 1 + clip ) log pi(y_t) )
 
+With a verifier any privileged teacher can weigh tokens. Without one the evidence is EDGE-OPD's,
+whose premise is one model: a teacher that is not the student's initial model is refused.
+
 Deviations: one optimiser step a batch, so no ratio to the behaviour policy; a mean over the batch's
 tokens where GRPO takes one over each row first.
 
@@ -121,6 +124,10 @@ class RLSD(base.Method):
     @property
     def views(self) -> tuple[str, ...]:
         return ("privileged",) if self.verifier else ("privileged", "plain")
+
+    @property
+    def one_model(self) -> bool:
+        return not self.verifier
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -127,6 +127,8 @@ class Stabilised(base.Method):
     route = _passed_on("route")
     shown = _passed_on("shown")
     aggregation = _passed_on("aggregation")
+    one_model = _passed_on("one_model")
+    alerts = _passed_on("alerts")
 
     @property
     def ordered(self) -> bool:

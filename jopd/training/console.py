@@ -99,19 +99,20 @@ def show_example(
     *,
     values: Numbers | None = None,
     value_name: str = "KL to the teacher in nats",
+    title: str = "The student writes",
     limit: int = 400,
 ) -> None:
-    """One problem as each reader sees it, and the student's answer with what the loss makes of each
-    token.
+    """One problem as each reader sees it, and a completion with what the loss makes of each token.
 
     Text that a teacher reads and the student does not is marked, and so is each token of the answer
     that the loss sees; the shade grows with the size of its value.
 
     Args:
       views: by name, the tokens of each reader's context without padding; "student" among them.
-      completion: `[T]` what the student wrote; padding at its end is fine.
+      completion: `[T]` what is learnt from; padding at its end is fine.
       mask: `[T]` 0 on tokens that the loss does not see.
       values: `[T]` a number a token, such as its KL.
+      title: of the completion.
       limit: longer texts lose their middle, and say so.
 
     Raises:
@@ -147,7 +148,7 @@ def show_example(
     written = max((i + 1 for i, m in enumerate(mask) if m), default=0)
     inside = sum(1 for m in mask if m)
     seen = "all" if inside == written else f"{inside:,}"
-    parts.append(_heading("The student writes", f"{_count(written)}, {seen} seen by the loss"))
+    parts.append(_heading(title, f"{_count(written)}, {seen} seen by the loss"))
     parts.append(_body(_completion(pieces, completion, mask, values, limit)))
     legend += _legend(mask, values, value_name)
     if values is not None and inside:

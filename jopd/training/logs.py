@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -39,6 +40,14 @@ class Records(NamedTuple):
     training: Lines
     evaluations: Lines
     samples: Lines
+
+
+def loggable(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's scalars as numbers, and its diagnostics as they are; arrays by row are left out."""
+    scalars = {
+        name: float(x) for name, x in metrics.items() if np.ndim(x) == 0 and name != "diagnostics"
+    }
+    return scalars | {name: metrics[name] for name in ("diagnostics",) if name in metrics}
 
 
 def read(folder: Path) -> Records:

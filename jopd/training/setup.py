@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 import jopd
 from jopd import models
 from jopd.config import Config, differences, load_yaml, to_dict
-from jopd.data import sources, views
+from jopd.data import sources
 from jopd.data.batching import Batches
 from jopd.data.example import Example
 from jopd.diagnostics.tokens import Diagnostics
@@ -29,6 +29,7 @@ from jopd.training import mesh as meshes
 from jopd.training import optimizer
 from jopd.training.checkpoint import check_facts
 from jopd.training.program import Program
+from jopd.training.room import check_room
 from jopd.training.state import LORA, MODULES, Fixed, Params, TrainState, real_copy, separate
 
 LOCK = ".lock"
@@ -165,7 +166,8 @@ def prepare(name: str, config: Config) -> Run:
         references=method.completions != "student",
         max_completion_tokens=config.rollout.max_new_tokens,
     )
-    held_out = make_batches(config, readers, examples["held_out"], config.evaluation.batch)
+    at_once = evaluation_batch(config.evaluation.batch, config.micro_batches, mesh)
+    held_out = make_batches(config, readers, examples["held_out"], at_once)
     facts: dict[str, Any] = {
         "jopd": jopd.__version__,
         "stop_tokens": list(readers.student.stop_tokens),
@@ -188,6 +190,7 @@ def prepare(name: str, config: Config) -> Run:
         config.optimizer, config.steps * method.updates, method.modules_learning_rate
     )
     state, shardings = initial_state(trained, transform, mesh, config, student.architecture.width)
+    check_room(folder, state, keep=config.checkpoint.keep)
     program = make_program(config, readers, teacher, transform)
     return Run(
         name,
@@ -222,6 +225,16 @@ def open_models(config: Config) -> Readers:
         if teacher is None
         else require_same_tokenizer(student, teacher)
     )
+    if (
+        config.objective.one_model
+        and teacher is not None
+        and teacher.fingerprint != student.fingerprint
+    ):
+        raise ValueError(
+            f"method {config.method.name} needs one model as student and teacher, under two contexts, "
+            f"but student.model={config.student.model} and teacher.model={config.teacher.model} are "
+            "different weights: set --teacher.model self"
+        )
     if not student.stop_tokens:
         raise ValueError(
             f"student.model={student.source} names no stop token: set eos_token_id in its generation_config.json"
@@ -315,17 +328,28 @@ def make_program(
 
 
 def check_divides(config: Config, mesh: Mesh) -> None:
+    """Every part of a batch must fill the devices: rows, not prompts, are what is split."""
     ways = meshes.batch_ways(mesh)
-    for what, rows in (("prompts", config.prompts), ("evaluation.batch", config.evaluation.batch)):
-        if rows % ways:
-            raise ValueError(
-                f"{what}={rows} must be a multiple of the {ways} ways that the mesh splits a batch (data × fsdp)"
-            )
+    if config.rows % ways:
+        raise ValueError(
+            f"prompts={config.prompts} × rollout.samples={config.rollout.samples} make "
+            f"{config.rows} rows a batch, not a multiple of the {ways} ways that the mesh splits it "
+            "(data × fsdp): change one of them, or the mesh"
+        )
     if (config.rows // config.micro_batches) % ways:
         raise ValueError(
-            f"micro_batches={config.micro_batches} leaves {config.rows // config.micro_batches} rows a part, not a multiple of the {ways} ways "
-            "that the mesh splits a batch (data × fsdp): lower it"
+            f"micro_batches={config.micro_batches} leaves {config.rows // config.micro_batches} rows "
+            f"a part, not a multiple of the {ways} ways that the mesh splits a batch (data × fsdp): "
+            "lower it"
         )
+
+
+def evaluation_batch(problems: int, micro_batches: int, mesh: Mesh) -> int:
+    """How many problems are answered at once: what is asked for, rounded up to fill the devices in
+    every part that it is scored in.
+    """
+    multiple = meshes.batch_ways(mesh) * micro_batches
+    return -(-problems // multiple) * multiple
 
 
 def check_answers(config: Config, examples: Sequence[Example]) -> None:
@@ -410,11 +434,3 @@ def describe(run: Run) -> dict[str, str]:
 
 def parameters(params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def views_of(run: Run, example) -> dict[str, list[int]]:
-    """Every reader's context of one example, unpadded."""
-    names = ("student", *run.program.views)
-    return {
-        view: views.render(example, view, run.student.tokenizer, run.config.view) for view in names
-    }

@@ -157,6 +157,31 @@ def test_bfloat16_logits_are_compared_in_float32():
     )  # rounded on its way out
 
 
+@pytest.mark.parametrize(
+    "settings, share",
+    [
+        ({"region": "positive"}, 2 / 6),
+        ({"region": "negative", "threshold": 0.5}, 1 / 6),
+        ({"region": "near_zero", "threshold": 0.5}, 2 / 6),
+    ],
+)
+def test_the_share_that_rounding_decides_is_measured(settings, share):
+    evidence = np.array([0.0, 5e-5, -5e-4, 0.50005, -0.50005, 2.0])
+    privileged = np.full(6, 0.1)
+    tokens = np.zeros((1, 6), int)
+    rest = lambda p: np.stack([p, 1 - p], axis=-1)[None]
+    views = {"privileged": rest(privileged), "plain": rest(privileged * np.exp(-evidence))}
+    with jax.enable_x64(True):
+        _, metrics = evaluate(
+            EvidenceGuidedOPD(**settings),
+            jnp.log(jnp.asarray(rest(np.full(6, 0.3)))),
+            {view: jnp.log(jnp.asarray(p)) for view, p in views.items()},
+            jnp.asarray(tokens),
+            jnp.ones((1, 6), bool),
+        )
+    np.testing.assert_allclose(metrics["near_threshold"], share, atol=1e-6)
+
+
 # Random batches; the second row is one token long, the third is empty.
 
 MASK = np.arange(4) < np.array([4, 1, 0])[:, None]

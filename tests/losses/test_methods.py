@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import jax
@@ -33,7 +34,7 @@ def by_hand(method, token=0, student=PI, teacher=Q, **inputs):
     tokens, mask = jnp.asarray([[token, 1]]), jnp.asarray([[1, 0]])
     inputs = {name: jnp.asarray([[value, 0.0]]) for name, value in inputs.items()}
     loss = lambda z: losses.evaluate(
-        method, z, {v: view for v in method.views}, tokens, mask, **inputs
+        method, z, {v: view for v in method.views}, tokens, mask, streams={}, **inputs
     )
     (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(logits)
     np.testing.assert_array_equal(gradient[0, 1], 0)
@@ -130,10 +131,54 @@ def test_opd_pg_clips_the_ratio_to_the_behaviour_policy(
 def test_opsd_clamps_entries_from_above_only():
     # Entries 3/4 log 3 = .82, clamped to .05 without gradient, and -1/4 log 3, whose gradient is
     # -1/4 (e_2 - pi).
-    found = by_hand(losses.get("opsd"), student=[0.25, 0.75], teacher=[0.75, 0.25])
+    clamped = losses.get("opsd", entry_clamp=0.05)
+    found = by_hand(clamped, student=[0.25, 0.75], teacher=[0.75, 0.25])
     agrees(found, 0.05 - math.log(3) / 4, [1 / 16, -1 / 16])
     assert found[2]["clamped_entries"] == 1
-    agrees(by_hand(losses.get("opsd", entry_clamp=None)), FORWARD_KL, [-1 / 4, 1 / 4])
+    np.testing.assert_allclose(found[2]["clamped_mass"], 0.75, rtol=1e-6)
+    agrees(by_hand(losses.get("opsd")), FORWARD_KL, [-1 / 4, 1 / 4])
+    # Gaps of at most clamp / q are harmless: the entries are .0125 log 5 = .02 and less.
+    near = {"student": [0.01, 0.99], "teacher": [0.05, 0.95]}
+    unclamped = by_hand(losses.get("opsd"), **near)
+    agrees(by_hand(losses.get("opsd", entry_clamp=0.081), **near), *unclamped[:2])
+
+
+@pytest.mark.parametrize(
+    "clamp, favourite",
+    # With the clamp the loss is -.18 where the favourite is gone, and 0 at the teacher.
+    [(None, 0.9), (0.05, 0.003)],
+)
+def test_where_gradient_descent_on_opsd_ends(clamp, favourite):
+    method = losses.get("opsd", entry_clamp=clamp)
+    teacher = jnp.log(jnp.asarray([[[0.9, *[0.02] * 5]]]))
+    tokens, mask = jnp.zeros((1, 1), int), jnp.ones((1, 1), bool)
+    loss = lambda z: losses.evaluate(method, z, {"privileged": teacher}, tokens, mask)[0]
+    descend = lambda _, z: z - jax.grad(loss)(z)
+    start = jnp.log(jnp.asarray([[[0.85, *[0.03] * 5]]]))
+    end = jax.lax.fori_loop(0, 4000, descend, start)
+    np.testing.assert_allclose(jax.nn.softmax(end)[0, 0, 0], favourite, atol=1e-3)
+
+
+def test_opsd_alerts_where_its_clamp_acts_on_what_the_teacher_says():
+    (alert,) = losses.get("opsd", entry_clamp=0.05).alerts
+    assert alert.metric == "clamped_mass" and "entry_clamp" in alert.message
+    assert losses.get("opsd").alerts == ()
+    assert losses.stabilised(
+        losses.get("opsd", entry_clamp=0.05), losses.Stabilisers(kl_to_initial=0.1)
+    ).alerts == (alert,)
+
+
+@pytest.mark.parametrize("name", ["opd_pg", "cr_opd"])
+def test_returns_on_cut_rows_are_alerted_of(name):
+    (alert,) = losses.get(name, credit="return_to_go").alerts
+    assert alert.metric == "truncation_rate" and alert.above == 0.05
+    assert losses.get(name).alerts == ()
+
+
+def test_which_methods_need_one_model_as_student_and_teacher():
+    needing = {method.name for method in REGISTERED if method.one_model}
+    assert needing == {"edge_opd"}
+    assert losses.get("rlsd", verifier=False).one_model
 
 
 @pytest.mark.parametrize("updates", [1, 2])
@@ -284,8 +329,12 @@ def test_who_writes_the_completions():
         ("opd_pg", {"ratio_clip": 0.2}, "ratio_clip=0.2 can never act with updates=1"),
         ("opd_pg", {"updates": 2, "ratio_clip": 1.2}, r"ratio_clip=1.2 must lie in \(0, 1\)"),
         ("opd_pg", {"log_ratio_clip": -5.0}, "log_ratio_clip=-5.0 must be positive"),
-        ("opsd", {"divergence": "jensen_shannon"}, "entry_clamp=0.05 .*set entry_clamp to None"),
-        ("opsd", {"divergence": "k3", "entry_clamp": None}, "unknown divergence 'k3'"),
+        (
+            "opsd",
+            {"divergence": "jensen_shannon", "entry_clamp": 0.05},
+            "entry_clamp=0.05 .*set entry_clamp to None",
+        ),
+        ("opsd", {"divergence": "k3"}, "unknown divergence 'k3'"),
         ("opsd", {"entry_clamp": 0.0}, "entry_clamp=0.0 must be positive"),
         ("opsd", {"teacher_update": "emma"}, "did you mean 'ema'"),
     ],
@@ -336,6 +385,28 @@ def test_evaluate_names_what_does_not_fit(method, changes, message):
     arrays["tokens"] = arrays["tokens"].astype(int)
     with pytest.raises(ValueError, match=message):
         losses.evaluate(method, **arrays)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mask": [[1.0, 0.5]]}, "the mask holds 0.5.*`weight`"),
+        ({"mask": [[1, 2]]}, "the mask holds 2"),
+        ({"mask": [[1.0, math.nan]]}, "the mask holds nan"),
+        ({"tokens": [[0, 4]]}, "id 4 inside the mask.*vocabulary of 4"),
+        ({"tokens": [[-1, 0]]}, "id -1 inside the mask"),
+    ],
+)
+def test_evaluate_refuses_what_no_completion_holds(changes, message):
+    logits = jnp.zeros((1, 2, 4))
+    arrays = {"tokens": [[0, 1]], "mask": [[1, 1]], **changes}
+    arrays = {name: jnp.asarray(values) for name, values in arrays.items()}
+    evaluate = functools.partial(losses.evaluate, losses.get("opd"), logits, {"teacher": logits})
+    with pytest.raises(ValueError, match=message):
+        evaluate(**arrays)
+    # Outside the mask an id may be anything, and a traced array cannot be looked at.
+    evaluate(jnp.asarray([[0, 4]]), jnp.asarray([[True, False]]))
+    jax.jit(evaluate)(**arrays)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=short)

@@ -249,6 +249,7 @@ def test_the_first_term_is_the_reverse_kl():
         {"teacher": jnp.log(jnp.asarray([[q, q]], jnp.float32))},
         jnp.zeros((1, 2), int),
         jnp.asarray([[1, 0]]),
+        streams={},
     )
     z = jnp.log(jnp.asarray([[pi, pi]], jnp.float32))
     (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(z)
@@ -413,6 +414,26 @@ def test_the_control_trains_on_the_teachers_window():
     )
     logp = np.log(np.apply_along_axis(divergences.softmax, -1, logits))
     np.testing.assert_allclose(value, -(logp[0, :, 2].sum() + logp[2, :, 1].sum()) / 4, rtol=1e-5)
+
+
+def test_on_plain_arrays_the_windows_are_handed_in_and_never_left_out_in_silence():
+    pi, q = np.array([0.25, 0.75]), np.array([0.5, 0.5])
+    one = lambda row: jnp.log(jnp.asarray([[row]], jnp.float32))
+    completions = (one(pi), {"teacher": one(q)}, jnp.zeros((1, 1), int), jnp.ones((1, 1), bool))
+    # One window of one token, whose target is the entry 0.
+    target = {"target_ids": jnp.zeros((1, 1, 1), int), "target_weights": jnp.ones((1, 1, 1))}
+    windows = losses.Sequences(one(pi), {}, jnp.zeros((1, 1), int), jnp.ones((1, 1), bool), target)
+    method = TOPD(trajectory_coefficient=100.0)
+    with pytest.raises(ValueError, match=r"topd learns from further sequences too \(windows\)"):
+        losses.evaluate(method, *completions)
+    with pytest.raises(ValueError, match="did you mean 'windows'"):
+        losses.evaluate(method, *completions, streams={"window": windows})
+    kl = divergences.reverse_kl(pi, q)
+    without, _ = losses.evaluate(method, *completions, streams={})
+    np.testing.assert_allclose(without, kl, rtol=1e-5)
+    loss, metrics = losses.evaluate(method, *completions, streams={"windows": windows})
+    np.testing.assert_allclose(loss, kl + 100 * np.log(4), rtol=1e-5)
+    np.testing.assert_allclose(metrics["windows_cross_entropy"], np.log(4), rtol=1e-5)
 
 
 def test_an_empty_window_counts_for_nothing():

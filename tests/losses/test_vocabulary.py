@@ -71,6 +71,17 @@ def test_a_chosen_log_prob_does_not_see_the_others(row, token):
     np.testing.assert_array_equal(gradient, np.eye(5)[token])
 
 
+@pytest.mark.parametrize("temperature", [1e-2, 1e-8, 1e-30])
+def test_a_small_temperature_keeps_the_best_entry(temperature):
+    # 20,000 - 19,999.99 divided by 1e-8 is 1e6 nats: divided first, both would round to 2e12.
+    logits = jnp.asarray([20000.0, 19999.99, -5.0, -jnp.inf])
+    logp, vjp = jax.vjp(lambda z: log_softmax(z, temperature), logits)
+    gap = (np.float64(logits[0]) - np.float64(logits[1])) / temperature
+    np.testing.assert_allclose(logp[0], -np.log1p(np.exp(-gap)), atol=1e-6)
+    np.testing.assert_allclose(logp[1], -gap - np.log1p(np.exp(-gap)), rtol=1e-5)
+    assert np.isfinite(vjp(jnp.asarray([1.0, 0, 0, 0]))[0]).all()
+
+
 def test_log_softmax_is_float32_or_wider():
     logits = np.array([[1.0, 2.0, 3.0]])
     expected = np.log(np.exp(logits / 2) / np.exp(logits / 2).sum())

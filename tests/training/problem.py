@@ -357,7 +357,7 @@ def expected(method: losses.Method, formula: bool = False):
     def loss(logits):
         if not formula:
             inputs = jax.tree.map(jnp.asarray, batch.inputs) | zeros
-            return losses.evaluate(method, logits, teachers, tokens, mask, **inputs)[0]
+            return losses.evaluate(method, logits, teachers, tokens, mask, streams={}, **inputs)[0]
         logp = lambda z: z - jax.scipy.special.logsumexp(z, axis=-1, keepdims=True)
         values = FORMULAS[method.name](
             logp(logits), {view: logp(z) for view, z in teachers.items()}, tokens

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jopd.training.checkpoint import Checkpoints, check_facts
+from jopd.training.checkpoint import Checkpoints, DamagedCheckpoints, check_facts
 from jopd.training.state import TrainState
 from tests.training.problem import mesh_of
 
@@ -135,3 +136,74 @@ def test_what_a_kill_left_of_deleting_a_checkpoint_goes_with_the_next_one(tmp_pa
         again.save(step, state_of(step), 0.1)
     again.close()
     assert steps_in(tmp_path) == {2, 4}
+
+
+def without(name):
+    """Removes a file or folder of a checkpoint."""
+
+    def damage(checkpoint):
+        path = checkpoint / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
+
+
+def cut_short(checkpoint):
+    """Every array file loses its second half."""
+    files = [path for path in (checkpoint / "state").rglob("*") if path.is_file()]
+    arrays = [path for path in files if path.parent.name == "d"]
+    assert arrays
+    for path in arrays:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [without("state"), without("state/d"), without("facts"), without("state/_METADATA"), cut_short],
+)
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(damage, tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=3, facts=FACTS)
+    for step in (2, 4):
+        checkpoints.save(step, state_of(step), None)
+    checkpoints.close()
+    damage(folder / "4")
+    check_facts(folder, FACTS)
+    again = Checkpoints(folder, keep=3, facts=FACTS)
+    step, state = again.restore(state_of(0))
+    assert step == 2
+    assert_equal(state, state_of(2))
+    assert "the checkpoint of step 4 is damaged" in capsys.readouterr().out
+    # The step comes again.
+    again.save(4, state_of(4), None)
+    again.close()
+    last = Checkpoints(folder, keep=3, facts=FACTS)
+    step, state = last.restore(state_of(0))
+    assert step == 4 and (tmp_path / "damaged-checkpoints" / "4").is_dir()
+    assert_equal(state, state_of(4))
+    last.close()
+
+
+def test_checkpoints_that_are_all_damaged_are_refused_and_left_where_they_are(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3, facts=FACTS)
+    checkpoints.save(2, state_of(2), None)
+    checkpoints.close()
+    cut_short(tmp_path / "2")
+    again = Checkpoints(tmp_path, keep=3, facts=FACTS)
+    with pytest.raises(DamagedCheckpoints, match=r"none of .* can be read \(steps 2\)"):
+        again.restore(state_of(0))
+    again.close()
+    assert (tmp_path / "2").is_dir()
+
+
+def test_a_later_format_is_refused_and_another_version_of_the_same_is_not(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, facts=FACTS | {"jopd": "0.1.0"})
+    checkpoints.save(2, state_of(2), None)
+    checkpoints.close()
+    check_facts(tmp_path, FACTS | {"jopd": "0.2.0"})
+    path = tmp_path / "2" / "facts" / "metadata"
+    facts = json.loads(path.read_text())
+    assert facts["format"] == 1
+    path.write_text(json.dumps(facts | {"format": 2}))
+    with pytest.raises(ValueError, match="have format 2, and this version reads up to 1"):
+        check_facts(tmp_path, FACTS)

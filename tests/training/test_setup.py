@@ -5,6 +5,7 @@ anything is compiled.
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import filelock
@@ -18,6 +19,7 @@ from jopd import train
 from jopd.config import parse, save_yaml
 from jopd.models import Compute, huggingface
 from jopd.training import setup
+from jopd.training.example import views_of
 from tests.training.tiny import arguments, save_model, tokenizer
 
 
@@ -208,9 +210,8 @@ def test_lengths_beyond_a_models_positions_are_refused(tiny, tmp_path, refused):
         ({"mesh__tensor": 16}, "mesh data=-1, fsdp=1, tensor=16 does not fill the 8 devices"),
         (
             {"prompts": 12},
-            "prompts=12 must be a multiple of the 8 ways that the mesh splits a batch",
+            "prompts=12 × rollout.samples=1 make 12 rows a batch, not a multiple of the 8 ways",
         ),
-        ({"evaluation__batch": 12}, "evaluation.batch=12 must be a multiple of the 8 ways"),
         (
             {"micro_batches": 2},
             "micro_batches=2 leaves 4 rows a part, not a multiple of the 8 ways",
@@ -221,6 +222,36 @@ def test_what_the_mesh_does_not_divide_is_refused(changes, message, tiny, tmp_pa
     assert message in refused(
         arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **changes)
     )
+
+
+def test_evaluations_are_filled_up_and_rows_are_what_is_split(tiny, tmp_path):
+    changes = {"evaluation__batch": 3, "prompts": 4, "rollout__samples": 4, "micro_batches": 2}
+    run = prepared(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **changes))
+    # Eight devices, two parts.
+    assert run.held_out.prompts_per_step == 16 and len(run.held_out.examples) == 8
+    assert setup.evaluation_batch(100, 1, run.mesh) == 104
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_run(tiny, tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "0.0 GB are free there" in error and "lower --checkpoint.keep" in error
+    assert error.count("\n") == 1
+
+
+def test_a_method_of_one_model_refuses_another_teacher(tiny, tmp_path, refused):
+    other = arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
+    error = refused([*other, "--method", "edge_opd"])
+    assert "method edge_opd needs one model" in error and "set --teacher.model self" in error
+    error = refused([*other, "--method", "rlsd", "--method.no-verifier", "--rollout.samples", "1"])
+    assert "method rlsd needs one model" in error
+    # The same weights under their own name are that model.
+    same = arguments(tiny["student"], tiny["student"], tmp_path / "run")
+    setup.open_models(parse([*same, "--method", "edge_opd"])[1])
 
 
 def test_a_folder_that_another_process_is_at_is_refused(tiny, tmp_path, refused):
@@ -430,5 +461,5 @@ def test_what_it_will_do_is_said(tiny, tmp_path):
     )
     assert "6 steps" in said["run"] and "up to 8 tokens" in said["rollouts"]
     example = run.held_out.examples[0]
-    shown = setup.views_of(run, example)
+    shown = views_of(run, example)
     assert list(shown) == ["student", "teacher"] and shown["student"] == shown["teacher"]

@@ -602,7 +602,7 @@ def test_adapters_leave_the_base_alone_and_the_base_is_the_teacher():
     assert jax.tree.structure(base) == jax.tree.structure(
         plain
     )  # without its adapters it is the plain model
-    method = losses.get("opsd", entry_clamp=None)
+    method = losses.get("opsd")
     given = problem(
         method, student=(graph, trained), teacher=(plain_graph, {}), batch=equal_views(method)
     )

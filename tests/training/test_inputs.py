@@ -2,13 +2,12 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jopd import losses
 from jopd.data.example import Example, Message
 from jopd.rollout.sampler import Rollout
-from jopd.training import facts
-from jopd.training.loop import Worker
+from jopd.training import inputs
+from jopd.training.setup import Run
 from tests.training.problem import mesh_of
 
 
@@ -20,22 +19,15 @@ def example(answer: str | None) -> Example:
 TEXTS = ["answer: 4", "answer: 5", "7", "7", "4", "5"]
 
 
-@pytest.fixture
-def worker():
-    worker = Worker.__new__(Worker)
-    worker.run = SimpleNamespace(
-        mesh=mesh_of(),
-        program=SimpleNamespace(method=SimpleNamespace(updates=2)),
-        config=SimpleNamespace(rollout=SimpleNamespace(samples=2)),
-        train=SimpleNamespace(examples_at=lambda step: [example("4"), example("7"), example(None)]),
-        student=SimpleNamespace(
-            tokenizer=SimpleNamespace(
-                decode=lambda tokens, skip_special_tokens: TEXTS[int(tokens[0])]
-            )
-        ),
-    )
-    return worker
-
+RUN = Run._make([None] * len(Run._fields))._replace(
+    mesh=mesh_of(),
+    program=SimpleNamespace(method=SimpleNamespace(updates=2)),
+    config=SimpleNamespace(rollout=SimpleNamespace(samples=2)),
+    train=SimpleNamespace(examples_at=lambda step: [example("4"), example("7"), example(None)]),
+    student=SimpleNamespace(
+        tokenizer=SimpleNamespace(decode=lambda tokens, skip_special_tokens: TEXTS[int(tokens[0])])
+    ),
+)
 
 ROLLOUT = Rollout(
     tokens=jnp.arange(6)[:, None] * jnp.ones((1, 3), jnp.int32),
@@ -45,8 +37,8 @@ ROLLOUT = Rollout(
 )
 
 
-def test_what_a_method_may_ask_of_a_batch(worker):
-    given = {name: worker.input(name, 4, ROLLOUT) for name in losses.INPUTS}
+def test_what_a_method_may_ask_of_a_batch():
+    given = {name: inputs.of(RUN, name, 4, ROLLOUT) for name in losses.INPUTS}
     np.testing.assert_array_equal(given["behaviour_logp"], -np.ones((6, 3)))
     np.testing.assert_array_equal(given["truncated"], [[1], [0], [0], [1], [0], [0]])
     np.testing.assert_array_equal(given["step"], np.full((6, 1), 6))
@@ -56,9 +48,3 @@ def test_what_a_method_may_ask_of_a_batch(worker):
     np.testing.assert_allclose(
         given["group_advantage"], [[wanted], [-wanted], [0], [0], [0], [0]], rtol=1e-6
     )
-
-
-@pytest.mark.parametrize("name", losses.names())
-def test_the_report_grades_every_methods_formulas(name):
-    said = facts.grade(losses.get(name))
-    assert len(said) > 20 or name == "sft", said

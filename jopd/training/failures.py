@@ -1,0 +1,45 @@
+"""What libraries say when a machine is out of memory or room, in one line with the way out."""
+
+import errno
+import re
+
+MEMORY, DISK = "memory", "disk"
+
+
+def is_out_of_room(error: BaseException) -> str | None:
+    """`MEMORY` or `DISK` if that is what ran out, of an error or of what it came of."""
+    while error is not None:
+        text = str(error)
+        full = errno.ENOSPC, errno.EDQUOT
+        if isinstance(error, OSError) and error.errno in full:
+            return DISK
+        if re.search(r"No space left|ENOSPC|[Qq]uota exceeded", text):
+            return DISK
+        if isinstance(error, MemoryError) or re.search(
+            r"RESOURCE_EXHAUSTED|[Oo]ut of memory", text
+        ):
+            return MEMORY
+        error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
+    return None
+
+
+def explained(error: BaseException) -> str | None:
+    """One line of what ran out, how much of it was asked for and what to do; None for other errors.
+
+    `error` is any that a step, a checkpoint or a log has raised.
+    """
+    what = is_out_of_room(error)
+    if what == DISK:
+        return (
+            "the disk is full: free some room, keep fewer checkpoints (--checkpoint.keep), or choose "
+            "an --output on another disk"
+        )
+    if what == MEMORY:
+        asked = re.search(r"allocat\w+ (\d+) bytes", str(error))
+        size = f" allocating {int(asked[1]) / 1e9:,.1f} GB" if asked else ""
+        return (
+            f"out of memory{size}: raise --micro-batches, lower --chunk (0 is the most memory), set "
+            "--student.compute.remat layer, spread the model with --mesh.fsdp, or lower --prompts or "
+            "--rollout.max-new-tokens"
+        )
+    return None

@@ -1,0 +1,77 @@
+"""The end of a run: the student as a Hugging Face folder, the pictures, and the report, which is
+written last and marks a run as finished.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from jopd import config as configs
+from jopd.diagnostics import plots, report
+from jopd.models.load import save
+from jopd.training import facts, logs
+from jopd.training.console import results_table, say
+from jopd.training.state import TrainState
+from jopd.training.worker import Worker
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run of this folder has come to its end."""
+    return (folder / "report.json").is_file()
+
+
+def show_result(folder: Path) -> None:
+    say(f"{folder} is finished; its result:")
+    results_table(report.comparison(logs.read(folder).evaluations))
+
+
+def finish(worker: Worker, state: TrainState) -> None:
+    """Writes what is left when the last step is done, and prints the result."""
+    run, folder = worker.run, worker.run.folder
+    for leftover in folder.glob(".student-*"):  # of a kill while the student was written
+        shutil.rmtree(leftover)
+    save(
+        folder / "student",
+        run.student.graph,
+        run.program.student_params(state, run.fixed),
+        run.student.architecture,
+        run.student.tokenizer,
+        stop_tokens=run.student.stop_tokens,
+    )
+    records = logs.read(folder)
+    draw(records, worker.look(run.config.steps, state), folder / "plots")
+    report.write(
+        folder,
+        config=configs.to_dict(run.config),
+        facts=facts.of(run, records),
+        variables=run.program.method.variables()._asdict(),
+        evaluations=records.evaluations,
+    )
+    results_table(report.comparison(records.evaluations))
+    say(
+        f"everything is in {folder}; try  "
+        f"python -m jopd.generate --model {folder / 'student'} --prompt '...'"
+    )
+
+
+def draw(records: logs.Records, pictured: dict[str, np.ndarray], folder: Path) -> None:
+    """The curves of every run, and the pictures of what only some methods have."""
+    plots.learning_curve(records.training, records.evaluations, folder / "learning_curve.png")
+    plots.kl_by_position(records.evaluations, folder / "kl_by_position.png")
+    plots.overlap_by_position(records.evaluations, folder / "overlap_by_position.png")
+    first, last = records.evaluations[0], records.evaluations[-1]
+    ends = {"before": first, f"after {last['step']:,} steps": last}
+    if all("accuracy_by_length" in line for line in ends.values()):
+        buckets = {when: line["accuracy_by_length"] for when, line in ends.items()}
+        plots.accuracy_by_length(buckets, folder / "accuracy_by_length.png")
+    if "evidence" in pictured:
+        kept = pictured["kept"] > 0
+        plots.evidence_histogram(pictured["evidence"], kept, folder / "evidence.png")
+    if "transport" in pictured:
+        plots.transport_against_loss(
+            pictured["divergence"],
+            pictured["transport"],
+            folder / "transport_against_loss.png",
+            threshold=float(pictured["threshold"]),
+        )

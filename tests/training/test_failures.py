@@ -1,0 +1,33 @@
+import errno
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jopd.training.failures import DISK, MEMORY, explained, is_out_of_room
+
+
+def test_what_the_backend_says_of_memory_becomes_a_line_with_the_way_out():
+    with pytest.raises(jax.errors.JaxRuntimeError) as error:
+        jnp.zeros(1 << 40)
+    line = explained(error.value)
+    assert line.startswith("out of memory allocating 4,398.0 GB: raise --micro-batches")
+    assert "--chunk" in line and "--student.compute.remat" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "error, what",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DISK),
+        (ValueError("Error writing ... [os_error_code='28'] No space left on device"), DISK),
+        (MemoryError(), MEMORY),
+        (RuntimeError("INTERNAL: something else"), None),
+        (OSError(errno.EACCES, "Permission denied"), None),
+    ],
+)
+def test_what_ran_out(error, what):
+    assert is_out_of_room(error) == what
+    assert (explained(error) is None) == (what is None)
+    outer = RuntimeError("while saving")
+    outer.__cause__ = error
+    assert is_out_of_room(outer) == what
