@@ -25,7 +25,7 @@ from jopd.diagnostics import measures
 from jopd.diagnostics.report import comparison
 from jopd.models import Compute
 from jopd.rollout.sampler import Sampling
-from jopd.training import console, evaluation, mesh, setup
+from jopd.training import console, evaluation, failures, mesh, setup
 from jopd.training.state import Fixed, TrainState
 from jopd.training.step import jitted
 
@@ -62,11 +62,13 @@ def main(arguments: list[str] | None = None) -> None:
     if (task := configs.or_exit(configs.take, rest, "--task")) is not None:
         rest += ["--data.source", task]
     settings = tyro.cli(Evaluate, args=rest, prog="python -m jopd.evaluate", description=__doc__)
-    configs.or_exit(run, settings)
+    with failures.explaining(memory=failures.SAMPLING):
+        configs.or_exit(run, settings)
 
 
 def run(settings: Evaluate) -> dict:
     """Prints the table and returns the evaluation record."""
+    check_writable(settings.save)
     config = Config(
         method=losses.get("sft"),  # reads no teacher view of its own: the plain one is measured
         student=Student(settings.model, settings.compute),
@@ -110,14 +112,31 @@ def run(settings: Evaluate) -> dict:
     ):
         answers = evaluator.student(state, fixed)
     record = evaluation.summarise(settings.data, answers)
-    console.results_table(comparison([record]), title=f"{settings.model}, held-out problems")
+    # What a run measures against its teacher is measured against the reference here.
+    rows = [
+        row._replace(measure=row.measure.replace("teacher", "reference"))
+        for row in comparison([record])
+    ]
+    console.results_table(rows, title=f"{settings.model}, held-out problems")
     if settings.save is not None:
         lines = [{"record": record}, *evaluation.samples(answers, len(answers.text))]
-        settings.save.parent.mkdir(parents=True, exist_ok=True)
-        settings.save.write_text(
-            "".join(json.dumps(measures.plain(line), ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(
+            json.dumps(measures.plain(line), ensure_ascii=False) + "\n" for line in lines
         )
+        settings.save.expanduser().write_text(text, encoding="utf-8")
     return record
+
+
+def check_writable(save: Path | None) -> None:
+    """Raises ValueError where the answers can't be written, before they are asked for."""
+    if save is None:
+        return
+    path = save.expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise ValueError(f"save={save} can't be written ({error}): choose another file") from None
 
 
 if __name__ == "__main__":

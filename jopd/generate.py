@@ -20,7 +20,7 @@ from jopd.data.views import ViewConfig, render
 from jopd.models import Compute
 from jopd.models.load import load
 from jopd.rollout.sampler import Decoding, Sampling, sample
-from jopd.training import console, mesh
+from jopd.training import console, failures, mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Generate:
 
 def main(arguments: list[str] | None = None) -> None:
     rest = sys.argv[1:] if arguments is None else arguments
-    configs.or_exit(
-        run, tyro.cli(Generate, args=rest, prog="python -m jopd.generate", description=__doc__)
-    )
+    settings = tyro.cli(Generate, args=rest, prog="python -m jopd.generate", description=__doc__)
+    with failures.explaining(memory=failures.SAMPLING):
+        configs.or_exit(run, settings)
 
 
 def run(settings: Generate) -> list[list[str]]:

@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = lambda message, category, *_: console.say(
         f"{category.__name__}: {message}"
     )
+    failures.say_it_once()
     name, settings = config.or_exit(config.parse, arguments)
     folder = config.or_exit(setup.output_folder, name, settings)
     if finish.finished(folder):

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -26,6 +29,32 @@ def test_a_model_is_at_no_distance_from_itself(tmp_path):
     assert first["record"]["accuracy"]["count"] == len(answers) == 11
     right = sum(answer["completion"].split()[-1:] == [answer["answer"]] for answer in answers)
     assert right / 11 == pytest.approx(record["accuracy"]["value"])
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_answered(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--model", "nowhere", "--save", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"save={tmp_path} can't be written" in error
+
+
+def test_answers_are_saved_in_any_locale_and_the_reference_is_called_so(tmp_path):
+    # A Python without UTF-8 mode in the C locale would write ASCII.
+    code = (
+        "from jopd.evaluate import main, sources\n"
+        "from jopd.data.example import Example\n"
+        "sources.load = lambda *_: [Example('a', ({'role': 'user', 'content': 'h\\u00e9, 1?'},))]\n"
+        "main(['--model', 'jopd:baby-student', '--reference', 'jopd:baby-student',"
+        f" '--max-new-tokens', '4', '--save', {str(tmp_path / 'answers.jsonl')!r}])"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "KL to the reference" in done.stdout and "teacher" not in done.stdout
+    lines = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[1])["prompt"] == "h\u00e9, 1?"
 
 
 def test_a_source_that_does_not_exist_is_one_line(capsys):

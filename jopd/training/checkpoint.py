@@ -17,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from jopd.training.console import say
 from jopd.training.failures import is_out_of_room
+from jopd.training.room import check_room_for_one
 from jopd.training.state import TrainState
 
 # Of what a checkpoint holds; one without a format is of format 1.
@@ -100,6 +101,8 @@ class Checkpoints:
         """Starts saving; `score` (higher is better) is the evaluation's at this step, if there was
         one.
         """
+        self.wait()
+        check_room_for_one(self.folder, state)
         # The copy to the host is done when this returns, so the state may be donated to the next
         # step.
         args = ocp.args.Composite(

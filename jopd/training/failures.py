@@ -1,9 +1,38 @@
 """What libraries say when a machine is out of memory or room, in one line with the way out."""
 
+import contextlib
 import errno
+import logging
 import re
+import sys
+from collections.abc import Iterator
 
 MEMORY, DISK = "memory", "disk"
+
+
+@contextlib.contextmanager
+def explaining(*, memory: str) -> Iterator[None]:
+    """Ends the program in one line where the machine is out of memory or room."""
+    try:
+        yield
+    except Exception as error:
+        if (why := explained(error, memory=memory)) is None:
+            raise
+        raise SystemExit(f"error: {why}") from None
+
+
+def say_it_once() -> None:
+    """Keeps the libraries below from printing what they raise as well: Orbax logs every error of
+    its threads, and tensorstore, whose writes end after the loop that waited for them, prints that.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    usual = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def is_out_of_room(error: BaseException) -> str | None:
@@ -23,10 +52,19 @@ def is_out_of_room(error: BaseException) -> str | None:
     return None
 
 
-def explained(error: BaseException) -> str | None:
+TRAINING = (
+    "raise --micro-batches, lower --chunk (0 is the most memory), set --student.compute.remat layer, "
+    "spread the model with --mesh.fsdp, or lower --prompts or --rollout.max-new-tokens"
+)
+SAMPLING = "spread the model with --mesh.fsdp, or lower the rows at once or --max-new-tokens"
+
+
+def explained(error: BaseException, *, memory: str = TRAINING) -> str | None:
     """One line of what ran out, how much of it was asked for and what to do; None for other errors.
 
-    `error` is any that a step, a checkpoint or a log has raised.
+    Args:
+      error: any that a step, a checkpoint or a log has raised.
+      memory: what helps where that ran out.
     """
     what = is_out_of_room(error)
     if what == DISK:
@@ -37,9 +75,5 @@ def explained(error: BaseException) -> str | None:
     if what == MEMORY:
         asked = re.search(r"allocat\w+ (\d+) bytes", str(error))
         size = f" allocating {int(asked[1]) / 1e9:,.1f} GB" if asked else ""
-        return (
-            f"out of memory{size}: raise --micro-batches, lower --chunk (0 is the most memory), set "
-            "--student.compute.remat layer, spread the model with --mesh.fsdp, or lower --prompts or "
-            "--rollout.max-new-tokens"
-        )
+        return f"out of memory{size}: {memory}"
     return None

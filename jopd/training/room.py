@@ -1,5 +1,8 @@
-"""Whether a run's files will fit on its disk, asked before the run begins."""
+"""Whether what a run writes fits on its disk: asked before the run begins, and before every
+checkpoint, as a write that fails half-way is a dump of the libraries below.
+"""
 
+import errno
 import math
 import shutil
 from pathlib import Path
@@ -15,17 +18,34 @@ def check_room(folder: Path, state: TrainState, *, keep: int) -> None:
 
     What the folder holds already counts as room, as a run that goes on replaces it.
     """
-    size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     needed = (keep + 2) * size(state) + size(state.params)
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(parent).free + held
+    free = free_at(folder) + sum(path.stat().st_size for path in folder.rglob("*"))
     if free < needed:
         raise ValueError(
-            f"output={folder}: {free / 1e9:,.1f} GB are free there, and this run's checkpoints and "
-            f"student take up to {needed / 1e9:,.1f} GB ({keep + 2} checkpoints of "
-            f"{size(state) / 1e9:,.1f} GB): free some room, lower --checkpoint.keep, or choose an "
+            f"output={folder}: {megabytes(free)} are free there, and this run's checkpoints and "
+            f"student take up to {megabytes(needed)} ({keep + 2} checkpoints of "
+            f"{megabytes(size(state))}): free some room, lower --checkpoint.keep, or choose an "
             "--output on another disk"
         )
+
+
+def check_room_for_one(folder: Path, state: TrainState) -> None:
+    """Raises OSError, as a full disk does, where one more checkpoint does not fit."""
+    if free_at(folder) < size(state):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+
+def free_at(folder: Path) -> int:
+    """Bytes free on the disk that a folder is on or will be on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def size(tree) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"

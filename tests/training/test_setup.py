@@ -239,7 +239,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_run(tiny, tmp_path, capsys,
         train.main(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert "0.0 GB are free there" in error and "lower --checkpoint.keep" in error
+    assert "0 MB are free there" in error and "lower --checkpoint.keep" in error
     assert error.count("\n") == 1
 
 
