@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,9 +131,7 @@ def test_the_student_that_is_saved_is_the_one_that_was_trained(models, finished)
     checkpoints.close()
     assert step == state.step == 6
     saved, initial = load(finished / "student"), load(models["student"])
-    jax.tree.map(
-        np.testing.assert_array_equal, jax.device_get(saved.params), jax.device_get(state.params)
-    )
+    chex.assert_trees_all_equal(jax.device_get(saved.params), jax.device_get(state.params))
     assert (
         saved.stop_tokens == initial.stop_tokens
         and saved.tokenizer.get_vocab() == initial.tokenizer.get_vocab()

@@ -1,10 +1,11 @@
 """What is learnt from a teacher: one file a method, each two pure functions of arrays.
 
     method = losses.get("opd", divergence="forward_kl")
-    loss, metrics = losses.evaluate(method, student_logits, {"teacher": teacher_logits}, tokens,
-    mask)
+    views = {"teacher": teacher_logits}
+    loss, metrics = losses.evaluate(method, student_logits, views, tokens, mask)
 
-A method is added with its file, its line in METHODS and its tests.
+A method is added with its file, its line in METHODS and its tests. The examples in docstrings stand
+in their own module, where `jnp` is `jax.numpy`; the tests run them.
 """
 
 import inspect
@@ -65,12 +66,19 @@ METHODS: dict[str, type[Method]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The methods there are."""
+    """The methods there are.
+
+    >>> names()[:4]
+    ('sft', 'opd', 'opd_pg', 'opsd')
+    """
     return tuple(METHODS)
 
 
 def get(name: str, **settings: Any) -> Method:
     """The method of that name.
+
+    >>> get("opd", divergence="forward_kl").divergence
+    'forward_kl'
 
     Raises:
       ValueError: an unknown method or setting, with the nearest known one; or a setting's bad

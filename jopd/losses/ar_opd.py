@@ -42,6 +42,10 @@ def anchored_residual_target(
 ) -> Float[Array, "*n V"]:
     """Log-probabilities of q_lam, without gradient.
 
+    >>> partial, full = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.2, 0.8]))
+    >>> print(jnp.exp(anchored_residual_target(partial, full, scale=0.5, clip=5.0)).round(3))
+    [0.333 0.667]
+
     Args:
       partial_logp: log q_part, the anchor. Its entries of -inf stay -inf.
       full_logp: log q_full; -inf is allowed.

@@ -12,6 +12,10 @@ from jaxtyping import Array, Shaped
 def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raises ValueError at the first name in `given` that is not `known`, with the nearest one that
     is.
+
+    >>> check_known("divergence", ["forward_k"], ["forward_kl", "reverse_kl"])
+    Traceback (most recent call last):
+    ValueError: unknown divergence 'forward_k': did you mean 'forward_kl'? known: forward_kl, reverse_kl
     """
     known = tuple(known)
     for name in given:
@@ -26,6 +30,9 @@ def check_written(
 ) -> None:
     """Raises ValueError at a mask that is not bool or 0/1, and at a token inside it that is none of
     the vocabulary, unless they are traced and cannot be looked at.
+
+    >>> import jax.numpy as jnp
+    >>> check_written(jnp.array([[0, 7]]), jnp.array([[1, 0]]), vocabulary_size=4)
     """
     if not isinstance(mask, Tracer) and not np.isin(values := np.asarray(mask), (0, 1)).all():
         odd = values[~np.isin(values, (0, 1))][0]
@@ -46,6 +53,9 @@ def check_written(
 def check_contiguous(mask: Shaped[Array, "B T"]) -> None:
     """Raises ValueError at a mask that is off before a token that is on, unless it is traced and
     cannot be looked at.
+
+    >>> import jax.numpy as jnp
+    >>> check_contiguous(jnp.array([[1, 1, 0]]))
     """
     if isinstance(mask, Tracer):
         return
@@ -59,7 +69,10 @@ def check_contiguous(mask: Shaped[Array, "B T"]) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Raises ValueError unless logits can be divided by it."""
+    """Raises ValueError unless logits can be divided by it.
+
+    >>> check_temperature(0.7)
+    """
     if not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature={temperature} must be positive and finite: it divides the logits; 1 leaves them as they are"

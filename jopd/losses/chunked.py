@@ -45,6 +45,14 @@ def chunked_terms(
     """Per-token terms [B, T, ...] of a stage, with the logits of no more than `chunk` positions a
     row alive at once.
 
+    >>> from jopd import losses
+    >>> scored = Scored(jnp.ones((1, 4, 2)), jnp.eye(2))
+    >>> tokens, mask = jnp.zeros((1, 4), int), jnp.ones((1, 4), bool)
+    >>> terms = chunked_terms(
+    ...     losses.get("opd"), scored, {"teacher": scored}, tokens, mask, {}, chunk=2, vocabulary=2)
+    >>> print(terms["divergence"])
+    [[0. 0. 0. 0.]]
+
     Args:
       stage: a method, or anything with its `token_terms`.
       student: carries the gradient.

@@ -52,6 +52,11 @@ def routing_distribution(
 ) -> tuple[Float[Array, "*n V"], Bool[Array, "*n"]]:
     """The distribution rho that takes up what the sampled token loses, and where there is one.
 
+    >>> pi, q = jnp.log(jnp.array([0.6, 0.3, 0.1])), jnp.log(jnp.array([0.1, 0.6, 0.3]))
+    >>> rho, nonempty = routing_distribution(pi, q, jnp.array(0))
+    >>> print((3 * rho).round(3), nonempty)
+    [0. 2. 1.] True
+
     Args:
       student_logp: log pi.
       teacher_logp: log q.

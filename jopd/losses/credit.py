@@ -48,6 +48,9 @@ from jopd.losses.vocabulary import accumulator, log_prob_of, log_softmax
 def immediate(rewards: Float[Array, "B T"], mask: Shaped[Array, "B T"]) -> Float[Array, "B T"]:
     """A_t = l_t: every token answers for its own reward. In float32 or wider, 0 where the mask
     (bool or 0/1) is 0.
+
+    >>> print(immediate(jnp.array([[1.0, 2.0, 4.0]]), jnp.array([[1, 1, 0]])))
+    [[1. 2. 0.]]
     """
     return base.silence(rewards.astype(accumulator(rewards.dtype)), mask.astype(bool))
 
@@ -56,6 +59,10 @@ def return_to_go(
     rewards: Float[Array, "B T"], mask: Shaped[Array, "B T"], *, discount: float | int = 1.0
 ) -> Float[Array, "B T"]:
     """A_t = sum_{k>=t} discount^(k-t) l_k: every token answers for what follows it, too.
+
+    >>> rewards, mask = jnp.array([[1.0, 2.0, 4.0]]), jnp.ones((1, 3), bool)
+    >>> print(return_to_go(rewards, mask), return_to_go(rewards, mask, discount=0.5))
+    [[7. 6. 4.]] [[3. 4. 4.]]
 
     Args:
       rewards: [B, T].
@@ -84,6 +91,10 @@ def generalized_advantage(
     bootstrap: Float[Array, "B"] | None = None,
 ) -> Float[Array, "B T"]:
     """A_t = delta_t + discount gae_lambda A_{t+1}, with the errors delta_t of `td_errors`.
+
+    >>> rewards, values, mask = jnp.ones((1, 2)), jnp.array([[2.0, 1.5]]), jnp.ones((1, 2), bool)
+    >>> print(generalized_advantage(rewards, values, mask, discount=1.0, gae_lambda=0.5))
+    [[ 0.25 -0.5 ]]
 
     Args:
       rewards: [B, T].
@@ -116,6 +127,10 @@ def td_errors(
 ) -> Float[Array, "B T"]:
     """delta_t = l_t + discount V(s_{t+1}) - V(s_t), the bootstrap standing after the last token; as
     above.
+
+    >>> rewards, values, mask = jnp.ones((1, 2)), jnp.array([[2.0, 1.5]]), jnp.ones((1, 2), bool)
+    >>> print(td_errors(rewards, values, mask, discount=1.0))
+    [[ 0.5 -0.5]]
     """
     _check_share("discount", discount)
     base.check_contiguous(mask)
@@ -129,6 +144,9 @@ def td_errors(
 
 def group_advantage(rewards: Float[Array, "B"], samples: int) -> Float[Array, "B 1"]:
     """GRPO's advantage of a row in its group: (reward - mean) / (standard deviation + 1e-4).
+
+    >>> print(group_advantage(jnp.array([1.0, 0.0, 1.0, 1.0]), samples=2).round(3)[:, 0])
+    [ 0.707 -0.707  0.     0.   ]
 
     The deviation is the sample's, divided by samples - 1, as the common implementations have it
     (theirs add 1e-4 or 1e-6). A group whose rewards are all equal gives exactly 0.
@@ -159,6 +177,10 @@ def expected_reward(
     """E_pi[ clip(log q - log pi, -clip, clip) ] over the vocabulary, without gradient; without a
     clip it is -KL(pi || q).
 
+    >>> pi, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(f"{expected_reward(pi, q, None):.4f}")
+    -0.1308
+
     Entries without student probability weigh nothing.
     """
     student_logp, teacher_logp = jax.lax.stop_gradient((student_logp, teacher_logp))
@@ -172,6 +194,8 @@ def expected_reward(
 def check_credit(credit: str, known: tuple[str, ...]) -> None:
     """Raises ValueError unless the estimator is known; one that looks at the state alone is refused
     with the reason.
+
+    >>> check_credit("immediate", ("immediate", "return_to_go"))
     """
     if credit in ("kl", "reverse_kl"):
         raise ValueError(

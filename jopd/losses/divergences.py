@@ -45,6 +45,10 @@ def forward_kl(
 ) -> Float[Array, "*n"]:
     """KL(q || pi), in full or on a top-k support.
 
+    >>> pi, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(f"{forward_kl(pi, q):.4f}")  # log(4/3) / 2
+    0.1438
+
     Args:
       student_logp: log pi.
       teacher_logp: log q.
@@ -76,7 +80,12 @@ def reverse_kl(
     support: str = "teacher",
     tail: str = "bucket",
 ) -> Float[Array, "*n"]:
-    """KL(pi || q), in full or on a top-k support; arguments and errors are `forward_kl`'s."""
+    """KL(pi || q), in full or on a top-k support; arguments and errors are `forward_kl`'s.
+
+    >>> pi, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(f"{reverse_kl(pi, q):.4f}")  # log(27/16) / 4
+    0.1308
+    """
     return _kl(
         student_logp,
         teacher_logp,
@@ -92,6 +101,10 @@ def jensen_shannon(
 ) -> Float[Array, "*n"]:
     """beta KL(q || m) + (1 - beta) KL(pi || m), m = beta q + (1 - beta) pi. At most log 2, at beta
     = 1/2.
+
+    >>> pi, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(f"{jensen_shannon(pi, q, beta=0.5):.4f}")
+    0.0338
 
     Divided by beta it tends to the forward KL as beta -> 0, and divided by 1 - beta to the reverse
     KL as beta -> 1.
@@ -117,7 +130,12 @@ def jensen_shannon(
 def total_variation(
     student_logp: Float[Array, "*n V"], teacher_logp: Float[Array, "*n V"]
 ) -> Float[Array, "*n"]:
-    """1/2 sum_v |q - pi|, in [0, 1]."""
+    """1/2 sum_v |q - pi|, in [0, 1].
+
+    >>> pi, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(f"{total_variation(pi, q):.2f}")
+    0.25
+    """
     # Its gradient jumps where the two meet, so that of a difference within rounding would be noise
     # of full size.
     differs = jnp.abs(teacher_logp - student_logp) > 64 * jnp.finfo(student_logp.dtype).eps
@@ -133,6 +151,9 @@ def k1(student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]) -> Fl
     """Unbiased estimate of the reverse KL from a sampled token's two log-probabilities; its own
     expected gradient is 0.
 
+    >>> print(f"{k1(jnp.log(0.25), jnp.log(0.5)):.4f}")  # -log 2
+    -0.6931
+
     To learn from it, give it to a policy gradient. The names are Schulman's ("Approximating KL
     divergence", 2020).
     """
@@ -142,6 +163,9 @@ def k1(student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]) -> Fl
 def k2(student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Biased, low-variance estimate of the reverse KL; its own expected gradient is the reverse
     KL's.
+
+    >>> print(f"{k2(jnp.log(0.25), jnp.log(0.5)):.4f}")  # log(2)^2 / 2
+    0.2402
     """
     return jnp.square(student_logp - teacher_logp) / 2
 
@@ -149,6 +173,9 @@ def k2(student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]) -> Fl
 def k3(student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Unbiased, never negative estimate of the reverse KL; its own expected gradient is the forward
     KL's.
+
+    >>> print(f"{k3(jnp.log(0.25), jnp.log(0.5)):.4f}")  # 2 - 1 - log 2
+    0.3069
     """
     gap = student_logp - teacher_logp
     return jnp.expm1(-gap) + gap
@@ -157,12 +184,21 @@ def k3(student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]) -> Fl
 def kl_entries(
     logp: Float[Array, "*n V"], other_logp: Float[Array, "*n V"]
 ) -> Float[Array, "*n V"]:
-    """p (log p - log other), the entries that sum to KL(p || other); single ones may be negative."""
+    """p (log p - log other), the entries that sum to KL(p || other); single ones may be negative.
+
+    >>> pi, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(kl_entries(q, pi).round(3))  # log(2) / 2, log(2/3) / 2
+    [ 0.347 -0.203]
+    """
     return jnp.exp(logp) * _gap(logp, other_logp)
 
 
 def entropy(logp: Float[Array, "*n V"]) -> Float[Array, "*n"]:
-    """-sum_v p log p, in nats."""
+    """-sum_v p log p, in nats.
+
+    >>> print(f"{entropy(jnp.log(jnp.array([0.5, 0.25, 0.25]))):.4f}")  # log(2) 3/2
+    1.0397
+    """
     return -jnp.sum(jnp.exp(logp) * _present(logp, logp), axis=-1)
 
 
@@ -175,6 +211,10 @@ def choose(
     tail: str = "bucket",
 ) -> Divergence:
     """The divergence of that name as a function of student log-probs, teacher log-probs and tokens.
+
+    >>> pi, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(f"{choose('total_variation')(pi, q, jnp.array(0)):.2f}")
+    0.25
 
     Args:
       name: one of `Name`.
@@ -231,6 +271,10 @@ def choose(
 def comparison(student_logits: Float[Array, "*n V"], teacher_logits: Float[Array, "*n V"]) -> Terms:
     """What every method logs about a student and a teacher: `kl` (exact reverse KL), both
     entropies, `top1_agreement`.
+
+    >>> logged = comparison(*jnp.log(jnp.array([[0.25, 0.75], [0.75, 0.25]])))
+    >>> print({name: round(float(value), 3) for name, value in logged.items()})
+    {'kl': 0.549, 'student_entropy': 0.562, 'teacher_entropy': 0.562, 'top1_agreement': 0.0}
 
     At temperature 1 whatever the loss's, so that runs compare; without gradient, so that it costs a
     forward pass alone.

@@ -60,6 +60,9 @@ def evidence(
 ) -> Float[Array, "*n"]:
     """How much likelier the context makes the sampled tokens, in nats and without gradient.
 
+    >>> print(f"{evidence(jnp.log(0.5), jnp.log(0.25)):.3f}")
+    0.693
+
     Args:
       privileged_logp: log q(y_t | x, r, y_<t) of the sampled tokens.
       plain_logp: log q(y_t | x, y_<t), of the same model.
@@ -73,6 +76,9 @@ def evidence_mask(
     evidence: Float[Array, "*n"], *, region: str, threshold: float | int
 ) -> Bool[Array, "*n"]:
     """Which tokens lie in a region of the evidence.
+
+    >>> print(evidence_mask(jnp.array([-0.5, 0.0, 0.5]), region="positive", threshold=0.1))
+    [False False  True]
 
     Args:
       evidence: in nats.
@@ -102,7 +108,10 @@ def _check_region(region, threshold):
 
 
 def check_guidance(guided_share: float, guided_writer: str) -> None:
-    """Raises ValueError unless completions can be guided in that way."""
+    """Raises ValueError unless completions can be guided in that way.
+
+    >>> check_guidance(0.5, "student")
+    """
     if not 0 <= guided_share <= 1:
         raise ValueError(
             f"guided_share={guided_share} must lie in [0, 1]: it is a probability; 0.5 is EDGE-OPD's"
@@ -262,6 +271,10 @@ class EvidenceGuidedOPD(PolicyGradient):
 
 
 def guided_rollouts(guided_share: float, guided_writer: str) -> str:
-    """The survey's `state` of a method with such completions."""
+    """The survey's `state` of a method with such completions.
+
+    >>> guided_rollouts(0.5, "student")
+    'student rollouts, 0.5 of them written by the student with the context'
+    """
     guided = f", {guided_share:g} of them written by the {guided_writer} with the context"
     return "student rollouts" + (guided if guided_share else "")

@@ -38,14 +38,14 @@ def evaluate(
     """Loss and metrics of a whole batch of plain arrays, both stages at once: the entry for
     notebooks and tests.
 
-        >>> import jax.numpy as jnp
-        >>> from jopd import losses
-        >>> student, teacher = jnp.zeros((1, 1, 2)), jnp.log(jnp.array([[[0.75, 0.25]]]))
-        >>> tokens, mask = jnp.zeros((1, 1), int), jnp.ones((1, 1), bool)
-        >>> loss, _ = losses.evaluate(
-        ...     losses.get("opd"), student, {"teacher": teacher}, tokens, mask)
-        >>> round(float(loss), 4)
-        0.1438
+    >>> import jax.numpy as jnp
+    >>> from jopd import losses
+    >>> student, teacher = jnp.zeros((1, 1, 2)), jnp.log(jnp.array([[[0.75, 0.25]]]))
+    >>> tokens, mask = jnp.zeros((1, 1), int), jnp.ones((1, 1), bool)
+    >>> loss, _ = losses.evaluate(
+    ...     losses.get("opd"), student, {"teacher": teacher}, tokens, mask)
+    >>> round(float(loss), 4)
+    0.1438
 
     Args:
       method: as `jopd.losses.get` gives it.

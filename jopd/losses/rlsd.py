@@ -51,6 +51,10 @@ def reweighted_advantage(
     """A [(1 - mix) + mix clip(exp(sign(A) D), 1 - clip, 1 + clip)], of A's sign everywhere and
     without gradient.
 
+    >>> advantage, log_ratio = jnp.array([[1.0], [-1.0]]), jnp.log(jnp.array([[1.1], [1.1]]))
+    >>> print(reweighted_advantage(advantage, log_ratio, mix=1.0, clip=0.2).round(3)[:, 0])
+    [ 1.1   -0.909]
+
     Args:
       advantage: A, [B, 1] or [B, T].
       log_ratio: D, [B, T], in nats; infinite is allowed.

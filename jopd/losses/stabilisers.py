@@ -93,6 +93,10 @@ class Stabilisers:
 def stabilised(method: base.Method, stabilisers: Stabilisers) -> base.Method:
     """The method under these stabilisers; the method itself if all are off.
 
+    >>> from jopd import losses
+    >>> stabilised(losses.get("opd"), Stabilisers(kl_to_initial=0.05)).views
+    ('teacher', 'initial')
+
     Raises:
       ValueError: a gate on the teacher's entropy for a method without a teacher.
     """
@@ -281,7 +285,11 @@ class _Scoring:
 
 
 def joined(own: str, *more: str) -> str:
-    """One of the survey's variables with more words to it; `own` may be "none"."""
+    """One of the survey's variables with more words to it; `own` may be "none".
+
+    >>> joined("none", "a clip"), joined("a clip", "a gate")
+    ('a clip', 'a clip, a gate')
+    """
     return ", ".join([*[own] * (own != "none"), *more]) or "none"
 
 

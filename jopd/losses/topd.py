@@ -336,6 +336,11 @@ def transport(
     """Entropic optimal transport between the tokens of two windows, each token of a window weighing
     the same.
 
+    >>> one, other, on = jnp.eye(2)[None], jnp.eye(2)[None, ::-1], jnp.ones((1, 2), bool)
+    >>> plan, cost = transport(one, other, on, on, epsilon=0.05, iterations=50)
+    >>> print(plan.round(3)[0].tolist(), cost.round(3))
+    [[0.0, 0.5], [0.5, 0.0]] [0.]
+
     Sinkhorn's scaling in the log domain, columns and then rows, so that the rows of the plan are
     exact and its columns as good as the iterations. Without gradient.
 
@@ -391,6 +396,10 @@ def transport(
 def soft_targets(plan: Float[Array, "*n K K"]) -> Float[Array, "*n K K"]:
     """The plan's rows as distributions: over the teacher's tokens, for each of the student's; 0 for
     those without.
+
+    >>> print(soft_targets(jnp.array([[0.25, 0.25], [0.0, 0.0]])))
+    [[0.5 0.5]
+     [0.  0. ]]
     """
     total = plan.sum(axis=-1, keepdims=True)
     return plan / jnp.where(total > 0, total, 1)
@@ -406,6 +415,11 @@ def choose(
     share: float,
 ) -> Places:
     """Places [B, windows + 1] for windows to begin.
+
+    >>> divergence, on = jnp.array([[0.1, 5.0, 0.2, 0.3]]), jnp.ones((1, 4), bool)
+    >>> noise = jnp.array([[0.1, 0.2, 0.3, 0.4]])
+    >>> choose(divergence, on, noise, windows=1, apart=2, share=0.25).positions.tolist()
+    [[1, 2]]
 
     Candidates are a row's max(1, ceil(share * tokens)) tokens of highest divergence, the earlier
     one of equals. Up to `windows` of them are taken, those of highest noise and at least `apart`
@@ -437,7 +451,13 @@ def choose(
 
 
 def remember(state: State, costs: Float[Array, " n"], valid: Bool[Array, " n"]) -> dict[str, Array]:
-    """The state after the valid costs are written over the oldest ones."""
+    """The state after the valid costs are written over the oldest ones.
+
+    >>> state = {"low_costs": jnp.zeros(2), "written": jnp.array(0)}
+    >>> after = remember(state, jnp.array([0.3, 0.1]), jnp.array([True, False]))
+    >>> print(after["low_costs"], after["written"])
+    [0.3 0. ] 1
+    """
     size, order = state["low_costs"].shape[0], jnp.cumsum(valid) - 1
     kept = valid & (order >= valid.sum() - size)  # of more than it holds, the last
     slots = jnp.where(kept, (state["written"] + order) % size, size)
@@ -451,6 +471,10 @@ def remember(state: State, costs: Float[Array, " n"], valid: Bool[Array, " n"]) 
 def threshold(state: State, percentile: float) -> Float[Array, ""]:
     """The percentile of the costs that are remembered; infinite, so that nothing exceeds it, before
     the first.
+
+    >>> state = {"low_costs": jnp.array([0.1, 0.3, 0.0]), "written": jnp.array(2)}
+    >>> print(f"{threshold(state, 50.0):.2f}")
+    0.20
     """
     filled = jnp.arange(state["low_costs"].shape[0]) < state["written"]
     value = jnp.nanpercentile(jnp.where(filled, state["low_costs"], jnp.nan), percentile)
@@ -460,7 +484,11 @@ def threshold(state: State, percentile: float) -> Float[Array, ""]:
 def lowest(
     costs: Float[Array, "B M"], valid: Bool[Array, "B M"], share: float
 ) -> Bool[Array, "B M"]:
-    """Which are the cheapest `share`, to the nearest number, of the whole batch's valid windows."""
+    """Which are the cheapest `share`, to the nearest number, of the whole batch's valid windows.
+
+    >>> print(lowest(jnp.array([[0.4, 0.1, 0.2]]), jnp.ones((1, 3), bool), 1 / 3))
+    [[False  True False]]
+    """
     rank = _rank(jnp.where(valid, costs, jnp.inf).reshape(1, -1)).reshape(costs.shape)
     return valid & (rank < jnp.round(share * valid.sum().astype(costs.dtype)).astype(rank.dtype))
 
@@ -473,6 +501,10 @@ def cap(
 ) -> Float[Array, "B T"]:
     """Weights that bring the divergence down to the row's median at the positions that are capped,
     1 elsewhere.
+
+    >>> divergence, on = jnp.array([[1.0, 2.0, 8.0]]), jnp.ones((1, 3), bool)
+    >>> print(cap(divergence, on, jnp.array([[2]]), jnp.array([[True]])))
+    [[1.   1.   0.25]]
 
     A weight, as the minimum of the two has no gradient above the median.
     """

@@ -34,7 +34,11 @@ class Total(NamedTuple):
 def share(
     sum: Float[Array | np.ndarray, "*shape"], count: Float[Array | np.ndarray, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """sum / count, and 0 where nothing was counted; a count of weights may be less than 1."""
+    """sum / count, and 0 where nothing was counted; a count of weights may be less than 1.
+
+    >>> print(share(jnp.array(3.0), jnp.array(4.0)), share(jnp.array(3.0), jnp.array(0.0)))
+    0.75 3.0
+    """
     return jnp.asarray(sum) / jnp.where(count > 0, count, 1)
 
 

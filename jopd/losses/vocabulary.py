@@ -22,12 +22,19 @@ _GROUPS = 16
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     """The type that log-probabilities of such values are computed in: float32, or float64 for
     float64.
+
+    >>> accumulator(jnp.dtype("bfloat16"))
+    dtype('float32')
     """
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def log_softmax(logits: Float[Array, "*n V"], temperature: float = 1.0) -> Float[Array, "*n V"]:
-    """Log-probabilities of `logits / temperature`, in float32 or wider whatever the logits' type."""
+    """Log-probabilities of `logits / temperature`, in float32 or wider whatever the logits' type.
+
+    >>> print(jnp.exp(log_softmax(jnp.log(jnp.array([1.0, 9.0])), 2.0)))
+    [0.25 0.75]
+    """
     logits = logits.astype(accumulator(logits.dtype))
     if temperature != 1:
         # Divided as distances from the best logit: a small temperature would round the best away.
@@ -39,6 +46,9 @@ def log_softmax(logits: Float[Array, "*n V"], temperature: float = 1.0) -> Float
 def log_prob_of(logp: Float[Array, "*n V"], tokens: Int[Array, "*n"]) -> Float[Array, "*n"]:
     """`logp[..., tokens]` as a compare-and-sum: safe beside entries of -inf, local where the
     vocabulary is sharded.
+
+    >>> print(log_prob_of(jnp.array([[-1.0, -2.0], [-3.0, -4.0]]), jnp.array([1, 0])))
+    [-2. -3.]
     """
     ids = jax.lax.broadcasted_iota(tokens.dtype, logp.shape, logp.ndim - 1)
     return jnp.sum(jnp.where(ids == tokens[..., None], logp, 0), axis=-1)
@@ -48,6 +58,10 @@ def top_k(x: Float[Array, "*n V"], k: int) -> tuple[Float[Array, "*n k"], Int[Ar
     """The `k` largest entries and their ids, as `jax.lax.top_k` gives them, ties included; `k` is
     clipped to V.
 
+    >>> values, ids = top_k(jnp.array([0.1, 0.7, 0.2]), 2)
+    >>> print(values, ids)
+    [0.7 0.2] [1 2]
+
     Not differentiable: pass `stop_gradient(x)`.
     """
     return _search(x, min(k, x.shape[-1]))
@@ -56,6 +70,9 @@ def top_k(x: Float[Array, "*n V"], k: int) -> tuple[Float[Array, "*n k"], Int[Ar
 def in_top_k(x: Float[Array, "*n V"], k: int) -> Bool[Array, "*n V"]:
     """Which entries are among the `k` largest of their row: exactly min(k, V) of them, ties going
     to the lowest id.
+
+    >>> print(in_top_k(jnp.array([0.1, 0.7, 0.2]), 2))
+    [False  True  True]
     """
     # The barrier gives the search and the comparison below the very same floats: fused apart, they
     # could differ in the last bit.

@@ -1,6 +1,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,9 +35,7 @@ def unchunked(method):
 
 
 def assert_same(found, expected):
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), found, expected
-    )
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
 
 
 TOP_K = losses.get("opd", top_k=3)

@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,8 +222,7 @@ def test_only_what_the_mask_lets_through_counts_and_only_the_student_learns(meth
     spoilt = jax.device_get(
         compiled(method)(*jax.tree.map(spoil, (student, teacher, inputs)), mask)
     )
-    jax.tree.map(
-        np.testing.assert_array_equal,
+    chex.assert_trees_all_equal(
         spoilt,
         jax.device_get(compiled(method)(*batch(method), mask)),
     )
@@ -241,9 +241,7 @@ def test_impossible_tokens_are_harmless(method):
     never = lambda a: a.at[..., -1].set(-jnp.inf)
     mask = jnp.asarray(MASK)
     found = compiled(method)(never(student), never(teacher), inputs, mask)
-    jax.tree.map(
-        np.testing.assert_array_equal, found, compiled(method)(student, teacher, inputs, mask)
-    )
+    chex.assert_trees_all_equal(found, compiled(method)(student, teacher, inputs, mask))
     assert not found[1][0][..., -1].any()
     # What the teacher wants most and the student can never write.
     (value, _), (gradient, _) = compiled(method)(
@@ -268,7 +266,7 @@ def test_narrow_logits_are_computed_with_in_float32():
     expected = compiled(method)(
         *(logits.astype(jnp.float32) for logits in narrow), inputs, jnp.asarray(MASK)
     )
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found[0], expected[0])
+    chex.assert_trees_all_close(found[0], expected[0], rtol=1e-5)
     assert found[1][0].dtype == jnp.bfloat16
     np.testing.assert_allclose(
         found[1][0].astype(jnp.float32), expected[1][0], rtol=0.01, atol=1e-6

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -278,7 +279,7 @@ def test_tokens_outside_the_mask_do_not_exist(method):
         clean, spoilt = (
             jax.device_get(value_and_gradients(mask, jnp.float32(p))) for p in (0, poison)
         )
-        jax.tree.map(np.testing.assert_array_equal, spoilt, clean)
+        chex.assert_trees_all_equal(spoilt, clean)
         value, (gradient, teacher_gradients) = spoilt
         assert np.isfinite(value) and not gradient[~mask].any()
         assert not any(gradient.any() for gradient in teacher_gradients.values())

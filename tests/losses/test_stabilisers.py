@@ -3,6 +3,7 @@ import dataclasses
 import math
 from typing import ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +102,7 @@ def test_masked_tokens_are_tokens_of_weight_0(name):
     found, expected = (
         jax.jit(jax.value_and_grad(loss))(logits_of(batch.student)) for loss in (steadied, weighted)
     )
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected)
     assert not np.asarray(found[1])[silent].any()
 
 

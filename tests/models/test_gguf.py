@@ -1,6 +1,7 @@
 import dataclasses
 import string
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_a_file_gives_back_the_model_it_was_made_of(name, architectures, random_
         architecture, norm_epsilon=float(np.float32(architecture.norm_epsilon))
     )
     assert loaded.architecture == rounded  # the file keeps it in float32
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    chex.assert_trees_all_equal(loaded.params, params)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_1"])
@@ -151,9 +152,7 @@ def test_a_part_of_a_permuted_tensor(architectures, random_model, write):
     _, params = random_model(architectures["llama"])
     mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), devices=jax.devices()[:4])
     loaded = load(write(architectures["llama"], params), mesh=mesh)
-    jax.tree.map(
-        np.testing.assert_array_equal, jax.device_get(loaded.params), jax.device_get(params)
-    )
+    chex.assert_trees_all_equal(jax.device_get(loaded.params), jax.device_get(params))
 
 
 def test_the_tokenizer_in_the_metadata(architectures, random_model, write, tmp_path):

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import warnings
 
+import chex
 import huggingface_hub
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def loaded(folder):
 
 
 def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+    chex.assert_trees_all_equal(jax.device_get(a), jax.device_get(b))
 
 
 def test_what_is_saved_is_what_is_loaded(folder, loaded, architectures, random_model, tokenizer):

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +36,7 @@ def state_of(step: int, mesh=None) -> TrainState:
 
 
 def assert_equal(found: TrainState, wanted: TrainState):
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    chex.assert_trees_all_equal(found, wanted)
 
 
 def steps_in(folder) -> set[int]:

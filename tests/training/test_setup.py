@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import chex
 import filelock
 import jax
 import numpy as np
@@ -381,7 +382,7 @@ def test_another_model_is_frozen_and_read_as_it_is_asked_for(tiny, tmp_path):
 
 def test_a_frozen_self_teacher_survives_the_donation_of_the_student(tiny, tmp_path):
     run = run_of_self(tiny, tmp_path / "run")
-    jax.tree.map(np.testing.assert_array_equal, run.fixed.teacher, run.state.params)
+    chex.assert_trees_all_equal(run.fixed.teacher, run.state.params)
     assert pointers(run.fixed.teacher).isdisjoint(pointers(run.state.params))
     assert run.program.views == ("privileged",)
 
@@ -419,7 +420,7 @@ def test_a_teacher_that_follows_has_no_parameters_of_its_own(update, rank, tiny,
     )
     # Its parameters are found, and are the student's.
     found = run.program.teacher_params(run.state, run.fixed)
-    jax.tree.map(np.testing.assert_array_equal, found, run.student.params)
+    chex.assert_trees_all_equal(found, run.student.params)
     assert f"self ({update})" in setup.describe(run)["teacher"]
 
 

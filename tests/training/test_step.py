@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ by_method = pytest.mark.parametrize("method", [*METHODS, TOPD], ids=lambda metho
 
 
 def same(found, wanted, atol=2e-6):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-5, atol=atol), found, wanted)
+    chex.assert_trees_all_close(found, wanted, rtol=5e-5, atol=atol)
 
 
 def loss_and_gradient(given):
@@ -371,11 +372,7 @@ def test_a_teacher_that_is_the_student_teaches_nothing(method):
         {f"loss_{name}" for name in DIVERGENCES} if method.name == "every_divergence" else set()
     )
     assert all(abs(value) < 1e-6 for value in shares.values())
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
-        before,
-        jax.device_get(state.params),
-    )
+    chex.assert_trees_all_close(before, jax.device_get(state.params), rtol=0, atol=1e-6)
 
 
 def bigram_model(table: np.ndarray):
@@ -589,9 +586,7 @@ def test_who_the_teacher_is(teacher_update):
         teacher_update
     ]
     assert wanted
-    jax.tree.map(
-        np.testing.assert_array_equal, given.program.teacher_params(state, given.fixed), wanted
-    )
+    chex.assert_trees_all_equal(given.program.teacher_params(state, given.fixed), wanted)
 
 
 def test_adapters_leave_the_base_alone_and_the_base_is_the_teacher():
@@ -619,7 +614,7 @@ def test_adapters_leave_the_base_alone_and_the_base_is_the_teacher():
     again = moved.scored()
     np.testing.assert_array_equal(again.hidden["privileged"], scored.hidden["privileged"])
     assert moved.updated(again)[1]["loss"] > 0.01
-    jax.tree.map(np.testing.assert_array_equal, base, plain)
+    chex.assert_trees_all_equal(base, plain)
 
 
 # What goes wrong is said.
@@ -630,7 +625,7 @@ def test_rows_that_are_not_finite_are_named_and_a_batch_without_tokens_gives_no_
     scored, before = given.scored(), jax.device_get(given.state.params)
     state, metrics = given.updated(scored._replace(mask=jnp.zeros_like(scored.mask)))
     assert metrics["loss"] == 0 == metrics["gradient_norm"] and metrics["finite_rows"].all()
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
+    chex.assert_trees_all_equal(before, jax.device_get(state.params))
     given = given._replace(state=state)
     poison = np.zeros((ROWS, LENGTH), bool)
     poison[2, 1] = poison[5, 0] = True
