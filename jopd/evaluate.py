@@ -22,10 +22,10 @@ from jopd.data import sources
 from jopd.data.sources import DataConfig
 from jopd.data.views import ViewConfig
 from jopd.diagnostics import measures
-from jopd.diagnostics.report import comparison
+from jopd.diagnostics.findings import comparison
 from jopd.models import Compute
 from jopd.rollout.sampler import Sampling
-from jopd.training import console, evaluation, failures, mesh, setup
+from jopd.training import console, evaluation, failures, mesh, setup, summary
 from jopd.training.state import Fixed, TrainState
 from jopd.training.step import jitted
 
@@ -111,7 +111,7 @@ def run(settings: Evaluate) -> dict:
         console.waiting(f"answering {len(problems.examples)} problems (compiles first)"),
     ):
         answers = evaluator.student(state, fixed)
-    record = evaluation.summarise(settings.data, answers)
+    record = summary.summarise(settings.data, answers)
     # What a run measures against its teacher is measured against the reference here.
     rows = [
         row._replace(measure=row.measure.replace("teacher", "reference"))
@@ -119,7 +119,7 @@ def run(settings: Evaluate) -> dict:
     ]
     console.results_table(rows, title=f"{settings.model}, held-out problems")
     if settings.save is not None:
-        lines = [{"record": record}, *evaluation.samples(answers, len(answers.text))]
+        lines = [{"record": record}, *summary.samples(answers, len(answers.text))]
         text = "".join(
             json.dumps(measures.plain(line), ensure_ascii=False) + "\n" for line in lines
         )

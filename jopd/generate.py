@@ -16,6 +16,7 @@ from jopd.config import MeshConfig
 from jopd.data import sources
 from jopd.data.batching import left_pad
 from jopd.data.example import Example, Message
+from jopd.data.texts import texts
 from jopd.data.views import ViewConfig, render
 from jopd.models import Compute
 from jopd.models.load import load
@@ -95,12 +96,9 @@ def run(settings: Generate) -> list[list[str]]:
                 jax.random.key(settings.seed),
             )
         )
-    texts = [
-        str(model.tokenizer.decode(row[kept], skip_special_tokens=True))
-        for row, kept in zip(rollout.tokens, rollout.mask, strict=True)
-    ]
+    written = texts(model.tokenizer, rollout.tokens, rollout.mask)
     answers = [
-        texts[i * settings.samples : (i + 1) * settings.samples] for i in range(len(examples))
+        written[i * settings.samples : (i + 1) * settings.samples] for i in range(len(examples))
     ]
     for example, mine in zip(examples, answers, strict=True):
         console.say(f"\n> {example.messages[-1]['content']}")

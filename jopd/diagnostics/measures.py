@@ -6,14 +6,15 @@ along the completion or over its length. The unit follows from the words of the 
 `accuracy` and `*_rate` are shares of problems, `*_share`, `*_agreement`, `*_overlap`, `*_mass*` and
 `stop_gap` are shares of tokens or probabilities, `*kl*`, `*_entropy`, `entropy_gap` and
 `log_ratio*` are nats a token, `length*` counts tokens. Under "teacher" a record may hold the
-teacher's own measures on the same problems.
+teacher's own measures on the same problems; under "by_problem" it holds how each problem came out,
+in their order, which `jopd.diagnostics.paired` compares.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-NOT_MEASURES = ("step", "seconds", "teacher")
+NOT_MEASURES = ("step", "seconds", "teacher", "by_problem")
 # Names that need more than their own words.
 LABELS = {
     "kl": "KL to the teacher",

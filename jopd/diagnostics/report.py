@@ -11,21 +11,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jopd.diagnostics.measures import (
-    Measure,
-    amount,
-    duration,
-    explains,
-    is_outcome,
-    label,
-    measures,
-    number,
-    plain,
-    show,
-    unit,
-)
+from jopd.diagnostics.findings import Evaluations, Row, comparison, findings, results_of
+from jopd.diagnostics.measures import duration, number, plain, unit
+from jopd.diagnostics.paired import changes
 
 PACKAGES = ("jopd", "jax", "jaxlib", "flax", "optax")
 VARIABLES = ("state", "support", "credit", "routing", "gates", "regularisation")
@@ -88,42 +78,13 @@ PLOTS = {
 }
 
 
-class Row(NamedTuple):
-    """A measure before and after training, ready to be printed."""
-
-    measure: str
-    before: str
-    after: str
-    teacher: str
-    problems: str
-
-
-def comparison(evaluations: Sequence[Mapping[str, Any]], *, diagnostics: bool = False) -> list[Row]:
-    """The first and the last evaluation, a row a measure, and the share of the way to the teacher's
-    accuracy.
-
-    With `diagnostics` the rows of the groups `measures.DIAGNOSTICS`, otherwise all others.
-    """
-    results, rows = _results(evaluations), []
-    for name in results.before | results.after:
-        if explains(name) != diagnostics:
-            continue
-        was, now, aim = (show(name, found[name]) if name in found else "" for found in results)
-        count = (results.after.get(name) or results.before[name]).count
-        title = f"{label(name)} ({unit(name)})" if unit(name) else label(name)
-        rows.append(Row(title, was, now, aim, f"{count:,}" if count else ""))
-        if (closed := results.gap_closed(name)) is not None:
-            rows.append(Row("  way to the teacher (%)", "", f"{100 * closed:.0f}", "", ""))
-    return rows
-
-
 def write(
     folder: Path,
     *,
     config: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
     variables: Mapping[str, str],
-    evaluations: Sequence[Mapping[str, Any]],
+    evaluations: Evaluations,
 ) -> None:
     """Writes `report.json` and `report.md` into a run's folder.
 
@@ -161,15 +122,18 @@ def write(
         groups[group] = {
             key: plain(known.get(key, MISSING)) for key in dict.fromkeys((*keys, *known))
         }
-    found = _results(evaluations)
+    measured = results_of(evaluations)
     results = {
         name: {
             when: values[name]._asdict()
-            for when, values in found._asdict().items()
+            for when, values in measured._asdict().items()
             if name in values
         }
-        for name in found.before | found.after
+        for name in measured.before | measured.after
     }
+    if len(evaluations) > 1:
+        for name, change in changes(evaluations[0], evaluations[-1]).items():
+            results[name]["change"] = change._asdict()
     data = {
         **groups,
         "variables": dict(variables),
@@ -201,35 +165,11 @@ def command() -> str:
     return shlex.join(["python", *sys.orig_argv[1:]])
 
 
-class _Results(NamedTuple):
-    """The measures before, after (none after a single evaluation) and of the teacher, from the last
-    record with any.
-    """
-
-    before: dict[str, Measure]
-    after: dict[str, Measure]
-    teacher: dict[str, Measure]
-
-    def gap_closed(self, name: str) -> float | None:
-        """For an accuracy, the share of the way from before to the teacher's."""
-        if not name.endswith("accuracy") or not all(name in found for found in self):
-            return None
-        gap = self.teacher[name].value - self.before[name].value
-        return (self.after[name].value - self.before[name].value) / gap if gap > 0 else None
-
-
-def _results(evaluations: Sequence[Mapping[str, Any]]) -> _Results:
-    before = measures(evaluations[0]) if evaluations else {}
-    after = measures(evaluations[-1]) if len(evaluations) > 1 else {}
-    teachers = [line["teacher"] for line in evaluations if line.get("teacher")]
-    return _Results(before, after, measures(teachers[-1]) if teachers else {})
-
-
 def _markdown(
     folder: Path,
     groups: Mapping[str, Any],
     variables: Mapping[str, str],
-    evaluations: Sequence[Mapping[str, Any]],
+    evaluations: Evaluations,
 ) -> str:
     run = groups["run"]
     parts = [
@@ -239,7 +179,8 @@ def _markdown(
     header = ("held-out problems", "before", "after", "teacher", "problems")
     parts.append(_rows(header, comparison(evaluations)))
     parts.append(
-        "Brackets: 95 % intervals. `evaluations.jsonl` holds every evaluation, `samples.jsonl` some answers."
+        "Brackets: 95 % intervals of each number by itself. `evaluations.jsonl` holds every "
+        "evaluation, `samples.jsonl` some answers."
     )
     for name, alternative in PLOTS.items():
         if (folder / "plots" / f"{name}.png").exists():
@@ -268,32 +209,15 @@ def _rows(header: Sequence[str], rows: Sequence[Row]) -> str:
     return _table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
-def _findings(groups: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the intervals do and don't show, a sentence a measure."""
-    results, found = _results(evaluations), []
-    for name, was in results.before.items():
-        now = results.after.get(name)
-        judged = (is_outcome(name) or name.split("/")[-1] == "kl") and not explains(name)
-        if not judged or now is None or was.interval is None or now.interval is None:
-            continue
-        old, new, ending = amount(name, was.value), amount(name, now.value), f" {unit(name)}"
-        verb = "rose" if now.value > was.value else "fell"
-        change = f"stayed at {old}" if new == old else f"{verb} from {old} to {new}"
-        apart = max(was.interval[0], now.interval[0]) > min(was.interval[1], now.interval[1])
-        verdict = "do not overlap" if apart else "overlap, so this run alone does not show a change"
-        way = ""
-        if (closed := results.gap_closed(name)) is not None:
-            way = f", {100 * closed:.0f} % of the way to the teacher's {amount(name, results.teacher[name].value)} %"
-        on = f" on {now.count:,} held-out problems" if now.count else ""
-        title = label(name)
-        found.append(
-            f"- {title[0].upper()}{title[1:]} {change}{ending}{on}{way}. The 95 % intervals {verdict}."
-        )
-    if not found:
+def _findings(groups: Mapping[str, Any], evaluations: Evaluations) -> list[str]:
+    """What is shown, and what the tests cover."""
+    if not (shown := findings(evaluations)):
         return []
-    seed = groups["run"]["seed"]
-    caution = f"Seed {seed}: the intervals cover the choice of problems, not how runs with other seeds would differ."
-    return ["\n".join(found), caution]
+    caution = (
+        f"Seed {groups['run']['seed']}: tests and intervals cover the choice of problems, paired "
+        "where two evaluations are compared, not how runs with other seeds would differ."
+    )
+    return ["\n".join(f"- {sentence}" for sentence in shown), caution]
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

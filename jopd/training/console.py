@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import rich.progress
@@ -26,14 +26,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from jopd.data.texts import Decoder
 from jopd.diagnostics.measures import duration, number
-
-
-@runtime_checkable
-class Decoder(Protocol):
-    """The part of a Hugging Face tokenizer that is used here."""
-
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> Any: ...
 
 
 def _console() -> Console:
@@ -382,7 +376,7 @@ def results_table(
     *,
     title: str = "held-out problems, before and after",
 ) -> None:
-    """The rows of `jopd.diagnostics.report.comparison`, without the columns that are empty."""
+    """The rows of `jopd.diagnostics.findings.comparison`, without the columns that are empty."""
     table = Table(
         title=title,
         caption="brackets: 95 % intervals",

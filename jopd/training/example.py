@@ -7,8 +7,8 @@ import numpy as np
 from jopd.data.example import Example
 from jopd.data.views import render
 from jopd.training.console import show_example
-from jopd.training.evaluation import Answers
 from jopd.training.setup import Run
+from jopd.training.summary import Answers
 
 
 def views_of(run: Run, example: Example) -> dict[str, list[int]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from jopd import config as configs
 from jopd.diagnostics import plots, report
+from jopd.diagnostics.findings import comparison
 from jopd.models.load import save
 from jopd.training import facts, logs
 from jopd.training.console import results_table, say
@@ -23,7 +24,7 @@ def finished(folder: Path) -> bool:
 
 def show_result(folder: Path) -> None:
     say(f"{folder} is finished; its result:")
-    results_table(report.comparison(logs.read(folder).evaluations))
+    results_table(comparison(logs.read(folder).evaluations))
 
 
 def finish(worker: Worker, state: TrainState) -> None:
@@ -48,7 +49,7 @@ def finish(worker: Worker, state: TrainState) -> None:
         variables=run.program.method.variables()._asdict(),
         evaluations=records.evaluations,
     )
-    results_table(report.comparison(records.evaluations))
+    results_table(comparison(records.evaluations))
     say(
         f"everything is in {folder}; try  "
         f"python -m jopd.generate --model {folder / 'student'} --prompt '...'"

@@ -6,6 +6,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jaxtyping import Array, Float
 
 from jopd.data import answers
+from jopd.data.texts import texts
 from jopd.losses.credit import group_advantage
 from jopd.rollout.sampler import Rollout
 from jopd.training import mesh
@@ -40,11 +41,3 @@ def rewards(run: Run, step: int, rollout: Rollout) -> np.ndarray:
         [examples[i] for i in answerable], [text[i] for i in answerable]
     )
     return reward
-
-
-def texts(tokenizer, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-    """Each row's completion as text, special tokens left out."""
-    return [
-        str(tokenizer.decode(row[written], skip_special_tokens=True))
-        for row, written in zip(tokens, mask, strict=True)
-    ]

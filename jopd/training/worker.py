@@ -10,7 +10,7 @@ from jax.experimental.multihost_utils import process_allgather
 
 from jopd.rollout.buckets import bucket, trim
 from jopd.rollout.sampler import Rollout
-from jopd.training import completions, evaluation, inputs, mesh
+from jopd.training import completions, evaluation, inputs, mesh, summary
 from jopd.training.batch import Batch, Context
 from jopd.training.setup import Run
 from jopd.training.state import EVALUATION, GUIDING, TRAINING, WINDOWS, TrainState
@@ -169,16 +169,16 @@ class Worker:
 
     def evaluate(
         self, state: TrainState, *, teacher_too: bool
-    ) -> tuple[dict[str, Any], evaluation.Answers]:
+    ) -> tuple[dict[str, Any], summary.Answers]:
         """The record of the student on the held-out problems, on demand with the teacher's own, and
         the student's answers.
         """
         run, data = self.run, self.run.config.data
         answers = self.evaluator.student(state, run.fixed)
-        record = evaluation.summarise(data, answers)
+        record = summary.summarise(data, answers)
         if teacher_too and run.teacher is not None:
             of_teacher = self.evaluator.teacher(state, run.fixed)
-            record["teacher"] = evaluation.summarise(data, of_teacher)
+            record["teacher"] = summary.summarise(data, of_teacher)
         return record, answers
 
 

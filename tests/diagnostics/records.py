@@ -17,6 +17,12 @@ def evaluation(step: int, right: int, kl: float) -> dict:
         "kl": {"value": kl, "low": 0.9 * kl, "high": 1.1 * kl, "count": 200},
         "kl_by_position": [kl / 2, None, 2 * kl],
         "length_mean": 24.5,
+        # The first problems are right; every answer has ten tokens, of two KLs.
+        "by_problem": {
+            "problems": "the same",
+            "accuracy": [1] * right + [0] * (200 - right),
+            "kl": {"sums": [9 * kl, 11 * kl] * 100, "tokens": [10] * 200},
+        },
     }
 
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from jopd.diagnostics import report
-from tests.diagnostics.records import EVALUATIONS, evaluation
+from tests.diagnostics.records import EVALUATIONS
 
 VARIABLES = {
     "state": "the student's own rollouts, of this step",
@@ -94,45 +94,19 @@ def test_before_and_after_with_intervals(written):
         "| accuracy (%) | 40.0 [33.5, 46.9] | 75.0 [68.6, 80.5] | 98.0 [95.0, 99.2] | 200 |" in text
     )
     assert (
-        "Accuracy rose from 40.0 to 75.0 % on 200 held-out problems, 60 % of the way to the teacher's 98.0 %."
-        in text
+        "Accuracy rose from 40.0 to 75.0 % on 200 held-out problems, 60 % of the way to the "
+        "teacher's 98.0 %: 70 gained, 0 lost, McNemar's exact test p below 0.0001." in text
     )
-    assert (
-        "KL to the teacher fell from 0.400 to 0.100 nats on 200 held-out problems. The 95 % intervals do not"
-        in text
-    )
-    assert "Seed 1234: the intervals cover the choice of problems" in text
+    assert "KL to the teacher fell from 0.400 to 0.100 nats on 200 held-out problems: a" in text
+    assert "Seed 1234: tests and intervals cover the choice of problems, paired" in text
+    assert data["results"]["accuracy"]["change"] == {
+        "gained": 70,
+        "lost": 0,
+        "p": pytest.approx(2 / 2**70),
+    }
     assert data["results"]["accuracy"]["after"]["value"] == 0.75
     assert data["results"]["accuracy"]["teacher"]["count"] == 200
     assert set(data["results"]["length_mean"]) == {"before", "after", "teacher"}
-
-
-def test_a_difference_within_the_intervals_is_not_claimed(tmp_path):
-    few = [evaluation(0, 80, 0.4), evaluation(40, 85, 0.4)]
-    report.write(tmp_path, config={}, facts={}, variables=VARIABLES, evaluations=few)
-    text = (tmp_path / "report.md").read_text()
-    assert (
-        "rose from 40.0 to 42.5 %" in text
-        and "overlap, so this run alone does not show a change" in text
-    )
-    assert "KL to the teacher stayed at 0.400 nats" in text
-
-
-def test_the_comparison_is_ready_to_print():
-    rows = {row.measure.strip(): row for row in report.comparison(EVALUATIONS)}
-    assert rows["KL to the teacher (nats)"][1:] == (
-        "0.400 [0.360, 0.440]",
-        "0.100 [0.090, 0.110]",
-        "",
-        "200",
-    )
-    assert rows["way to the teacher (%)"].after == "60"
-    assert rows["length mean (tokens)"][1:] == ("24.5", "24.5", "25", "")
-
-
-def test_a_single_evaluation_has_no_after():
-    assert all(row.before and not row.after for row in report.comparison(EVALUATIONS[:1]))
-    assert report.comparison([]) == []
 
 
 def test_the_command_can_be_typed_again(monkeypatch):
