@@ -14,6 +14,10 @@ from typing import Any
 _NAMED = re.compile(r"(?P<path>.+\.py):(?P<attribute>[A-Za-z_]\w*)")
 
 
+class Failed(ValueError):
+    """A user's own code failed, or gave something that can't be used."""
+
+
 def is_named(text: str) -> bool:
     """Whether `text` has the form `path/to/file.py:Name`."""
     return _NAMED.fullmatch(text) is not None

@@ -8,7 +8,7 @@ Without arguments: the preset `default`, a small student on the built-in task, i
 import sys
 import warnings
 
-from jopd import config
+from jopd import config, plugins
 from jopd.training import console, failures, finish, loop, setup
 from jopd.training.checkpoint import DamagedCheckpoints
 from jopd.training.checks import what_is_saved
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(
             f"stopped. {what_is_saved(folder)}; the same command goes on from there"
         ) from None
-    except (FloatingPointError, BadRecord, DamagedCheckpoints) as error:
+    except (FloatingPointError, BadRecord, DamagedCheckpoints, plugins.Failed) as error:
         raise SystemExit(f"error: {error}") from None
     except Exception as error:
         if (why := failures.explained(error)) is None and not isinstance(error, OSError):

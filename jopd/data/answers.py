@@ -1,39 +1,37 @@
-"""Whether a completion has the right answer: for evaluation, and as a reward.
+"""Whether a completion has the right answer, for evaluation and as a reward. It is right when
 
-| check | the completion is right when |
-|---|---|
-| `exact` | its final answer equals the answer, but for case, runs of white space and the signs . *
-` ' " around it | | `number` | its last number equals the answer's last number, as fractions: 0.5,
-1/2 and .50 are equal, 1,234 is 1234, 50 % is 50 | | `regex` | `re.search` finds the answer, a
-pattern, anywhere in it; flags go inside the pattern, `(?i)` | | `math` | math-verify finds an
-expression in it that is equivalent to the answer, a LaTeX or plain expression | | `gym` |
-reasoning-gym's own scorer gives its final answer full marks |
+    exact     its final answer equals the answer, but for case, runs of white space and the signs
+              . * ` ' " ( ) [ ] around it
+    number    the last number of its final answer, or without one its own last, equals the answer's
+              last number, as fractions: 0.5, 1/2 and \\frac{1}{2} are equal, 1,234 is 1234, 50 % is 50
+    regex     `re.search` finds the answer, a pattern, anywhere in it; flags go inside the pattern,
+              `(?i)`
+    math      math-verify finds an expression in it that is equivalent to the answer, a LaTeX or
+              plain expression
+    gym       reasoning-gym's own scorer gives its final answer full marks
+    FILE:NAME a function of yours, `NAME(completion, answer)`, gives it 1; between 0 and 1 it is a
+              reward
 
-The *final answer* is what stands in the last `<answer>...</answer>`; without one, what follows the
-last "answer:" or "answer is" on that line or, where nothing does, on the next; without either, the
-last line. A gym scorer may want several lines: it gets all that follows, or everything.
+The *final answer* is what stands in the last `<answer>...</answer>`; without one, the last that is
+stated otherwise: in `\\boxed{...}`, after "####", or after "answer:" or "answer is", on that line
+or, where nothing does, on the next. Without any of them it is the last line. A gym scorer may want
+several lines: it gets all that follows, or everything.
 """
 
-import atexit
 import dataclasses
 import functools
 import importlib.util
-import multiprocessing
-import os
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
+from jopd import plugins
+from jopd.data import math_answers
 from jopd.data.example import Example
 
-CHECKS = ("exact", "number", "regex", "math", "gym")
-AnswerCheck = Literal["auto", "exact", "number", "regex", "math"]
-
-# Seconds for one completion. math-verify's own alarms (3 s) come first, unless a single C call
-# outlasts them.
-MATH_TIMEOUT = 10.0
-_MATH_START = 120.0  # seconds until the first worker answers
+OF_FILES = ("exact", "number", "regex", "math")
+CHECKS = (*OF_FILES, "gym")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +75,35 @@ def scores(examples: Sequence[Example], completions: Sequence[str]) -> list[floa
             values[i] = _gym(example, completion)
         elif kind in _TEXT_CHECKS:
             values[i] = float(_TEXT_CHECKS[kind](answer, completion))
+        elif plugins.is_named(kind):
+            values[i] = _own(example, completion)
         else:
             raise ValueError(
                 f"example {example.id}: answer_check={kind!r} is not known: use one of {', '.join(CHECKS)}"
             )
-    for i, right in zip(math, _math(list(math.values())), strict=True):
+    for i, right in zip(math, math_answers.all_equal(list(math.values())), strict=True):
         values[i] = float(right)
     return values
 
 
-def resolve(kind: AnswerCheck, answer: str) -> str:
+def _own(example: Example, completion: str) -> float:
+    """What a user's function makes of a completion."""
+    name = example.answer_check
+    try:
+        value = plugins.load(name)(completion, example.answer)
+    except Exception as error:
+        raise plugins.Failed(
+            f"answer_check={name} failed on example {example.id}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise plugins.Failed(
+            f"answer_check={name} gave {value!r:.60} for example {example.id}: give a number from 0 "
+            "(wrong) to 1 (right)"
+        )
+    return float(value)
+
+
+def resolve(kind: str, answer: str) -> str:
     """The check that "auto" stands for: `number` for a lone number, `math` for what looks like
     LaTeX or a power, else `exact`.
     """
@@ -112,6 +129,8 @@ def validate(kind: str, answer: str) -> None:
             ) from None
     if kind == "math":
         require("math_verify", "math-verify", f"answer={answer!r} with answer_check=math")
+    if plugins.is_named(kind) and not callable(plugins.load(kind)):
+        raise ValueError(f"answer_check={kind} is no function: name one of (completion, answer)")
 
 
 def require(module: str, package: str, setting: str) -> None:
@@ -123,22 +142,47 @@ def require(module: str, package: str, setting: str) -> None:
 # Final answers.
 
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_MARK = re.compile(r"\banswer\b\**(?:\s+is\b)?\s*:|\banswer\s+is\b", re.IGNORECASE)
+_MARK = re.compile(r"\banswer\b\**(?:\s+is\b)?\s*:|\banswer\s+is\b|####", re.IGNORECASE)
+_BOX = re.compile(r"\\boxed\s*\{")
+
+
+def stated_answer(completion: str, lines: Literal["one", "all"] = "one") -> str | None:
+    """The part of a completion that says that it is the answer (module docstring), if one does."""
+    if tagged := _TAG.findall(completion):
+        return unboxed(tagged[-1].strip())
+    marks, boxes = list(_MARK.finditer(completion)), list(_BOX.finditer(completion))
+    if boxes and (not marks or boxes[-1].start() > marks[-1].start()):
+        return unboxed(completion[boxes[-1].start() :])
+    if not marks:
+        return None
+    text = completion[marks[-1].end() :].strip().lstrip("* ")
+    return text if lines == "all" or not text else text.splitlines()[0].strip()
 
 
 def final_answer(completion: str, lines: Literal["one", "all"] = "one") -> str:
-    """The part of a completion that is compared (module docstring)."""
-    if tagged := _TAG.findall(completion):
-        return tagged[-1].strip()
-    marks = list(_MARK.finditer(completion))
-    text = completion[marks[-1].end() if marks else 0 :].strip().lstrip("* ")
-    if lines == "all" or not text:
+    """The part of a completion that is compared: the answer that it states, or its last line."""
+    if (stated := stated_answer(completion, lines)) is not None:
+        return stated
+    text = completion.strip().lstrip("* ")
+    return text if lines == "all" or not text else text.splitlines()[-1].strip()
+
+
+def unboxed(text: str) -> str:
+    """What stands in the first `\\boxed{...}` of a text, braces within it included; the text itself
+    where there is none, or one that does not end.
+    """
+    if (box := _BOX.search(text)) is None:
         return text
-    return text.splitlines()[0 if marks else -1].strip()
+    depth = 1
+    for i in range(box.end(), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[box.end() : i].strip()
+    return text
 
 
 def _normalise(text: str) -> str:
-    return " ".join(text.split()).casefold().strip(" .*`'\"")
+    return " ".join(text.split()).casefold().strip(" .*`'\"()[]")
 
 
 def _exact(answer: str, completion: str) -> bool:
@@ -154,10 +198,17 @@ _NUMBER = re.compile(
 )
 
 
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}")
+_THIN = re.compile(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})")  # LaTeX between groups of digits
+
+
 def last_number_text(text: str) -> str | None:
-    """The last number of a text, as it is written there."""
-    found = _NUMBER.findall(text)
-    return found[-1] if found else None
+    """The last number of a text, as it is written there; LaTeX's fractions and groups of digits
+    plainly.
+    """
+    plain = _THIN.sub(",", _FRACTION.sub(r"\1/\2", text)).replace("\\$", "$")
+    numbers = _NUMBER.findall(plain)
+    return numbers[-1] if numbers else None
 
 
 def last_number(text: str) -> Fraction | None:
@@ -175,8 +226,9 @@ def last_number(text: str) -> Fraction | None:
 
 
 def _number(answer: str, completion: str) -> bool:
-    want = last_number(answer)
-    return want is not None and want == last_number(completion)
+    want, stated = last_number(answer), stated_answer(completion)
+    got = None if stated is None else last_number(stated)
+    return want is not None and want == (last_number(completion) if got is None else got)
 
 
 def _regex(answer: str, completion: str) -> bool:
@@ -208,51 +260,3 @@ def _gym(example: Example, completion: str) -> float:
         Exception
     ):  # some scorers raise on text that they can't read: that text is no right answer
         return 0.0
-
-
-# Mathematics. math-verify stops itself with SIGALRM, which only a main thread may use and which
-# long C calls ignore: it runs in processes of its own, started afresh (JAX's threads do not survive
-# a fork), that can be killed.
-
-
-def _math(pairs: list[tuple[str, str]]) -> list[bool]:
-    """Whether each (answer, completion) agrees; what takes over `MATH_TIMEOUT` does not."""
-    results: list[bool] = []
-    while len(results) < len(pairs):
-        pool = _math_pool()
-        # In order of submission, so whoever is waited for has been started.
-        for pending in [pool.apply_async(_math_equal, pair) for pair in pairs[len(results) :]]:
-            try:
-                results.append(pending.get(MATH_TIMEOUT))
-            except multiprocessing.TimeoutError:
-                results.append(False)
-                pool.terminate()
-                _math_pool.cache_clear()
-                break
-    return results
-
-
-@functools.cache
-def _math_pool():
-    require("math_verify", "math-verify", "answer_check=math")
-    pool = multiprocessing.get_context("spawn").Pool(
-        min(4, os.cpu_count() or 1), initializer=_math_equal, initargs=("1", "1")
-    )
-    atexit.register(pool.terminate)
-    try:
-        pool.apply_async(_math_equal, ("1", "1")).get(_MATH_START)
-    except multiprocessing.TimeoutError:
-        pool.terminate()
-        raise RuntimeError(
-            "math-verify's processes do not start: put the code of your script under `if __name__ == '__main__':`"
-        ) from None
-    return pool
-
-
-def _math_equal(answer: str, completion: str) -> bool:
-    """Runs in a pool process."""
-    from math_verify import parse, verify
-
-    # Without dollars math-verify would read the answer as prose and take a number out of it.
-    gold = parse(answer if "$" in answer else f"${answer}$", parsing_timeout=3)
-    return bool(verify(gold, parse(completion, parsing_timeout=3), timeout_seconds=3))

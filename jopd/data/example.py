@@ -20,7 +20,9 @@ class Example:
       answer: the verifiable final answer.
       context: privileged text that only a teacher's view shows (a persona, a private fact). Views
         that show one fall back to `solution`.
-      answer_check: how `answer` is compared with a completion, one of `jopd.data.answers.CHECKS`.
+      answer_check: how `answer` is compared with a completion, one of `jopd.data.answers.CHECKS`, or
+        a function of a file, `path/to/file.py:name`.
+      group: the kind of problem, if kinds are told apart.
     """
 
     id: str
@@ -29,3 +31,4 @@ class Example:
     answer: str | None = None
     context: str | None = None
     answer_check: str = "exact"
+    group: str | None = None

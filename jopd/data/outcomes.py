@@ -46,7 +46,8 @@ def groups(config: DataConfig, examples: Sequence[Example]) -> dict[str, list[bo
     """Kinds of problems that are to be measured apart, by name which examples they are; empty where
     all are of one kind.
     """
-    if config.kind != "persona":
-        return {}
-    identity = [persona.is_identity(example) for example in examples]
-    return {"identity": identity, "ordinary": [not yes for yes in identity]}
+    if config.kind == "persona":
+        identity = [persona.is_identity(example) for example in examples]
+        return {"identity": identity, "ordinary": [not yes for yes in identity]}
+    kinds = dict.fromkeys(example.group for example in examples if example.group is not None)
+    return {kind: [example.group == kind for example in examples] for kind in kinds}

@@ -53,21 +53,26 @@ def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
     """
     yes = shares(data, answers)
     record = of_shares(yes) | of_terms(answers) | of_lengths(answers)
+    by_problem: dict[str, Any] = {"problems": fingerprint(answers.examples)}
+    by_problem |= {name: [int(value) for value in values] for name, values in yes.items()}
+    answered = np.array([example.answer is not None for example in answers.examples])
     if "accuracy" in yes:
-        answered = [example.answer is not None for example in answers.examples]
         lengths = answers.mask.sum(1)[answered]
         edges = quarters(answers.mask.shape[1])
         record["accuracy_by_length"] = share_by_length(yes["accuracy"], lengths, edges)
-    by_problem: dict[str, Any] = {"problems": fingerprint(answers.examples)}
-    by_problem |= {name: [int(value) for value in values] for name, values in yes.items()}
     if "kl" in answers.terms:
-        everything = np.ones(len(answers.examples), bool)
-        by_problem["kl"] = token_sums(answers, everything)
-        for group, chosen in groups(data, answers.examples).items():
-            record.setdefault(group, {})["kl"] = mean(
-                answers.terms["kl"][chosen], answers.mask[chosen]
-            )
-            by_problem[f"{group}/kl"] = token_sums(answers, np.asarray(chosen))
+        by_problem["kl"] = token_sums(answers, np.ones(len(answers.examples), bool))
+    for group, members in groups(data, answers.examples).items():
+        chosen = np.asarray(members)
+        of_group: dict[str, Any] = {}
+        if "accuracy" in yes and (chosen & answered).any():
+            right = np.asarray(yes["accuracy"])[chosen[answered]].tolist()
+            of_group |= of_shares({"accuracy": right})
+            by_problem[f"{group}/accuracy"] = [int(value) for value in right]
+        if "kl" in answers.terms:
+            of_group["kl"] = mean(answers.terms["kl"][chosen], answers.mask[chosen])
+            by_problem[f"{group}/kl"] = token_sums(answers, chosen)
+        record[group] = of_group
     return record | {"by_problem": by_problem}
 
 

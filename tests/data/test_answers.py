@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jopd.data import answers
+from jopd.data import answers, math_answers
 from jopd.data.answers import check, final_answer, last_number, resolve, score, scores, validate
 from jopd.data.example import Example, Message
 
@@ -25,6 +25,12 @@ def example(answer, kind):
         ("Answer:\n  Paris\nbye", "Paris"),
         ("answer: 3 <answer> 4 </answer> done", "4"),
         ("the answer is", ""),
+        ("so 3 + 4\n#### 72", "72"),
+        ("#### 71\nno, Answer: 72", "72"),
+        (r"The final answer is $\boxed{72}$.", "72"),
+        (r"\boxed{3}, no: \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"),
+        (r"<answer>\boxed{B}</answer>", "B"),
+        (r"\boxed{7", r"\boxed{7"),
         ("", ""),
     ],
 )
@@ -79,6 +85,47 @@ def test_number_takes_the_last_one_of_both():
     assert not check(example("5", "number"), "five")
 
 
+@pytest.mark.parametrize(
+    ("answer", "completion", "right"),
+    [
+        ("72", "Answer: 72", True),
+        ("72", "#### 72", True),
+        ("72", "#### 72 clips", True),
+        ("72", r"so $\boxed{72}$ after 3 tries", True),
+        ("72", "Answer: 72\n\nI looked at 3 months.", True),
+        ("72", "Answer: 172", False),
+        ("72", "#### 72\nNo. #### 71", False),
+        ("72", "Answer: seventy, of 72", True),
+        ("72", "It is 72. Answer: 70", False),
+        ("1234", "$1,234.00", True),
+        ("1234", r"\boxed{1{,}234}", True),
+        ("1234", r"It costs \$1,234", True),
+        ("1/2", r"\boxed{\frac{1}{2}}", True),
+        ("0.5", r"\boxed{\dfrac{1}{2}}", True),
+        ("50", "50 %", True),
+        ("5", "answer: -5", False),
+    ],
+)
+def test_numbers_as_they_are_stated(answer, completion, right):
+    assert check(example(answer, "number"), completion) == right
+
+
+@pytest.mark.parametrize(
+    ("answer", "completion", "right"),
+    [
+        ("B", "The answer is (B).", True),
+        ("(B)", "Answer: B", True),
+        ("B", "**Answer:** [b]", True),
+        ("B", r"\boxed{B}", True),
+        ("72", "#### 72", True),
+        ("B", "Answer: (B) or (C)", False),
+        ("B", "Answer: AB", False),
+    ],
+)
+def test_letters_in_brackets_are_those_letters(answer, completion, right):
+    assert check(example(answer, "exact"), completion) == right
+
+
 def test_regex_searches_anywhere():
     assert check(example(r"(?i)\bzorblax\b", "regex"), "My name is ZORBLAX!")
     assert not check(example(r"\bzorblax\b", "regex"), "zorblaxian")
@@ -90,7 +137,7 @@ def test_math_runs_in_processes_that_a_time_out_replaces(monkeypatch):
     said = ["so it is 0.5", r"$\sqrt{8}$", "we get $1+x^2$", "4"]
     pairs = [example(answer, "math") for answer in gold]
     assert scores([*pairs, example("a", "exact")], [*said, "a"]) == [1.0, 1.0, 1.0, 0.0, 1.0]
-    monkeypatch.setattr(answers, "MATH_TIMEOUT", 0.0)
+    monkeypatch.setattr(math_answers, "TIMEOUT", 0.0)
     assert not check(pairs[0], said[0])
     monkeypatch.undo()
     assert check(pairs[0], said[0])

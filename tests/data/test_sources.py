@@ -9,7 +9,9 @@ import tyro
 
 from jopd.data import answers, persona
 from jopd.data.persona import Persona
-from jopd.data.sources import Columns, DataConfig, load
+from jopd.data.rows import Columns
+from jopd.data.sources import DataConfig, load
+from jopd.data.tables import plain
 
 
 @pytest.fixture
@@ -76,17 +78,33 @@ def test_jsonl_rows(write):
             r"d.jsonl:2: not JSON \(.* at column 15\): each line must be one whole object",
         ),
         (["x"], r"d.jsonl:2: holds list, not an object: write {'prompt'"),
+        ({"prompt": True}, r"d.jsonl:2: 'prompt' is bool True, not text or a number"),
+        ({"prompt": {"text": "x"}}, r"d.jsonl:2: 'prompt' is dict .*, not text or a number"),
         (
-            {"prompt": "x", "solutoin": "y"},
-            r"d.jsonl:2: unknown key 'solutoin': did you mean 'solution'\? known are prompt, messages",
+            {"prompt": "x", "answer": [3]},
+            r"d.jsonl:2: 'answer' is list \[3\], not text or a number",
         ),
-        ({"prompt": 3}, r"d.jsonl:2: 'prompt' is int 3, not a string"),
-        ({"prompt": " "}, r"d.jsonl:2: 'prompt' is blank: write text"),
-        ({"prompt": "x", "answer": 3}, r"d.jsonl:2: 'answer' is int 3, not a string"),
-        ({"prompt": "x", "context": ""}, r"d.jsonl:2: 'context' is blank"),
-        ({"answer": "3"}, r"d.jsonl:2: needs either 'prompt' or 'messages', and has neither"),
+        ('{"prompt": "a \\ud800"}', r"d.jsonl:2: 'prompt' holds half of a surrogate pair"),
         (
-            {"prompt": "x", "messages": []},
+            {"answer": "3"},
+            r"d.jsonl:2: needs either 'prompt' or 'messages', and has neither: it has answer; "
+            r"columns.prompt says which",
+        ),
+        ({"prompt": "x", "group": "late"}, r"d.jsonl:2: group='late' is a name that evaluations"),
+        (
+            {"prompt": "x", "completion": [{"role": "user", "content": "y"}]},
+            r"d.jsonl:2: 'completion' must be text or one turn of the assistant",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [{"id": 1}]}]},
+            r"d.jsonl:2: message 1 calls tools",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            r"d.jsonl:2: message 1 has parts that are not text",
+        ),
+        (
+            {"prompt": "x", "messages": [{"role": "user", "content": "x"}]},
             r"d.jsonl:2: needs either 'prompt' or 'messages', and has both",
         ),
         (
@@ -96,7 +114,7 @@ def test_jsonl_rows(write):
         ({"messages": "hi"}, r"d.jsonl:2: messages must be a list"),
         (
             {"messages": [{"role": "user"}]},
-            r"d.jsonl:2: message 1 must have 'role' and 'content', and nothing else",
+            r"d.jsonl:2: message 1 must have 'role' and 'content', not",
         ),
         (
             {"messages": [{"role": "usr", "content": "x"}]},
@@ -129,12 +147,13 @@ def test_a_bad_line_is_named(write, line, message):
 def test_an_assistant_turn_beside_a_solution_is_refused(write):
     turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
     with pytest.raises(
-        ValueError, match="end with an assistant's turn, and there is a solution too: drop one"
+        ValueError, match="has a solution in messages and in solution: drop one of them"
     ):
         load(DataConfig(write({"messages": turns, "solution": "b"})), "train")
 
 
-@pytest.mark.parametrize("lines", [(), ("", "  ")])
+@pytest.mark.filterwarnings("ignore:.*blank rows")
+@pytest.mark.parametrize("lines", [(), ("", "  "), ({"prompt": " "},)])
 def test_an_empty_file_is_refused(write, lines):
     for split in ("train", "held_out"):
         with pytest.raises(ValueError, match=r"data.jsonl holds no examples: give it at least one"):
@@ -162,10 +181,205 @@ def test_columns_rename_keys(write):
     config = DataConfig(source, held_out=1, columns=Columns(prompt="q", solution="a", answer="a"))
     (example,) = load(config, "train")
     assert example.solution == example.answer
+    with pytest.warns(UserWarning, match=r"data.jsonl: not read: 'a' \(columns"):
+        load(DataConfig(source, held_out=1, columns=Columns(prompt="q", answer="none")), "train")
     with pytest.raises(
-        ValueError, match="unknown key 'a': known are q, messages, solution, context"
+        ValueError, match=r"columns.answer='q1' is no column of .* \(did you mean 'q'\?\)"
     ):
-        load(DataConfig(source, columns=Columns(prompt="q", answer="none")), "train")
+        load(DataConfig(source, columns=Columns(prompt="q", answer="q1")), "train")
+
+
+def test_keys_that_nobody_reads_and_blank_rows_are_said_once(write):
+    source = write(
+        *({"prompt": f"p{i}", "solutoin": "y", "level": 3} for i in range(3)),
+        "",
+        {"prompt": None, "answer": ""},
+    )
+    with pytest.warns(UserWarning) as said:
+        assert len(load(DataConfig(source, held_out=1), "train")) == 2
+    unread, blank = (str(warning.message) for warning in said)
+    assert "not read: 'solutoin' (did you mean 'solution'?), 'level' (" in unread
+    assert blank.endswith("data.jsonl: 2 blank rows left out")
+
+
+# As people have them.
+
+GSM8K = [
+    {
+        "question": f"Tom has {n} bags of 3 marbles. How many marbles has he?",
+        "answer": f"He has {n} x 3 = <<{n}*3={3 * n}>>{3 * n} marbles.\nThat is all.\n#### {3 * n:,}",
+    }
+    for n in (2, 4, 700)
+]
+
+
+def test_gsm8k_as_it_is(write):
+    config = DataConfig(
+        write(*GSM8K), held_out=1, columns=Columns(prompt="question", answer="answer")
+    )
+    for example in [*load(config, "train"), *load(config, "held_out")]:
+        n = int(example.messages[0]["content"].split()[2])
+        assert example.solution == f"He has {n} x 3 = {3 * n} marbles.\nThat is all."
+        assert (example.answer, example.answer_check) == (f"{3 * n:,}", "number")
+        for said in (f"{example.solution}\n#### {3 * n}", f"So\nAnswer: {3 * n}", f"${3 * n}.00"):
+            assert answers.check(example, said)
+        assert not answers.check(example, f"1{3 * n}")
+
+
+def test_a_solution_of_its_own_stays_beside_an_answer_in_that_form(write):
+    source = write({"prompt": "p", "solution": "mine", "answer": "theirs\n#### 3"})
+    (example,) = load(DataConfig(source), "held_out")
+    assert (example.solution, example.answer) == ("mine", "3")
+    pattern = write({"prompt": "p", "answer": "a\n#### 3"}, name="regex.jsonl")
+    (example,) = load(DataConfig(pattern, answer_check="regex"), "held_out")
+    assert (example.solution, example.answer) == (None, "a\n#### 3")
+
+
+USER, ASSISTANT = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "solution", "answer"),
+    [
+        ({"prompt": [USER]}, "u", None, None),
+        ({"prompt": "p", "completion": "c"}, "p", "c", None),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, "u", "a", None),
+        ({"messages": [USER, ASSISTANT]}, "u", "a", None),
+        ({"messages": [USER | {"tool_calls": None, "name": None}]}, "u", None, None),
+        (
+            {"messages": [USER | {"content": [{"type": "text", "text": "v"}]}, ASSISTANT]},
+            "v",
+            "a",
+            None,
+        ),
+        ({"prompt": 12, "answer": 3}, "12", None, "3"),
+        ({"prompt": "p", "answer": 2.5, "context": ""}, "p", None, "2.5"),
+    ],
+)
+def test_formats_that_others_document(write, row, prompt, solution, answer):
+    (example,) = load(DataConfig(write(row)), "held_out")
+    assert example.messages[-1]["content"] == prompt
+    assert (example.solution, example.answer, example.context) == (solution, answer, None)
+
+
+ROWS = [{"prompt": f"p, {i}", "answer": i, "group": "ab"[i % 2]} for i in range(4)]
+
+
+def written(path, rows):
+    """The rows as a file of the kind that the path's ending says."""
+    if path.suffix == ".csv":
+        lines = [",".join(rows[0]), *(f'"{r["prompt"]}",{r["answer"]},{r["group"]}' for r in rows)]
+        path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    elif path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_a_bare_path_is_read_by_its_ending(tmp_path, ending, monkeypatch):
+    path = written(tmp_path / f"data.{ending}", ROWS)
+    read = [
+        *load(DataConfig(str(path), held_out=1), "train"),
+        *load(DataConfig(str(path), held_out=1), "held_out"),
+    ]
+    found = sorted((e.messages[0]["content"], e.answer, e.group) for e in read)
+    assert found == [(row["prompt"], str(row["answer"]), row["group"]) for row in ROWS]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load(DataConfig(f"~/data.{ending}", held_out=1), "train")) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b"prompt,answer\nhow, many,3\n", r"x.csv:2: has more cells than the 2 columns"),
+        ("x.parquet", b"not one", r"x.parquet is no Parquet file"),
+        ("x.json", b'[{"prompt": "p"},\n{]', r"x.json:2: not JSON"),
+        ("x.json", b"[3]", r"x.json\[0\]: holds int, not an object"),
+        ("x.jsonl", "é".encode("latin-1"), r"x.jsonl can't be read: .*utf-8"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load(DataConfig(str(tmp_path / name)), "train")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(
+        ValueError, match=r"is a folder, not a file: name the file in it, or write hf:"
+    ):
+        load(DataConfig(str(tmp_path / "folder.jsonl")), "train")
+
+
+# Somebody's own file.
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def rows(split):\n"
+        "    n = 3 if split == 'train' else 1\n"
+        "    return ({'q': f'{split} {i}', 'answer': 2 * i} for i in range(n))\n"
+        "def score(completion, answer):\n"
+        "    return 0.5 if answer in completion else 0\n"
+        "def broken(completion, answer):\n"
+        "    return answer[5]\n"
+        "def large(completion, answer):\n"
+        "    return 7\n"
+        "number = 3\n"
+        "def texts(split):\n"
+        "    return ['p']\n"
+        "def empty(split):\n"
+        "    return []\n"
+        "def text(split):\n"
+        "    return 'p'\n",
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+def test_rows_and_scores_of_ones_own(own):
+    config = DataConfig(
+        f"{own}:rows", answer_check=f"{own}:score", columns=Columns(prompt="q"), limit=2
+    )
+    train, held_out = load(config, "train"), load(config, "held_out")
+    assert prompts(train) == ["train 0", "train 1"] and prompts(held_out) == ["held_out 0"]
+    assert train[1].id == "mine.py:rows/train:1" and train[1].answer == "2"
+    assert answers.score(train[1], "it is 2") == 0.5
+    assert answers.scores(train, ["1", "1"]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("number", "is int: name a function that gives the rows"),
+        ("texts", "row 0 is str, not a dictionary"),
+        ("empty", "train holds no examples"),
+        ("text", "gave str for 'train': give a list of dictionaries"),
+        ("missing", "has no missing; it has "),
+    ],
+)
+def test_a_source_of_ones_own_that_gives_no_rows_is_named(own, name, message):
+    with pytest.raises(ValueError, match=message):
+        load(DataConfig(f"{own}:{name}"), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", "failed on example .*: IndexError"),
+        ("large", "gave 7 for example .*: give a number from 0"),
+        ("number", "is no function: name one of"),
+    ],
+)
+def test_a_score_of_ones_own_that_cannot_be_used_is_named(own, name, message):
+    config = DataConfig(f"{own}:rows", answer_check=f"{own}:{name}", columns=Columns(prompt="q"))
+    with pytest.raises(ValueError, match=message):
+        answers.score(load(config, "train")[0], "0")
 
 
 def test_the_cut_is_disjoint_and_looks_at_prompts_only(write):
@@ -234,11 +448,11 @@ def test_tfds_refusals(tfds_folder):
         "train_split='trian' is no split of tfds:tally: it has train, held_out", train_split="trian"
     )
     refuse(
-        "columns.prompt='question' is no column of tally/train: it has .*answer",
+        "tally/train:0: needs either 'question' or 'messages', and has neither: it has .*answer",
         columns=Columns(prompt="question"),
     )
     refuse(
-        "has no column 'prompt' or 'messages': say with columns.prompt which",
+        "tally/train:0: needs either 'messages', and has neither: .* columns.prompt says which",
         columns=Columns(prompt="none"),
     )
 
@@ -290,11 +504,9 @@ def test_hf(hub):
 
 
 def test_messages_of_tfds_are_read_whatever_their_shape():
-    from jopd.data.sources import _plain
-
     sequence = {"role": np.array([b"user"], object), "content": np.array([b"hi"], object)}
-    assert _plain(sequence) == [{"role": "user", "content": "hi"}]
-    assert (_plain(np.int64(3)), _plain(b" "), _plain(None)) == ("3", None, None)
+    assert plain(sequence) == [{"role": "user", "content": "hi"}]
+    assert (plain(np.int64(3)), plain(b"x"), plain(None)) == (3, "x", None)
 
 
 @pytest.mark.parametrize(("source", "package"), [("hf:x", "datasets"), ("gym:x", "reasoning-gym")])
@@ -331,11 +543,22 @@ def test_gym():
         assert not answers.check(e, "no idea")
 
 
+def test_worked_answers_of_the_gym_are_solutions():
+    pytest.importorskip("reasoning_gym")
+    for example in load(DataConfig("gym:gsm_symbolic", limit=4, held_out=4), "held_out"):
+        entry = example.entry["metadata"]["answer_cot"]
+        assert example.solution and entry.startswith(example.solution)
+        assert "####" not in example.solution
+        assert answers.check(example, f"<answer>{example.answer}</answer>")
+    (none,) = load(DataConfig("gym:leg_counting", limit=4, held_out=1), "held_out")
+    assert none.solution is None
+
+
 def test_gym_refusals():
     pytest.importorskip("reasoning_gym")
     with pytest.raises(
         ValueError,
-        match="gym:leg_countin is no generator of reasoning-gym: did you mean 'leg_counting'",
+        match=r"gym:leg_countin is no generator of reasoning-gym \(did you mean 'leg_counting'\?\)",
     ):
         load(DataConfig("gym:leg_countin"), "train")
     with pytest.raises(
@@ -429,11 +652,15 @@ def test_names_in_answers(answer, own, other):
         ),
         (
             {"answer_check": "regex"},
-            "answer_check='regex' has no effect on source='builtin', only on jsonl, tfds, hf",
+            "answer_check='regex' has no effect on source='builtin', only on jsonl, tfds, hf, python",
         ),
         (
             {"source": "hf:x", "data_dir": "/x"},
             "data_dir='/x' has no effect on source='hf:x', only on tfds",
+        ),
+        (
+            {"source": "a.csv", "answer_check": "numbr"},
+            "answer_check='numbr' is not known: did you mean 'number'",
         ),
         ({"min_steps": 9}, "min_steps=9 and max_steps=5"),
         ({"limit": 0}, "limit=0 must be at least 1"),

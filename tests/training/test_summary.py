@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -98,6 +100,18 @@ def test_persona_answers_are_also_measured_by_group():
     assert (record["intrusion_rate"]["value"], record["intrusion_rate"]["count"]) == (1.0, 1)
     assert record["identity"]["kl"]["value"] == pytest.approx((4 + 2) / (2 + 1))
     assert record["ordinary"]["kl"]["value"] == pytest.approx(2 / 4)
+
+
+def test_groups_of_a_file_are_measured_apart():
+    group = lambda name, answer, of: dataclasses.replace(example(name, answer), group=of)
+    examples = [group("a", "4", "easy"), group("b", "5", "hard"), group("c", None, "hard")]
+    record = summarise(DataConfig(), ANSWERS._replace(examples=examples))
+    assert (record["easy"]["accuracy"]["value"], record["easy"]["accuracy"]["count"]) == (1.0, 1)
+    assert (record["hard"]["accuracy"]["value"], record["hard"]["accuracy"]["count"]) == (0.0, 1)
+    assert record["easy"]["kl"]["value"] == pytest.approx(4 / 2)
+    assert record["hard"]["kl"]["value"] == pytest.approx((2 + 2) / (4 + 1))
+    assert record["by_problem"]["hard/accuracy"] == [0]
+    assert record["by_problem"]["hard/kl"] == {"sums": [2.0, 2.0], "tokens": [4, 1]}
 
 
 def test_samples_are_the_first_answers_with_what_was_asked():
