@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jopd.data.chat import Chat
 from jopd.data.example import Example, Message
 from jopd.data.task import NEUTRAL_STYLE, TallyTask, partial_context, worked_steps
 from jopd.data.tokenizer import build
-from jopd.data.views import VIEWS, ViewConfig, describe, render, render_reference, shown, stop_token
+from jopd.data.views import VIEWS, ViewConfig, describe, render, render_reference, shown
 
 TOKENIZER = build()
 USER = Message(role="user", content="how many are left?")
@@ -173,7 +174,8 @@ def test_templates_may_hold_braces():
 
 def test_the_thinking_switch_reaches_the_template_in_every_view():
     tokenizer = with_template(
-        "{{ messages[-1]['content'] }}{% if enable_thinking is defined and not enable_thinking %}no thought{% endif %}"
+        "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+        "{% if enable_thinking is defined and not enable_thinking %}no thought{% endif %}"
     )
     for view in VIEWS:
         for thinking, seen in ((None, False), (True, False), (False, True)):
@@ -187,13 +189,13 @@ def test_a_reference_ends_as_the_chat_template_ends_a_turn():
     assert ids[-1] == TOKENIZER.eos_token_id
     # The end of a turn may be another token than the end of a text, and line breaks may follow it.
     turns = "{% for m in messages %}{{ m['content'] }}<|system|>\n{% endfor %}"
-    assert stop_token(with_template(turns)) == TOKENIZER.convert_tokens_to_ids("<|system|>")
+    assert Chat(with_template(turns)).stop_token == TOKENIZER.convert_tokens_to_ids("<|system|>")
     nothing = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    assert stop_token(with_template(nothing)) == TOKENIZER.eos_token_id
+    assert Chat(with_template(nothing)).stop_token == TOKENIZER.eos_token_id
     with pytest.raises(
         ValueError, match=r"nothing ends an assistant's turn .* set the tokenizer's eos_token"
     ):
-        stop_token(with_template(nothing, eos_token=None))
+        _ = Chat(with_template(nothing, eos_token=None)).stop_token
 
 
 def test_a_prompt_and_its_reference_are_the_whole_conversation():

@@ -9,8 +9,8 @@ from tokenizers import pre_tokenizers
 
 from jopd.models import RopeScaling
 from jopd.models.gguf import rope_scaling_from
-from jopd.models.huggingface import NAMES, TRANSPOSED
 from jopd.models.load import load, save
+from jopd.models.weights import NAMES, TRANSPOSED
 
 gguf = pytest.importorskip(
     "gguf", reason="reading GGUF needs the gguf package: pip install 'jopd[gguf]'"
@@ -230,7 +230,7 @@ def test_llama3_scaling_is_recognised_by_its_factors(architectures, random_model
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"family": "gemma3"}, "model_type='gemma3'.*llama, qwen2, qwen3"),
+        ({"family": "gemma3"}, "general.architecture='gemma3'.*llama, qwen2, qwen3"),
         ({"extra": [lambda writer: writer.add_expert_count(8)]}, "llama with 8 experts"),
         ({"extra": [lambda writer: writer.add_sliding_window(16)]}, "sliding_window=16"),
         (

