@@ -8,6 +8,7 @@ conversation of two sentences, so nothing here knows a template by name.
 import dataclasses
 import datetime
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -181,8 +182,7 @@ class Chat:
         """
         options: dict[str, Any] = {}
         if "strftime_now" in self.source:
-            day = datetime.datetime.fromisoformat(self.date)
-            options["strftime_now"] = day.strftime
+            options["chat_template"] = on_the_day(self.date) + self.source
         if self.thinking is not None:
             if "enable_thinking" in self.source:
                 options["enable_thinking"] = self.thinking
@@ -209,3 +209,15 @@ class Chat:
             raise ValueError(
                 f"{what}: the chat template refuses its messages ({error}): {cure}"
             ) from None
+
+
+def on_the_day(date: str) -> str:
+    """The beginning of a template for which `strftime_now` tells of `date`; a function of ours would
+    reach the template as text.
+    """
+    day = datetime.datetime.fromisoformat(date)
+    values = {"%-d": str(day.day), "%-m": str(day.month)}
+    values |= {f"%{letter}": day.strftime(f"%{letter}") for letter in "aAbBdeFjmuUVwWxyYGHIMSpXcDh"}
+    changes = "".join(f" | replace({json.dumps(k)}, {json.dumps(v)})" for k, v in values.items())
+    # The line ends, and jinja drops that end, so the template begins as it would alone.
+    return "{% macro strftime_now(format) %}{{ format" + changes + " }}{% endmacro %}\n"
