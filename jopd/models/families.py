@@ -186,13 +186,14 @@ def rope_from(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     return theta, RopeScaling(factor, low, high, original)
 
 
-def check_rope(settings: Mapping[str, Any], place: str) -> None:
+def check_rope(settings: Any, place: str) -> None:
     """Refuses what is neither no scaling nor Llama 3's: another type, settings by kind of layer, a
     setting that is missing or no number.
     """
     known = isinstance(settings, Mapping) and not settings.keys() - ROPE_KEYS
-    types = {settings.get(key, "default") for key in ("rope_type", "type")} if known else {None}
-    if types - {"default", "llama3"} or ("factor" in settings and "llama3" not in types):
+    types = [settings.get(key, "default") for key in ("rope_type", "type")] if known else [None]
+    computed = all(kind in ("default", "llama3") for kind in types)
+    if not computed or ("factor" in settings and "llama3" not in types):
         raise ValueError(
             f"{place}={settings!r} is not supported: use a checkpoint with rope_type 'default' or "
             "'llama3', the same for all layers"

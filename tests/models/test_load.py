@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from jopd.models import LoRA, find
 from jopd.models import load as loading
-from jopd.models.load import load, require_same_tokenizer, save
+from jopd.models.load import load, open_model, require_same_tokenizer, save
 from jopd.models.sharding import MESH_AXES
 
 
@@ -236,11 +236,68 @@ def test_stop_tokens_that_differ_are_a_warning_that_names_both(loaded):
         require_same_tokenizer(loaded, loaded._replace(stop_tokens=(256,)))
 
 
-def test_stop_tokens_come_from_the_generation_config_and_the_tokenizer(loaded, tmp_path):
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({"eos_token_id": 258}, [257], (256, 258)),  # the tokenizer's own is 256
+        ({"eos_token_id": [258, 5]}, [257], (5, 256, 258)),
+        (None, [257, 2], (2, 256, 257)),
+        ({}, [257, 2], (2, 256, 257)),  # as transformers: a file without any leaves it to config
+        ({"eos_token_id": None}, [257, 2], (2, 256, 257)),
+        ({"temperature": 0.6}, 257, (256, 257)),
+        ({"eos_token_id": []}, None, (256,)),
+        (None, None, (256,)),
+    ],
+)
+def test_stop_tokens_are_those_of_the_first_file_that_names_any(
+    generation, config, expected, loaded, tmp_path
+):
     model = (loaded.graph, loaded.params, loaded.architecture, loaded.tokenizer)
-    save(tmp_path / "out", *model, stop_tokens=(257,))
-    assert load(tmp_path / "out").stop_tokens == (256, 257)  # the tokenizer's own is 256
-    (tmp_path / "out" / "generation_config.json").write_text(json.dumps({"eos_token_id": 258}))
-    assert load(tmp_path / "out").stop_tokens == (256, 258)
+    save(tmp_path / "out", *model)
+    edit(tmp_path / "out" / "config.json", eos_token_id=config)
     (tmp_path / "out" / "generation_config.json").unlink()
-    assert load(tmp_path / "out").stop_tokens == (256, 257)  # as config.json says
+    if generation is not None:
+        (tmp_path / "out" / "generation_config.json").write_text(json.dumps(generation))
+    assert open_model(tmp_path / "out").stop_tokens == expected
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", [264, -1, "<end>", "256", True, 256.0, [256, -1], [[256]], {}])
+def test_a_stop_token_that_is_no_id_is_refused_by_file_and_key(name, value, loaded, tmp_path):
+    model = (loaded.graph, loaded.params, loaded.architecture, loaded.tokenizer)
+    save(tmp_path / "out", *model)
+    edit(tmp_path / "out" / name, eos_token_id=value)
+    with pytest.raises(
+        ValueError, match=rf"out': {name}: eos_token_id=.* no id of a vocabulary of 264"
+    ) as error:
+        open_model(tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_the_token_that_ends_a_templates_turn_is_a_stop_token_too(loaded, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(loaded.source)
+    tokenizer.eos_token = "<user>"  # as a base model's end of text under an instruct template
+    model = (loaded.graph, loaded.params, loaded.architecture, tokenizer)
+    save(tmp_path / "out", *model, stop_tokens=(257,))
+    with pytest.warns(UserWarning, match=r"ends a turn with '<end>', .* at \['<user>'\]: .* both"):
+        assert open_model(tmp_path / "out").stop_tokens == (256, 257)
+    tokenizer.chat_template = None
+    save(tmp_path / "base", *model, stop_tokens=(257,))
+    assert open_model(tmp_path / "base").stop_tokens == (257,)
+    # What a template can't say here, it can't say in a prompt either, where it is refused.
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    save(tmp_path / "never", *model, stop_tokens=(257,))
+    assert open_model(tmp_path / "never").stop_tokens == (257,)
+
+
+def test_a_teacher_with_another_template_is_warned_of(loaded):
+    other = AutoTokenizer.from_pretrained(loaded.source)
+    other.chat_template = "{{ messages[0].content }}"
+    with pytest.warns(
+        UserWarning, match="teacher elsewhere has another chat template than the stu"
+    ):
+        require_same_tokenizer(loaded, loaded._replace(tokenizer=other, source="elsewhere"))
