@@ -157,7 +157,7 @@ class Chat:
             raise ValueError(
                 f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template: use an "
                 "instruct model, put the family's chat_template.jinja into the model's folder, or "
-                "set template=raw for a base model's plain text"
+                "set view.template=raw for a base model's plain text"
             ) from None
 
     def _raw_prompt(self, turns: Sequence[Message]) -> list[int]:
@@ -212,8 +212,8 @@ class Chat:
 
 
 def on_the_day(date: str) -> str:
-    """The beginning of a template for which `strftime_now` tells of `date`; a function of ours would
-    reach the template as text.
+    """The beginning of a template for which `strftime_now` tells of `date`; a function of ours
+    would reach the template as text.
     """
     day = datetime.datetime.fromisoformat(date)
     values = {"%-d": str(day.day), "%-m": str(day.month)}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
 import jopd
 from jopd.models.files import one_line
@@ -43,7 +44,7 @@ def find(source: str) -> Path:
         )
     try:
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=DOWNLOADS))
-    except (OSError, ValueError, errors.HTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise ValueError(
             f"model {source!r} is no folder here and could not be fetched from the hub: "
             f"{cause(error)}"
@@ -71,12 +72,9 @@ def cause(error: Exception) -> str:
             "it is not in the cache and HF_HUB_OFFLINE is set: unset it, or download the model "
             "first"
         )
-    # What the transport raises, and the hub's own answers, are one kind too.
-    if isinstance(error, errors.HTTPError) and not isinstance(error, errors.HfHubHTTPError):
-        unreached = True
-    else:
-        unreached = kinds(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
-    if unreached:
+    # The hub's own answers are HTTPErrors too.
+    transport = isinstance(error, HTTPError) and not isinstance(error, errors.HfHubHTTPError)
+    if transport or kinds(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError):
         return (
             f"it is not in the cache and the hub was not reached ({one_line(error)}): check the "
             "network, or download the model elsewhere and give its folder"

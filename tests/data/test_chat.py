@@ -128,7 +128,7 @@ def test_a_turn_ends_with_the_first_special_token_after_its_words(template, end)
     [
         (QWEN, {"thinking": True}, "thinking=True: .* no such switch: leave it unset"),
         (QWEN, {"date": "2025-01-02"}, "date=2025-01-02: .* hold no date: leave it"),
-        (None, {}, "no chat template: .* or set template=raw"),
+        (None, {}, "no chat template: .* or set view.template=raw"),
     ],
 )
 def test_a_setting_that_a_template_can_not_follow_is_refused(template, settings, message):
