@@ -100,6 +100,11 @@ def read_header(file: Path, gguf: Any) -> Any:
     refuse_pointer(file)
 
     class Reader(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, override_order=None):
+            if offset + np.dtype(dtype).itemsize * int(count) > size:
+                raise ValueError(f"truncated: its header goes on after {size} bytes")
+            return super()._get(offset, dtype, count, override_order)
+
         def _build_tensors(self, start_offs, fields):
             ends = [start_offs]
             for field in fields:
@@ -113,12 +118,10 @@ def read_header(file: Path, gguf: Any) -> Any:
 
     try:
         return Reader(file)
-    # What the parser runs into beyond the end of a header is of many kinds.
+    # What a parser runs into where the bytes are others' is of many kinds.
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
-        cut = isinstance(error, IndexError)
-        reason = f"truncated in its header, at {size} bytes" if cut else one_line(error)
         raise ValueError(
-            f"{file.name} is not a whole GGUF file ({reason}): fetch it again"
+            f"{file.name} is not a whole GGUF file ({one_line(error)}): fetch it again"
         ) from error
 
 
