@@ -1,5 +1,6 @@
-"""Files as they came: JSON, and what a broken download looks like, said with the file's name."""
+"""Files as they came: JSON, a hash of them, and a broken download said with the file's name."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,18 @@ def refuse_pointer(file: Path) -> None:
 def one_line(error: Exception) -> str:
     """The first line of what an error says, or else its kind."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def fingerprint(settings: str, files: tuple[Path, ...]) -> str:
+    """A hash of the settings, of each file's size and of 64 blocks spread over it: cheap, yet
+    another checkpoint has another.
+    """
+    digest = hashlib.sha256(settings.encode())
+    for file in files:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as stream:
+            for block in range(64):
+                stream.seek(size * block // 64)
+                digest.update(stream.read(4096))
+    return digest.hexdigest()[:16]

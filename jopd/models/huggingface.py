@@ -1,11 +1,13 @@
 """Hugging Face folders, opened and checked before any weight is read."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from jopd.data.chat import Chat
 from jopd.models.families import architecture_from
 from jopd.models.files import read_json
 from jopd.models.tokenizer import tokenizer_from
@@ -71,6 +73,28 @@ def stop_tokens(
     stated = {file: token_ids(settings, file, vocabulary) for file, settings in sources.items()}
     first = next((ids for ids in stated.values() if ids), ())
     return tuple(sorted({*first} | ({tokenizer_eos} if tokenizer_eos is not None else set())))
+
+
+def with_end_of_turn(checkpoint: Checkpoint, source: str) -> tuple[int, ...]:
+    """The stop tokens, and the token with which the chat template ends an assistant's turn: what a
+    chat model writes at its end, and what references end with.
+    """
+    stops, tokenizer = checkpoint.stop_tokens, checkpoint.tokenizer
+    if tokenizer.chat_template is None:
+        return stops
+    try:
+        end = Chat(tokenizer).stop_token
+    except ValueError:  # a template that can't say is refused where a conversation needs it
+        return stops
+    if end in stops:
+        return stops
+    names = tokenizer.convert_ids_to_tokens([end, *stops])
+    warnings.warn(
+        f"model {source!r}: its chat template ends a turn with {names[0]!r}, its configuration "
+        f"stops at {names[1:]}: it stops at both",
+        stacklevel=4,
+    )
+    return tuple(sorted({*stops, end}))
 
 
 def token_ids(

@@ -3,7 +3,6 @@
 """
 
 import functools
-import hashlib
 import json
 import tempfile
 import warnings
@@ -19,9 +18,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from transformers import PreTrainedTokenizerBase
 
 from jopd import models
-from jopd.data.chat import Chat
 from jopd.models import huggingface, sharding, weights
 from jopd.models.families import config_from
+from jopd.models.files import fingerprint
 from jopd.models.find import find
 from jopd.models.gguf import open_gguf
 from jopd.models.transformer import Architecture, Compute, LoRA, Transformer
@@ -59,7 +58,7 @@ class Opened(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """Of the files' contents, the same on every machine."""
-        return fingerprint(self.architecture, self.checkpoint.files)
+        return fingerprint(repr(self.architecture), self.checkpoint.files)
 
     @property
     def pad_id(self) -> int:
@@ -123,30 +122,10 @@ def open_model(source: str | Path, *, compute: Compute = Compute(), lora: LoRA =
         weights.check_tensors(checkpoint.tensors, base_shapes(abstract))
     except ValueError as error:
         raise ValueError(f"model {str(source)!r}: {error}") from error
-    checkpoint = checkpoint._replace(stop_tokens=with_end_of_turn(checkpoint, str(source)))
-    return Opened(graph, abstract, checkpoint, lora, str(source))
-
-
-def with_end_of_turn(checkpoint: huggingface.Checkpoint, source: str) -> tuple[int, ...]:
-    """The stop tokens, and the token with which the chat template ends an assistant's turn: what a
-    chat model writes at its end, and what references end with.
-    """
-    stops, tokenizer = checkpoint.stop_tokens, checkpoint.tokenizer
-    if tokenizer.chat_template is None:
-        return stops
-    try:
-        end = Chat(tokenizer).stop_token
-    except ValueError:  # a template that can't say is refused where a conversation needs it
-        return stops
-    if end in stops:
-        return stops
-    names = tokenizer.convert_ids_to_tokens([end, *stops])
-    warnings.warn(
-        f"model {source!r}: its chat template ends a turn with {names[0]!r}, its configuration "
-        f"stops at {names[1:]}: it stops at both",
-        stacklevel=3,
+    checkpoint = checkpoint._replace(
+        stop_tokens=huggingface.with_end_of_turn(checkpoint, str(source))
     )
-    return tuple(sorted({*stops, end}))
+    return Opened(graph, abstract, checkpoint, lora, str(source))
 
 
 def read(
@@ -317,18 +296,3 @@ def fresh_adapters(architecture: Architecture, lora: LoRA, seed: int, places: di
         return {key: leaf for key, leaf in flat(params).items() if key in places}
 
     return jax.jit(draw, out_shardings=places)()
-
-
-def fingerprint(architecture: Architecture, files: tuple[Path, ...]) -> str:
-    """A hash of the settings, of each file's size and of 64 blocks spread over it: cheap, yet
-    another checkpoint has another.
-    """
-    digest = hashlib.sha256(repr(architecture).encode())
-    for file in files:
-        size = file.stat().st_size
-        digest.update(str(size).encode())
-        with file.open("rb") as stream:
-            for block in range(64):
-                stream.seek(size * block // 64)
-                digest.update(stream.read(4096))
-    return digest.hexdigest()[:16]

@@ -16,8 +16,7 @@ from transformers import AutoTokenizer
 from jopd import models as models_
 from jopd import train
 from jopd.config import parse, save_yaml
-from jopd.models import Compute
-from jopd.models import load as loading
+from jopd.models import Compute, huggingface
 from jopd.training import setup
 from tests.training.tiny import arguments, save_model, tokenizer
 
@@ -179,7 +178,7 @@ def test_stop_tokens_that_differ_are_warned_of_and_the_students_decide(tiny, tmp
 
 
 def test_a_student_that_could_never_stop_is_refused(tiny, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr(loading, "with_end_of_turn", lambda checkpoint, source: ())
+    monkeypatch.setattr(huggingface, "with_end_of_turn", lambda checkpoint, source: ())
     assert "names no stop token: set eos_token_id" in refused(
         arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
     )
