@@ -200,14 +200,16 @@ class Chat:
                 return_dict=False,
                 **options,
             )
-        except jinja2.TemplateError as error:
+        # A template's own code may fail as any code does.
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
             cure = (
                 "set context_placement=user and no system_prompt"
                 if turns[0]["role"] == "system"
                 else "change its messages"
             )
             raise ValueError(
-                f"{what}: the chat template refuses its messages ({error}): {cure}"
+                f"{what}: the chat template refuses its messages ({reason}): {cure}"
             ) from None
 
 

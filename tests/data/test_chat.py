@@ -128,6 +128,7 @@ def test_a_turn_ends_with_the_first_special_token_after_its_words(template, end)
     [
         (QWEN, {"thinking": True}, "thinking=True: .* no such switch: leave it unset"),
         (QWEN, {"date": "2025-01-02"}, "date=2025-01-02: .* hold no date: leave it"),
+        ("{{ 'a'() }}", {}, "it: the chat template refuses its messages .*: change its messages"),
         (None, {}, "no chat template: .* or set view.template=raw"),
     ],
 )
