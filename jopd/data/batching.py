@@ -142,7 +142,7 @@ class Batches:
         dropped, longest = Counter(), Counter()
         for example in examples:
             contexts = {view: render(example, view, tokenizer, config) for view in self._contexts}
-            reference = render_reference(example, tokenizer) if references else []
+            reference = render_reference(example, tokenizer, config) if references else []
             sizes = {f"{view} prompt": len(ids) for view, ids in contexts.items()} | {
                 "reference": len(reference)
             }

@@ -38,23 +38,27 @@ PAD, UNK, END, SYSTEM, USER, ASSISTANT = SPECIAL = (
 PUNCTUATION = "\n . , : ; ? ! ' \" ( ) - + * / = < > % $ & # _ [ ] { }".split(" ")
 
 ORDINARY_WORDS = """
-a able about above again ago all also always am among amount an and animal another any anything are as ask assistant
-away back be because been began begin being best better between big bird both box boy but buy by call called came can
-cannot car cat change child children city clear close cold color come complete correct could country day did different
-divided do does dog done down draw each easy eight eighteen eighty eleven end english enough equal equals ever every
-everything example eye family feel few fifteen find first fish five follow food four fourteen friend full gave get girl
-give go goes going good got great group had half hand happy hard has have he hello help her here him his home hot hour
-house hundred i idea if important in into is it its just keep kind knew know known language large last late later learn
-leave left less let letter life like line list live long look lost love made make man many may me mean men middle might
-mind minus minute model money month more morning most much must my name near need never new next night nine nineteen
-ninety no not nothing now number numbers of off often old on once one only open or order other our out over own part
-people person place play please plus point problem put question read ready real red remember right room round run said
-same say school second see sell sentence set seven seventeen seventy share she should show six sixteen sixty size small
-so some something space spell start still stop story student sum sure table take talk teacher tell ten than thank
-thanks that the their them then there these they thing things think third thirteen thirty this thousand three through
-time times to today together told too took top total toward town tree true try twelve twenty two under until up us use
-very walk want was water way we week well went were what when where which while white who why will wish with without
-woman word words work world would write wrong year yes yet you your zero don isn doesn didn aren wasn s t re ve ll d m
+a able about above again ago all also always am among amount an and animal another any anything are
+as ask assistant away back be because been began begin being best better between big bird both box
+boy but buy by call called came can cannot car cat change child children city clear close cold color
+come complete correct could country day did different divided do does dog done down draw each easy
+eight eighteen eighty eleven end english enough equal equals ever every everything example eye
+family feel few fifteen find first fish five follow food four fourteen friend full gave get girl
+give go goes going good got great group had half hand happy hard has have he hello help her here him
+his home hot hour house hundred i idea if important in into is it its just keep kind knew know known
+language large last late later learn leave left less let letter life like line list live long look
+lost love made make man many may me mean men middle might mind minus minute model money month more
+morning most much must my name near need never new next night nine nineteen ninety no not nothing
+now number numbers of off often old on once one only open or order other our out over own part
+people person place play please plus point problem put question read ready real red remember right
+room round run said same say school second see sell sentence set seven seventeen seventy share she
+should show six sixteen sixty size small so some something space spell start still stop story
+student sum sure table take talk teacher tell ten than thank thanks that the their them then there
+these they thing things think third thirteen thirty this thousand three through time times to today
+together told too took top total toward town tree true try twelve twenty two under until up us use
+very walk want was water way we week well went were what when where which while white who why will
+wish with without woman word words work world would write wrong year yes yet you your zero don isn
+doesn didn aren wasn s t re ve ll d m
 """
 
 # In this order: a line break, a number that is one token, a lone digit, a word, any other sign. No
@@ -64,7 +68,8 @@ PIECES = r"\n|(?<!\d)(?:0|[1-9]\d{0,2})(?!\d)|\d|[^\W\d_]+|[^\w\s]|_"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{ raise_exception('the roles of this chat template are system, user and assistant, not ' + message['role']) }}"
+    "{{ raise_exception('the roles of this chat template are system, user and assistant, not '"
+    " + message['role']) }}"
     "{% endif %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}"
@@ -92,9 +97,8 @@ def build() -> PreTrainedTokenizerFast:
     names = sorted(name for group in task.NAMES.values() for name in group)
     tokenizer.decoder = decoders.Sequence(
         [
-            decoders.WordPiece(
-                prefix="##", cleanup=False
-            ),  # a space before each token but the first: no token begins with that prefix
+            # A space before each token but the first: no token begins with that prefix.
+            decoders.WordPiece(prefix="##", cleanup=False),
             decoders.Fuse(),
             decoders.Replace(Regex(r" ?\n ?"), "\n"),
             decoders.Replace(Regex(r" (?=[.,:;?!)%\]}])"), ""),
@@ -112,10 +116,8 @@ def build() -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
         padding_side="left",
-        model_input_names=[
-            "input_ids",
-            "attention_mask",
-        ],  # a Llama or Qwen model refuses token types
+        # A Llama or Qwen model refuses token types.
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

@@ -3,29 +3,32 @@
 | view | shows |
 |---|---|
 | `student`, `teacher`, `plain`, `initial` | the messages alone |
-| `privileged`, `full` | the messages and the privileged context: `Example.context`, or the worked
-solution | | `partial` | the messages and the first part of that: `partial_share` of its characters,
-cut between two words, without the answer or with it |
+| `privileged`, `full` | also the privileged context: `Example.context`, or the worked solution |
+| `partial` | also the first part of that |
 
-The answer that `partial` leaves out, or puts after the cut, is the last of several lines if it
+`partial` shows `partial_share` of the characters, cut between two words, without the answer or with
+it. The answer that `partial` leaves out, or puts after the cut, is the last of several lines if it
 holds `Example.answer`; with `partial_keeps_answer` a text without such a line gets one. (AR-OPD's
 appendix removes the answer, its official data builder keeps it.) What the reasoning before that
 line gives away stays.
 
 Everything goes through the tokenizer's own chat template, with the same thinking switch for every
-reader, and ends where the assistant begins to
-write: a completion continues any view of its example.
+reader, and ends where the assistant begins to write: a completion continues any view of its
+example. A system prompt that the template brings itself stands before a context too, so that the
+readers of an example differ by the context alone.
 """
 
 import dataclasses
+import datetime
+import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from jopd.data import answers, task
+from jopd.data.chat import DATE, THOUGHT, THOUGHT_END, Chat
 from jopd.data.example import Example, Message
 
 
@@ -44,7 +47,13 @@ class ViewConfig:
         is, a worked solution after "worked solution: ". White space at its start is kept instead of
         the usual one between it and what it follows.
       system_prompt: the system message of every view, for conversations that have none.
-      thinking: the chat template's thinking switch; unset, its own default.
+      thinking: the chat template's thinking switch; unset, its own default. False also closes a
+        thought that a template without a switch opens.
+      template: "chat", the tokenizer's chat template; "raw" for base models: each message's words
+        and a blank line (none after words that end in white space), an answer ends with the
+        end-of-text token.
+      date: what a chat template that writes the day into prompts writes, YYYY-MM-DD: one day for
+        all of a run, whenever it goes on.
     """
 
     context_placement: Literal["system", "user"] = "system"
@@ -53,6 +62,8 @@ class ViewConfig:
     context_template: str | None = None
     system_prompt: str | None = None
     thinking: bool | None = None
+    template: Literal["chat", "raw"] = "chat"
+    date: str = DATE
 
     def __post_init__(self):
         if self.context_placement not in ("system", "user"):
@@ -61,14 +72,22 @@ class ViewConfig:
             )
         if not 0 < self.partial_share < 1:
             raise ValueError(
-                f"partial_share={self.partial_share} must lie in (0, 1): all of a solution is what the view full shows"
+                f"partial_share={self.partial_share} must lie in (0, 1): all of a solution is what "
+                "the view full shows"
             )
         if self.context_template is not None and "{context}" not in self.context_template:
             raise ValueError(
-                f"context_template={self.context_template!r} shows no context: put {{context}} where it belongs"
+                f"context_template={self.context_template!r} shows no context: put {{context}} "
+                "where it belongs"
             )
         if self.system_prompt is not None and not self.system_prompt.strip():
             raise ValueError(f"system_prompt={self.system_prompt!r} is blank: leave it unset")
+        if self.template not in ("chat", "raw"):
+            raise ValueError(f"template={self.template!r} is not known: use chat or raw")
+        try:
+            datetime.date.fromisoformat(self.date)
+        except ValueError:
+            raise ValueError(f"date={self.date!r} is no day: write YYYY-MM-DD") from None
 
 
 def _nothing(example: Example, config: ViewConfig) -> None:
@@ -100,7 +119,8 @@ def _privileged(example: Example) -> str:
     text = example.solution if example.context is None else example.context
     if text is None:
         raise ValueError(
-            f"example {example.id} has neither a context nor a solution for a privileged view: add one, or use a method without that view"
+            f"example {example.id} has neither a context nor a solution for a privileged view: add "
+            "one, or use a method without that view"
         )
     return text
 
@@ -194,54 +214,85 @@ def render(
       ValueError: an unknown view; an example without what the view shows; a tokenizer without a
         chat template, or with one that refuses the messages or has no thinking switch.
     """
-    switch = {}
-    if config.thinking is not None:
-        if "enable_thinking" not in _template(tokenizer):
-            raise ValueError(
-                f"thinking={config.thinking}: the chat template of {tokenizer.name_or_path!r} has no such switch: leave it unset"
-            )
-        switch = {"enable_thinking": config.thinking}
-    return _apply(
-        tokenizer,
-        messages(example, view, config),
-        f"example {example.id}",
-        add_generation_prompt=True,
-        return_dict=False,
-        **switch,
-    )
+    chat, bare = chat_of(tokenizer, config), messages(example, "student", config)
+    turns = messages(example, view, config)
+    if turns[0]["role"] == "system" and chat.default_system and bare[0]["role"] != "system":
+        # Without the context the template says this; with it, it is to say both.
+        both = _after(chat.default_system, "\n\n", turns[0]["content"])
+        turns[0] = Message(role="system", content=both)
+    return chat.prompt(turns, f"example {example.id}")
 
 
-def render_reference(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def render_reference(
+    example: Example, tokenizer: PreTrainedTokenizerBase, config: ViewConfig = ViewConfig()
+) -> list[int]:
     """The token ids of the worked solution as a completion, with the token that ends an assistant's
     turn, so that who learns it learns to stop.
+
+    Raises:
+      ValueError: an example without a solution; a prompt that ends inside a thought where the
+        solution closes none.
     """
     if example.solution is None:
         raise ValueError(
-            f"example {example.id} has no solution to use as a reference completion: add one, or use a method that needs none"
+            f"example {example.id} has no solution to use as a reference completion: add one, or "
+            "use a method that needs none"
         )
-    return [*tokenizer.encode(example.solution, add_special_tokens=False), stop_token(tokenizer)]
+    chat, solution = chat_of(tokenizer, config), example.solution
+    if chat.opens_thought:
+        if THOUGHT_END not in solution:
+            raise ValueError(
+                f"example {example.id}: the chat template of {tokenizer.name_or_path!r} opens a "
+                f"thought ({THOUGHT}) and the solution never ends it: set view.thinking=false, for "
+                f"an empty thought before it, or write {THOUGHT_END} after its reasoning"
+            )
+        # The prompt has opened it already.
+        solution = re.sub(rf"^\s*{THOUGHT}\n?", "", solution)
+    return [*tokenizer.encode(solution, add_special_tokens=False), chat.stop_token]
 
 
-def stop_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token with which the chat template ends an assistant's turn: the first special one after
-    its words, or else the end-of-text token.
-    """
-    turns = [
-        Message(role="user", content="Say it."),
-        Message(role="assistant", content="That is it."),
-    ]
-    text = _apply(tokenizer, turns, "the end of a turn", tokenize=False)
-    special = {
-        *tokenizer.all_special_ids,
-        *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special),
-    }
-    ending = tokenizer.encode(text.rpartition("That is it.")[2], add_special_tokens=False)
-    stop: Any = next((token for token in ending if token in special), tokenizer.eos_token_id)
-    if stop is None:
-        raise ValueError(
-            f"nothing ends an assistant's turn for {tokenizer.name_or_path!r}: set the tokenizer's eos_token"
+def chat_of(tokenizer: PreTrainedTokenizerBase, config: ViewConfig) -> Chat:
+    """How prompts are written under these settings; what it finds out, it finds out once."""
+    return _chat(
+        tokenizer, str(tokenizer.chat_template), config.template, config.thinking, config.date
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _chat(tokenizer, chat_template, *settings) -> Chat:
+    del chat_template  # another is another chat
+    return Chat(tokenizer, *settings)
+
+
+def remarks(
+    tokenizer: PreTrainedTokenizerBase, views: Sequence[str], config: ViewConfig
+) -> list[str]:
+    """What the template brings to these views that nobody asked for, a sentence each."""
+    chat, lines = chat_of(tokenizer, config), []
+    if chat.stamps_date:
+        lines.append(
+            f"the chat template writes the day into prompts: it is view.date={config.date}, today "
+            "and in every later start"
         )
-    return stop
+    if chat.closes_thought:
+        lines.append(
+            "view.thinking=False: the chat template opens a thought and has no switch; every "
+            "prompt closes it, empty"
+        )
+    adds_context = {*views} & {*PRIVILEGED} and config.context_placement == "system"
+    if adds_context and config.system_prompt is None:
+        if chat.default_system is None:
+            lines.append(
+                "the chat template writes a default system prompt that a context takes the place "
+                "of: student and teacher differ by it too; set view.system_prompt to make it the "
+                "same for both"
+            )
+        elif chat.default_system:
+            lines.append(
+                f"the chat template's own system prompt ({chat.default_system.strip()!r}) stands "
+                "before a context too: student and teacher differ by the context alone"
+            )
+    return lines
 
 
 def describe(
@@ -251,33 +302,3 @@ def describe(
     first example.
     """
     return {view: str(tokenizer.decode(render(example, view, tokenizer, config))) for view in views}
-
-
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    try:
-        return tokenizer.get_chat_template()
-    except ValueError:
-        cure = (
-            "use an instruct model, or put the family's chat_template.jinja into the model's folder"
-        )
-        raise ValueError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: {cure}"
-        ) from None
-
-
-def _apply(tokenizer: PreTrainedTokenizerBase, turns: Any, what: str, **options) -> Any:
-    """`apply_chat_template` (its annotations know neither TypedDicts nor which of its six results
-    comes), with a refusal in our words.
-    """
-    _template(tokenizer)
-    try:
-        return tokenizer.apply_chat_template(turns, **options)
-    except jinja2.TemplateError as error:
-        cure = (
-            "set context_placement=user and no system_prompt"
-            if turns[0]["role"] == "system"
-            else "change its messages"
-        )
-        raise ValueError(
-            f"{what}: the chat template refuses its messages ({error}): {cure}"
-        ) from None

@@ -1,27 +1,20 @@
-"""GGUF files: weights, config and tokenizer out of the one file that llama.cpp runs.
+"""GGUF files: weights and config out of the one file that llama.cpp runs.
 
-The weights are dequantised by the `gguf` package, row by row as they are read. The tokenizer is
-built from the metadata with `tokenizers`, since transformers reads GGUF only where torch is
-installed.
+The weights are dequantised by the `gguf` package, row by row as they are read.
 """
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from jopd.models.huggingface import Checkpoint, Tensor, architecture_from, stop_tokens
+from jopd.models.families import FAMILIES, architecture_from
+from jopd.models.files import one_line, refuse_pointer
+from jopd.models.gguf_tokenizer import Metadata, tokenizer_from
+from jopd.models.huggingface import Checkpoint, check_vocabulary, token_ids
+from jopd.models.weights import Tensor
 
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -36,27 +29,29 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# What is read of a family's own settings, or follows from what is read.
+READ = (
+    "vocab_size",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "expert_count",
+    "expert_used_count",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+)
 NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-
-# How text is cut before byte pairs are merged, by `tokenizer.ggml.pre`. The two regular expressions
-# differ in how many digits stay together.
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = {
-    "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
-    "smollm": [
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ],
-    "llama-bpe": [
-        pre_tokenizers.Split(Regex(WORDS % "{1,3}"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ],
-    "qwen2": [
-        pre_tokenizers.Split(Regex(WORDS % ""), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ],
-}
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # `tokenizer.ggml.token_type`
 
 
 def open_gguf(file: Path) -> Checkpoint:
@@ -69,9 +64,10 @@ def open_gguf(file: Path) -> Checkpoint:
         raise ValueError(
             f"reading {file.name} needs the gguf package: pip install 'jopd[gguf]'"
         ) from error
-    reader = gguf.GGUFReader(file)
+    reader = read_header(file, gguf)
     stored = {tensor.name: tensor for tensor in reader.tensors}
     metadata = Metadata(reader)
+    refuse_unread(metadata, file)
     frequencies = stored.pop("rope_freqs.weight", None)
     config = config_from(
         metadata, stored, None if frequencies is None else np.asarray(frequencies.data, np.float64)
@@ -80,25 +76,96 @@ def open_gguf(file: Path) -> Checkpoint:
 
     tensors = {}
     for name, tensor in stored.items():
+        refuse_undecodable(tensor, gguf.dequantize, file)
         rows = np.arange(int(tensor.shape[-1]))
         if config["model_type"] == "llama" and name.endswith((".attn_q.weight", ".attn_k.weight")):
             # llama.cpp turns neighbouring channels where Hugging Face turns halves, and orders the
             # rows of llama's q and k for that.
+            if rows.size % architecture.head_dim:
+                raise ValueError(
+                    f"{file.name}: {name} has {rows.size} rows, no multiple of the head's "
+                    f"{architecture.head_dim}: fetch the file again"
+                )
             rows = rows.reshape(-1, architecture.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
-        tensors[huggingface_name(name)] = open_tensor(tensor, rows, gguf.dequantize)
+        tensors[huggingface_name(name)] = open_tensor(tensor, rows, gguf.dequantize, file)
+    ends = stop_tokens_from(metadata, architecture.vocabulary_size, file)
     tokenizer = tokenizer_from(metadata)
-    ends = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
-    return Checkpoint(architecture, tensors, tokenizer, stop_tokens(*ends), (file,))
+    check_vocabulary(tokenizer, architecture.vocabulary_size)
+    return Checkpoint(architecture, tensors, tokenizer, ends, (file,))
 
 
-class Metadata:
-    """The key-value part of a file, decoded a field at a time: the vocabulary alone takes a second."""
+def read_header(file: Path, gguf: Any) -> Any:
+    """The reader of a file that is all there."""
+    size = file.stat().st_size
+    refuse_pointer(file)
 
-    def __init__(self, reader):
-        self.fields = reader.fields
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, override_order=None):
+            if offset + np.dtype(dtype).itemsize * int(count) > size:
+                raise ValueError(f"truncated: its header goes on after {size} bytes")
+            return super()._get(offset, dtype, count, override_order)
 
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.fields[key].contents() if key in self.fields else default
+        def _build_tensors(self, start_offs, fields):
+            ends = [start_offs]
+            for field in fields:
+                *_, shape, kind, offset = field.parts
+                block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(int(kind[0]))]
+                length = math.prod(int(size) for size in shape) // block * block_bytes
+                ends.append(start_offs + int(offset[0]) + length)
+            if size < max(ends):
+                raise ValueError(f"truncated: {size} bytes of {max(ends)}")
+            super()._build_tensors(start_offs, fields)
+
+    try:
+        return Reader(file)
+    # What a parser runs into where the bytes are others' is of many kinds.
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
+        raise ValueError(
+            f"{file.name} is not a whole GGUF file ({one_line(error)}): fetch it again"
+        ) from error
+
+
+def refuse_unread(metadata: Metadata, file: Path) -> None:
+    """Another family, a part of a model, or settings that change what it computes."""
+    family = metadata.get("general.architecture")
+    if family not in FAMILIES:
+        raise ValueError(
+            f"{file.name}: general.architecture={family!r} is not supported: use a dense model of "
+            f"{', '.join(FAMILIES)}"
+        )
+    if (parts := metadata.get("split.count", 1)) > 1:
+        raise ValueError(
+            f"{file.name} is one of {parts} parts (split.count): join them with "
+            "`llama-gguf-split --merge`"
+        )
+    names = {name for name in metadata.fields if name.startswith(f"{family}.")}
+    if unread := sorted(names - {f"{family}.{name}" for name in READ}):
+        raise ValueError(
+            f"{file.name}: {unread[0]}={metadata.get(unread[0])!r} is not supported: use the "
+            "Hugging Face folder of the same model"
+        )
+    value_length = metadata.get(f"{family}.attention.value_length")
+    if value_length not in (None, metadata.get(f"{family}.attention.key_length", value_length)):
+        raise ValueError(
+            f"{file.name}: {family}.attention.value_length={value_length} is not supported: use a "
+            "model whose keys and values have one length"
+        )
+
+
+def refuse_undecodable(tensor: Any, dequantize: Callable, file: Path) -> None:
+    try:
+        dequantize(tensor.data[:1], tensor.tensor_type)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{file.name}: {tensor.name} is stored as {tensor.tensor_type.name}, which the gguf "
+            "package does not decode: use a file in Q8_0, F16 or another common type"
+        ) from error
+
+
+def stop_tokens_from(metadata: Metadata, vocabulary: int, file: Path) -> tuple[int, ...]:
+    keys = [f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom")]
+    ids = [token_ids({key: metadata.get(key)}, file.name, vocabulary, key) for key in keys]
+    return tuple(sorted({token for some in ids for token in some}))
 
 
 def huggingface_name(name: str) -> str:
@@ -109,7 +176,7 @@ def huggingface_name(name: str) -> str:
     return f"{NAMES.get(stem, stem)}.{kind}"
 
 
-def open_tensor(tensor, rows: np.ndarray, dequantize) -> Tensor:
+def open_tensor(tensor: Any, rows: np.ndarray, dequantize: Callable, file: Path) -> Tensor:
     """`rows[i]` is the stored row of row i. A quantised row decodes alone, so only the rows asked
     for are.
     """
@@ -119,7 +186,8 @@ def open_tensor(tensor, rows: np.ndarray, dequantize) -> Tensor:
             (slice(None), *index[1:])
         ]
 
-    return Tensor(tuple(int(size) for size in tensor.shape[::-1]), read)
+    place = f"{file.name} ({tensor.name})"
+    return Tensor(tuple(int(size) for size in tensor.shape[::-1]), read, place)
 
 
 def config_from(
@@ -176,48 +244,8 @@ def rope_scaling_from(factors: np.ndarray, theta: float, head_dim: int) -> dict[
         factors * (keep + (1 - keep) / factor), 1, rtol=1e-4
     ):
         raise ValueError(
-            "rope_freqs.weight is not the scaling of Llama 3.1: use the Hugging Face folder of the same model"
+            "rope_freqs.weight is not the scaling of Llama 3.1: use the Hugging Face folder of the "
+            "same model"
         )
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     return {"rope_type": "llama3", **dict(zip(names, (factor, low, high, original), strict=True))}
-
-
-def tokenizer_from(metadata: Metadata) -> PreTrainedTokenizerBase:
-    """The byte-level BPE tokenizer that the metadata describes, chat template included."""
-    of = lambda key, default=None: metadata.get(f"tokenizer.ggml.{key}", default)
-    kind, pre = of("model"), of("pre")
-    if kind != "gpt2" or pre not in SPLITS:
-        known = f"tokenizer.ggml.model 'gpt2' with tokenizer.ggml.pre of {', '.join(SPLITS)}"
-        raise ValueError(
-            f"tokenizer {kind!r}, {pre!r} is not supported ({known}): use the Hugging Face folder of the same model"
-        )
-    tokens = of("tokens")
-    types = of("token_type", [])
-    typed = lambda wanted: [
-        token for token, has in zip(tokens, types, strict=False) if has == wanted
-    ]
-    fillers = set(typed(UNUSED))  # rows that only pad the embedding
-    vocabulary = {token: i for i, token in enumerate(tokens) if token not in fillers}
-    merges = [tuple(merge.split(" ")) for merge in of("merges")]
-
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
-    tokenizer.normalizer = normalizers.NFC() if pre == "qwen2" else None
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[pre])
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in typed(CONTROL)])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in typed(USER_DEFINED)])
-    roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {role: of(f"{name}_token_id") for role, name in roles.items()}
-    if ids["bos"] is not None and of("add_bos_token", pre == "llama-bpe"):
-        bos = tokens[ids["bos"]]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, ids["bos"])]
-        )
-    special = {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None}
-    template = metadata.get("tokenizer.chat_template")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        chat_template=template,
-        clean_up_tokenization_spaces=False,
-        **special,
-    )

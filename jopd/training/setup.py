@@ -20,6 +20,7 @@ from jopd.config import Config, differences, load_yaml, to_dict
 from jopd.data import sources
 from jopd.data.batching import Batches
 from jopd.data.example import Example
+from jopd.data.views import remarks as view_remarks
 from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.method import INITIAL
 from jopd.models.load import Loaded, Opened, open_model, read, require_same_tokenizer
@@ -257,6 +258,8 @@ def open_models(config: Config) -> Readers:
     views = config.objective.views
     if teacher is not None and not {*views} - {INITIAL}:
         views = ("teacher", *views)
+    for remark in view_remarks(student.tokenizer, views, config.view):
+        warnings.warn(remark, stacklevel=2)
     return Readers(student, teacher, views, vocabulary)
 
 

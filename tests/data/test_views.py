@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jopd.data.chat import Chat
 from jopd.data.example import Example, Message
 from jopd.data.task import NEUTRAL_STYLE, TallyTask, partial_context, worked_steps
 from jopd.data.tokenizer import build
-from jopd.data.views import VIEWS, ViewConfig, describe, render, render_reference, shown, stop_token
+from jopd.data.views import VIEWS, ViewConfig, describe, render, render_reference, shown
 
 TOKENIZER = build()
 USER = Message(role="user", content="how many are left?")
@@ -173,7 +174,8 @@ def test_templates_may_hold_braces():
 
 def test_the_thinking_switch_reaches_the_template_in_every_view():
     tokenizer = with_template(
-        "{{ messages[-1]['content'] }}{% if enable_thinking is defined and not enable_thinking %}no thought{% endif %}"
+        "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+        "{% if enable_thinking is defined and not enable_thinking %}no thought{% endif %}"
     )
     for view in VIEWS:
         for thinking, seen in ((None, False), (True, False), (False, True)):
@@ -187,13 +189,13 @@ def test_a_reference_ends_as_the_chat_template_ends_a_turn():
     assert ids[-1] == TOKENIZER.eos_token_id
     # The end of a turn may be another token than the end of a text, and line breaks may follow it.
     turns = "{% for m in messages %}{{ m['content'] }}<|system|>\n{% endfor %}"
-    assert stop_token(with_template(turns)) == TOKENIZER.convert_tokens_to_ids("<|system|>")
+    assert Chat(with_template(turns)).stop_token == TOKENIZER.convert_tokens_to_ids("<|system|>")
     nothing = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    assert stop_token(with_template(nothing)) == TOKENIZER.eos_token_id
+    assert Chat(with_template(nothing)).stop_token == TOKENIZER.eos_token_id
     with pytest.raises(
         ValueError, match=r"nothing ends an assistant's turn .* set the tokenizer's eos_token"
     ):
-        stop_token(with_template(nothing, eos_token=None))
+        _ = Chat(with_template(nothing, eos_token=None)).stop_token
 
 
 def test_a_prompt_and_its_reference_are_the_whole_conversation():
@@ -259,8 +261,73 @@ def test_refusals():
         ({"partial_share": 1.0}, "all of a solution is what the view full shows"),
         ({"partial_share": float("nan")}, "partial_share=nan must lie"),
         ({"system_prompt": " "}, "system_prompt=' ' is blank: leave it unset"),
+        ({"template": "none"}, "template='none' is not known: use chat or raw"),
+        ({"date": "26 Jul 2024"}, "date='26 Jul 2024' is no day: write YYYY-MM-DD"),
     ],
 )
-def test_bad_settings_are_refused(settings, message):
+def test_bad_settings_are_refused(settings, message, types_unchecked):
     with pytest.raises(ValueError, match=message):
         ViewConfig(**settings)
+
+
+DEFAULT = (
+    "{% if messages[0].role != 'system' %}{{ '<|system|>be kind.<|end|>' }}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("example", "settings", "student", "told"),
+    [
+        (TOLD, {}, "be kind.", "be kind.\n\nyou are good at numbers."),
+        (WITH_SYSTEM, {}, "be good.", "be good.\n\nyou are good at numbers."),
+        (TOLD, {"system_prompt": "please."}, "please.", "please.\n\nyou are good at numbers."),
+    ],
+)
+def test_a_context_takes_the_place_of_nothing_that_the_student_sees(
+    example, settings, student, told
+):
+    tokenizer = with_template(DEFAULT)
+    shown = lambda view: tokenizer.decode(render(example, view, tokenizer, ViewConfig(**settings)))
+    rest = "<|end|> <|user|> how many are left? <|end|> <|assistant|>"
+    assert shown("student") == f"<|system|> {student} {rest}"
+    assert shown("privileged") == f"<|system|> {told} {rest}"
+
+
+THINKS = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"
+)
+
+
+def test_a_reference_goes_on_inside_the_thought_that_the_prompt_opens():
+    tokenizer = with_template(THINKS)
+    with pytest.raises(
+        ValueError, match=r"e1: .* opens a thought \(<think>\).* set view.thinking=false"
+    ) as error:
+        render_reference(SOLVED, tokenizer)
+    assert "\n" not in str(error.value)
+    # An empty thought stands in the prompt, and the reference is the answer.
+    off = ViewConfig(thinking=False)
+    assert render_reference(SOLVED, tokenizer, off) == render_reference(SOLVED, TOKENIZER)
+    prompt = tokenizer.decode(render(SOLVED, "student", tokenizer, off))
+    assert prompt.replace(" ", "").endswith("<|assistant|><think>\n\n</think>\n\n")
+    # A solution with its thought: the prompt has its first mark already.
+    goes_on = "half of 8.\n</think>\n4"
+    expected = [*tokenizer.encode(goes_on, add_special_tokens=False), tokenizer.eos_token_id]
+    for solution in (goes_on, f"<think>{goes_on}", f"<think>\n{goes_on}"):
+        example = dataclasses.replace(SOLVED, solution=solution)
+        assert render_reference(example, tokenizer) == expected
+
+
+def test_a_base_model_reads_the_words_alone():
+    tokenizer, raw = with_template(None), ViewConfig(template="raw")
+    assert render(TOLD, "student", tokenizer, raw) == tokenizer.encode("how many are left?\n\n")
+    assert render(TOLD, "privileged", tokenizer, raw) == tokenizer.encode(
+        "you are good at numbers.\n\nhow many are left?\n\n"
+    )
+    assert render_reference(SOLVED, tokenizer, raw) == [
+        *tokenizer.encode("half of 8 is 4.\nanswer: 4"),
+        tokenizer.eos_token_id,
+    ]

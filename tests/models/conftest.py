@@ -12,7 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from jopd import models
 from jopd.models import Architecture, Compute, LoRA, RopeScaling, Transformer
 
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 SPECIAL = ["<end>", "<user>", "<assistant>"]
 SIZES = {"width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_width": 48}
 PLAIN = Architecture(vocabulary_size=264, **SIZES)

