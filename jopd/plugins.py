@@ -9,6 +9,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 _NAMED = re.compile(r"(?P<path>.+\.py):(?P<attribute>[A-Za-z_]\w*)")
@@ -42,20 +43,35 @@ def fingerprint(text: str) -> str:
 def load(text: str) -> Any:
     """What the file calls `Name`, after running the file.
 
-    The same contents are run once in a process, however often they are named: a class loaded twice
-    is one class.
-
     Raises:
       ValueError: there is no such file, it fails when run, or has nothing of that name.
     """
     path, attribute = _parts(text)
+    names = vars(module(path))
+    if attribute not in names:
+        known = sorted(name for name in names if not name.startswith("_"))
+        raise Failed(f"{path} has no {attribute}; it has {', '.join(known) or 'nothing'}")
+    return names[attribute]
+
+
+def module(path: Path) -> ModuleType:
+    """The file as a module. The same contents are run once in a process, however often they are
+    named: a class loaded twice is one class.
+
+    Raises:
+      ValueError: there is no such file, or it fails when run.
+    """
+    path = path.absolute()
     digest = hashlib.sha256(_bytes(path)).hexdigest()[:16]
-    module_name = f"jopd_plugin_{path.stem}_{digest}"
-    module = sys.modules.get(module_name) or _run(path, module_name)
-    if not hasattr(module, attribute):
-        names = sorted(name for name in vars(module) if not name.startswith("_"))
-        raise ValueError(f"{path} has no {attribute}; it has {', '.join(names) or 'nothing'}")
-    return getattr(module, attribute)
+    name = f"jopd_plugin_{path.stem}_{digest}"
+    return sys.modules.get(name) or _run(path, name)
+
+
+def name_of(thing: type) -> str | None:
+    """The name, `path/to/file.py:Name`, of a class that a user's file defines; None for others."""
+    if not thing.__module__.startswith("jopd_plugin_"):
+        return None
+    return f"{sys.modules[thing.__module__].__file__}:{thing.__qualname__}"
 
 
 def _parts(text: str) -> tuple[Path, str]:
@@ -72,7 +88,7 @@ def _bytes(path: Path) -> bytes:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _run(path: Path, module_name: str):
+def _run(path: Path, module_name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None  # a path that ends in .py always has both
     module = importlib.util.module_from_spec(spec)
@@ -87,5 +103,5 @@ def _run(path: Path, module_name: str):
             if frame.tb_frame.f_code.co_filename == str(path):
                 where = f":{frame.tb_lineno}"
             frame = frame.tb_next
-        raise ValueError(f"{path}{where}: {type(error).__name__}: {error}") from error
+        raise Failed(f"{path}{where}: {type(error).__name__}: {error}") from error
     return module

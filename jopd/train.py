@@ -10,6 +10,7 @@ import warnings
 
 from jopd import config, plugins
 from jopd.training import console, failures, finish, loop, setup
+from jopd.training import folder as folders
 from jopd.training.checkpoint import DamagedCheckpoints
 from jopd.training.checks import what_is_saved
 from jopd.training.logs import BadRecord
@@ -23,12 +24,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     failures.say_it_once()
     name, settings = config.or_exit(config.parse, arguments)
-    folder = config.or_exit(setup.output_folder, name, settings)
-    if finish.finished(folder):
+    folder = config.or_exit(folders.output_folder, name, settings)
+    if finish.finished(folder, settings.steps):
         config.or_exit(finish.show_result, folder)
         return
     console.say(f"jopd: preparing {name} with method {settings.method.name} ...")
-    lock = config.or_exit(setup.claim, folder)
+    lock = config.or_exit(folders.claim, folder)
     try:
         loop.train(config.or_exit(setup.prepare, name, settings))
     except loop.Stopped as stopped:
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"error: {why or error}. {what_is_saved(folder)}; the same command goes on from there"
         ) from None
     finally:
-        setup.leave(folder, lock)
+        folders.leave(folder, lock)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 and what stops a run.
 """
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -22,6 +23,7 @@ from jopd.config import differences, load_yaml, parse, to_dict
 from jopd.models.load import load
 from jopd.training import console, loop, optimizer, setup, worker
 from jopd.training.checkpoint import Checkpoints
+from jopd.training.folder import output_folder
 from jopd.training.logs import METRICS, read
 from tests.training.problem import lenient
 from tests.training.tiny import arguments, save_model
@@ -123,12 +125,16 @@ def test_a_run_leaves_everything_in_its_folder(models, finished):
     assert {int(path.name) for path in (finished / "checkpoints").iterdir()} >= {4, 6}
 
 
+def restored(run: list[str], folder):
+    """The last step and state that a run has saved."""
+    ready = setup.prepare(*parse(run))
+    checkpoints = Checkpoints(folder / "checkpoints", keep=2, facts=ready.facts)
+    with contextlib.closing(checkpoints):
+        return checkpoints.restore(ready.state)
+
+
 def test_the_student_that_is_saved_is_the_one_that_was_trained(models, finished):
-    name, config = parse(command(models, finished))
-    run = setup.prepare(name, config)
-    checkpoints = Checkpoints(finished / "checkpoints", keep=2, facts=run.facts)
-    step, state = checkpoints.restore(run.state)
-    checkpoints.close()
+    step, state = restored(command(models, finished), finished)
     assert step == state.step == 6
     saved, initial = load(finished / "student"), load(models["student"])
     chex.assert_trees_all_equal(jax.device_get(saved.params), jax.device_get(state.params))
@@ -161,9 +167,9 @@ def refused(arguments, capsys) -> str:
 
 
 def test_a_folder_of_another_run_is_refused_naming_what_differs(models, finished, capsys):
-    error = refused(command(models, finished, steps=9, chunk=2), capsys)
+    error = refused(command(models, finished, seed=9, prompts=16, chunk=2), capsys)
     assert (
-        "holds a run with other settings (chunk: 4 -> 2; steps: 6 -> 9)" in error
+        "holds a run with other settings (prompts: 8 -> 16; seed: 0 -> 9)" in error
         and f"--output {finished}-2" in error
     )
 
@@ -181,6 +187,25 @@ def test_config_runs_a_saved_run_again(models, finished, tmp_path):
         for folder in (tmp_path / "again", finished)
     )
     assert [line.split(":")[0] for line in differences(again, first)] == ["output"]
+
+
+def test_a_finished_run_may_be_made_longer(models, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    before = read(tmp_path / "run").training
+    longer = command(models, tmp_path / "run", steps=8, chunk=2)
+    train.main(longer)
+    said = capsys.readouterr().out
+    assert "resuming after step 6 of 8" in said and "the run becomes longer" in said
+    lines = read(tmp_path / "run").training
+    assert [line["step"] for line in lines] == list(range(1, 9)) and lines[:6] == before
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["config"]["steps"] == 8 and report["run"]["lengthened"][0]["from"] == 6
+    step, state = restored(longer, tmp_path / "run")
+    assert step == state.step == 8
+    saved = load(tmp_path / "run" / "student")
+    chex.assert_trees_all_equal(jax.device_get(saved.params), jax.device_get(state.params))
+    train.main(longer)
+    assert "is finished; its result" in capsys.readouterr().out
 
 
 def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(
@@ -342,8 +367,7 @@ def test_metrics_are_the_steps_own(finished):
 
 def test_two_seeds_are_two_runs_in_two_folders():
     names = [
-        setup.output_folder("default", dataclasses.replace(parse([])[1], seed=seed))
-        for seed in (0, 1)
+        output_folder("default", dataclasses.replace(parse([])[1], seed=seed)) for seed in (0, 1)
     ]
     assert [str(name) for name in names] == ["runs/default-opd-seed0", "runs/default-opd-seed1"]
     assert "output" in to_dict(parse([])[1])

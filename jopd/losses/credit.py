@@ -233,6 +233,7 @@ class PolicyGradient(base.Method):
     """
 
     route = "policy gradient of the sampled token's log-ratio"
+    sampled_gradient = True
     log_ratio_clip: float | None = None
     reward_weight: float = 0.0
     temperature: float = 1.0

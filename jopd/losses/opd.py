@@ -61,6 +61,10 @@ class OPD(base.Method):
                 "the student did not sample: use reverse_kl or forward_kl"
             )
 
+    @property
+    def sampled_gradient(self) -> bool:
+        return self.divergence in ("k2", "k3")
+
     def _chosen(self):
         return choose(
             self.divergence, beta=self.beta, k=self.top_k, support=self.support, tail=self.tail

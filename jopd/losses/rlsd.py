@@ -102,6 +102,7 @@ class RLSD(base.Method):
     name = "rlsd"
     source = "RLSD, arXiv:2604.03128 (P; schedule S); without a verifier arXiv:2605.23493 (R)"
     route = "policy gradient of the sampled token"
+    sampled_gradient = True
     run_defaults = (("teacher.model", "self"), ("rollout.samples", 4))
     verifier: bool = True
     mix: float = 0.5

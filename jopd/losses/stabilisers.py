@@ -132,6 +132,7 @@ class Stabilised(base.Method):
     shown = _passed_on("shown")
     aggregation = _passed_on("aggregation")
     one_model = _passed_on("one_model")
+    sampled_gradient = _passed_on("sampled_gradient")
     alerts = _passed_on("alerts")
 
     @property

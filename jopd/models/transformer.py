@@ -73,7 +73,9 @@ class Compute:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["matmul", "dot_product"] = "matmul"
-    remat: Literal["none", "layer", "dots"] = "layer"
+    remat: Literal["none", "layer", "dots"] = dataclasses.field(
+        default="layer", metadata={"changes_numbers": False}
+    )
 
 
 @dataclasses.dataclass(frozen=True)

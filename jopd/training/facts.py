@@ -12,6 +12,7 @@ import jax
 from jopd.losses.credit import PolicyGradient
 from jopd.losses.method import INITIAL, Method
 from jopd.training import logs
+from jopd.training.folder import lengthened
 from jopd.training.setup import Run
 
 
@@ -35,6 +36,7 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
             "mesh": dict(run.mesh.shape),
             "seconds": seconds,
+            **({"lengthened": longer} if (longer := lengthened(run.folder)) else {}),
         },
         "state": {
             "prompts": f"{config.data.source}, {run.train.report}",

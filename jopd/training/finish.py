@@ -2,6 +2,7 @@
 written last and marks a run as finished.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from jopd.training.state import TrainState
 from jopd.training.worker import Worker
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run of this folder has come to its end."""
-    return (folder / "report.json").is_file()
+def finished(folder: Path, steps: int) -> bool:
+    """Whether the run of this folder has come to its end, after so many steps."""
+    path = folder / "report.json"
+    return (
+        path.is_file() and json.loads(path.read_text(encoding="utf-8"))["config"]["steps"] == steps
+    )
 
 
 def show_result(folder: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from jopd import config as configs
 from jopd.training import logs
 from jopd.training.alerts import Alerts
 from jopd.training.checkpoint import Checkpoints
@@ -22,6 +21,7 @@ from jopd.training.checks import check_evaluation, check_step, why_nothing_was_l
 from jopd.training.console import Progress, announce, say, waiting
 from jopd.training.example import show
 from jopd.training.finish import finish
+from jopd.training.folder import settle
 from jopd.training.interrupt import deferred
 from jopd.training.setup import Run, describe
 from jopd.training.state import TrainState
@@ -43,8 +43,7 @@ def train(run: Run) -> None:
     """
     config, folder = run.config, run.folder
     announce(describe(run))
-    folder.mkdir(parents=True, exist_ok=True)
-    configs.save_yaml(folder / "config.yaml", run.name, config)
+    settle(folder, run.name, config, run.program.method.updates)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, facts=run.facts)
     done, state = checkpoints.restore(run.state) or (0, run.state)
     worker, alerts = Worker(run), Alerts(run.program.method.alerts)

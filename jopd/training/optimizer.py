@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 
+import jax.numpy as jnp
 import optax
 
 from jopd.config import Optimizer
@@ -19,6 +20,11 @@ def schedule(config: Optimizer, updates: int) -> optax.Schedule:
     # From the first fraction, not from 0: no batch is spent on a step that moves nothing.
     rise = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, warmup)
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
+
+
+def rate_after(config: Optimizer, updates: int, done: int) -> float:
+    """The learning rate of the next step after `done` of them."""
+    return float(jnp.asarray(schedule(config, updates)(done)))
 
 
 def make(

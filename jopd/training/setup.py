@@ -1,14 +1,11 @@
 """From a config to everything a run needs, checked before anything is compiled."""
 
-import dataclasses
 import math
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +13,7 @@ from jax.sharding import Mesh
 
 import jopd
 from jopd import models
-from jopd.config import Config, differences, load_yaml, to_dict
+from jopd.config import Config
 from jopd.data import sources
 from jopd.data.batching import Batches
 from jopd.data.example import Example
@@ -29,11 +26,10 @@ from jopd.rollout.sampler import Decoding
 from jopd.training import mesh as meshes
 from jopd.training import optimizer
 from jopd.training.checkpoint import check_facts
+from jopd.training.folder import output_folder
 from jopd.training.program import Program
 from jopd.training.room import check_room
 from jopd.training.state import LORA, MODULES, Fixed, Params, TrainState, real_copy, separate
-
-LOCK = ".lock"
 
 
 class Run(NamedTuple):
@@ -56,71 +52,6 @@ class Run(NamedTuple):
     state: TrainState
     shardings: TrainState
     facts: dict[str, Any]
-
-
-def output_folder(name: str, config: Config) -> Path:
-    """The folder of a run, fixed by preset, method and seed; anything that it holds must be of this
-    very run.
-
-    Raises:
-      ValueError: the folder holds something else, or a run with other settings, naming those that
-        differ.
-    """
-    folder = Path(config.output or f"runs/{name}-{config.method.name}-seed{config.seed}")
-    other = f"choose another folder with --output, such as --output {folder}-2, or remove this one"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output={folder} is a file: {other}")
-    # Names with a dot do not count: another program's, or what a kill left of writing config.yaml.
-    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-        return folder
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"output={folder} holds files that are not of a run: {other}")
-    try:
-        _, before = load_yaml(folder / "config.yaml")
-    except ValueError as error:
-        raise ValueError(
-            f"output={folder} holds a run whose settings cannot be read ({error}): {other}"
-        ) from None
-    same_place = dataclasses.replace(before, output=config.output)
-    if changed := differences(to_dict(same_place), to_dict(config)):
-        raise ValueError(
-            f"output={folder} holds a run with other settings ({'; '.join(changed)}): {other}"
-        )
-    return folder
-
-
-def claim(folder: Path) -> filelock.BaseFileLock:
-    """Makes the folder of a run, and keeps every other process out of it until the lock is released
-    or this process ends.
-
-    Raises:
-      ValueError: the folder can't be made or written to, or another process is at it.
-    """
-    lock = filelock.FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise ValueError(
-            f"output={folder} is in use by another process: wait for it or stop it, or choose another folder with --output"
-        ) from None
-    except NotImplementedError:
-        warnings.warn(
-            f"output={folder} lies on a file system without locks: keep other processes out of it",
-            stacklevel=2,
-        )
-    except OSError as error:
-        raise ValueError(
-            f"output={folder} can't be used ({error}): choose another folder with --output"
-        ) from None
-    return lock
-
-
-def leave(folder: Path, lock: filelock.BaseFileLock) -> None:
-    """Lets others into the folder; one that nothing was written to is gone again."""
-    if [path.name for path in folder.iterdir()] == [LOCK]:
-        shutil.rmtree(folder, ignore_errors=True)
-    lock.release()
 
 
 class Readers(NamedTuple):

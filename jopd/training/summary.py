@@ -54,7 +54,10 @@ def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
     yes = shares(data, answers)
     record = of_shares(yes) | of_terms(answers) | of_lengths(answers)
     by_problem: dict[str, Any] = {"problems": fingerprint(answers.examples)}
-    by_problem |= {name: [int(value) for value in values] for name, values in yes.items()}
+    by_problem |= {
+        f"shortcuts/{name}" if is_rule(name) else name: [int(value) for value in values]
+        for name, values in yes.items()
+    }
     answered = np.array([example.answer is not None for example in answers.examples])
     if "accuracy" in yes:
         lengths = answers.mask.sum(1)[answered]
@@ -91,12 +94,16 @@ def shares(data: DataConfig, answers: Answers) -> dict[str, list[bool]]:
     return yes | shortcuts.rates(prompts, texts, right)
 
 
+def is_rule(name: str) -> bool:
+    """Whether it is one of the rules that make up `shortcut_rate`."""
+    return name.startswith("shortcut_") and name != "shortcut_rate"
+
+
 def of_shares(yes: dict[str, list[bool]]) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for name, values in yes.items():
-        rule = name.startswith("shortcut_") and name != "shortcut_rate"
         low, high = wilson(sum(values), len(values))
-        (record.setdefault("shortcuts", {}) if rule else record)[name] = {
+        (record.setdefault("shortcuts", {}) if is_rule(name) else record)[name] = {
             "value": sum(values) / len(values),
             "low": low,
             "high": high,

@@ -1,0 +1,150 @@
+"""The command line: a preset, a method, and the settings that differ from them.
+
+A preset is a Python file with a function `config() -> Config`. The command line is parsed twice:
+the preset and `--method NAME` first decide the concrete types, then tyro parses those, so
+`--method.X` is a field of that method and of no other.
+"""
+
+import copy
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from jopd import losses, plugins, presets
+from jopd.config.files import did_you_mean, load_yaml
+from jopd.config.settings import Config
+
+# The presets of files that were read, by the name that their runs have.
+_READ: dict[str, Config] = {}
+
+
+def preset(name: str) -> Config:
+    """The config of a preset: a name from `jopd/presets/`, or a path to a Python file with a
+    function `config()`.
+
+    Raises:
+      ValueError: no such preset or file, or the file has no `config()`.
+    """
+    folder = Path(presets.__file__).parent
+    own = name.endswith(".py")
+    path = Path(name).expanduser() if own else folder / f"{name.replace('-', '_')}.py"
+    if not path.is_file():
+        known = preset_names()
+        raise ValueError(
+            f"preset {name!r} is not known{did_you_mean(name, known)}; presets: "
+            f"{', '.join(known)}, or a path to a Python file"
+        )
+    make = vars(plugins.module(path)).get("config")
+    made = make() if callable(make) else None
+    if not isinstance(made, Config):
+        raise ValueError(
+            f"preset {path}: the file needs a function `config()` that returns a jopd.config.Config"
+        )
+    if own:
+        _READ[path.stem] = made
+    return made
+
+
+def preset_names() -> list[str]:
+    return sorted(
+        path.stem.replace("_", "-") for path in Path(presets.__file__).parent.glob("[a-z]*.py")
+    )
+
+
+def unchanged(name: str, method: str) -> Config | None:
+    """A preset with a method and nothing else changed, by the name of its runs; None of one that
+    this process has not read.
+    """
+    base = _READ.get(name) or (preset(name) if name in preset_names() else None)
+    return None if base is None else with_method(base, method)
+
+
+def with_method(base: Config, method: str) -> Config:
+    """The run with another method, as that comes, and what its paper has otherwise."""
+    if losses.name_of(base.method) == method:
+        return base
+    # Not `replace`, which checks: what the method can't have of the preset, a flag may change
+    # before `tyro.cli` builds the run.
+    run = copy.copy(base)
+    object.__setattr__(run, "method", losses.get(method))
+    for setting, value in run.method.run_defaults:
+        group, field = setting.split(".")
+        changed = dataclasses.replace(getattr(run, group), **{field: value})
+        object.__setattr__(run, group, changed)
+    return run
+
+
+def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tuple[str, Config]:
+    """The preset's name and the run that a command line asks for.
+
+    Raises:
+      ValueError: an unknown preset or method, or settings that contradict each other.
+      SystemExit: after `--help`, and for flags that tyro refuses, with its message.
+    """
+    rest = list(arguments)
+    method = take(rest, "--method")
+    trust_code = "--trust-code" in rest
+    rest = [argument for argument in rest if argument != "--trust-code"]
+    _answer_resume(rest)
+    if (saved := take(rest, "--config")) is not None:
+        if rest[:1] and not rest[0].startswith("-"):
+            raise ValueError(
+                f"--config {saved} already says the whole run: leave out the preset {rest[0]!r}"
+            )
+        name, base = load_yaml(Path(saved).expanduser(), trusted=None if trust_code else ())
+    else:
+        if trust_code:
+            raise ValueError(
+                "--trust-code is for a --config that names code of its own: leave it out"
+            )
+        name = rest.pop(0) if rest and not rest[0].startswith("-") else "default"
+        base = preset(name)
+    if method is not None:
+        method = plugins.absolute(method) if plugins.is_named(method) else method
+        base = with_method(base, method)
+    description = (
+        f"Preset {name} (others: {', '.join(n for n in preset_names() if n != name)}), method "
+        f"{base.method.name}. Choose with `{program} PRESET --method NAME`; methods: "
+        f"{', '.join(losses.names())}, or FILE.py:NAME for one of your own. `--config FILE` runs a "
+        "config.yaml again. Below: the settings of this preset and this method, with their values."
+    )
+    # tyro reads the method's class off the default, so --method.X are that method's own fields.
+    config = tyro.cli(Config, default=base, args=rest, prog=program, description=description)
+    return (Path(name).stem if name.endswith(".py") else name), config
+
+
+def _answer_resume(arguments: list[str]) -> None:
+    """A habit from elsewhere, answered with what happens anyway."""
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in ("--resume", "--resume-from-checkpoint"):
+            raise ValueError(
+                f"{argument}: the same command goes on by itself from the last checkpoint of its "
+                "folder (--output says which): leave this out"
+            )
+
+
+def take(arguments: list[str], flag: str) -> str | None:
+    """Removes `flag VALUE` or `flag=VALUE` and returns the value."""
+    for index, argument in enumerate(arguments):
+        if argument == flag:
+            if index + 1 == len(arguments):
+                raise ValueError(f"{flag} needs a value")
+            value = arguments[index + 1]
+            del arguments[index : index + 2]
+            return value
+        if argument.startswith(flag + "="):
+            del arguments[index]
+            return argument.removeprefix(flag + "=")
+    return None
+
+
+def or_exit(function, *arguments):
+    """Calls `function`; a ValueError becomes one line on standard error and exit status 2."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,77 @@
+"""A run, as one frozen dataclass that checks itself."""
+
+import dataclasses
+
+from jopd import losses
+from jopd.config.checks import check
+from jopd.config.groups import (
+    SAME_NUMBERS,
+    Checkpointing,
+    Evaluation,
+    MeshConfig,
+    Optimizer,
+    RolloutConfig,
+    Student,
+    Teacher,
+    at_least,
+)
+from jopd.data.sources import DataConfig
+from jopd.data.views import ViewConfig
+from jopd.losses.method import Method
+from jopd.losses.stabilisers import Stabilisers
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Attributes:
+      method: what the teacher's judgement is turned into; see `python -m jopd.train --method NAME
+        --help`.
+      watch: steps between two at which the per-token diagnostics are logged, into `metrics.jsonl`
+        under "diagnostics"; 0 is never.
+      stabilise: gates, weights and a pull to the initial model, for any method; all off unless set.
+      steps: rollout batches.
+      prompts: prompts a step; times `rollout.samples`, the rows of a batch.
+      micro_batches: parts that a batch is scored and back-propagated in, to save memory; the result
+        is the same.
+      chunk: tokens along time whose logits exist at once; 0 is all of them. The result is the same.
+      seed: of the data order, the rollouts and new parameters.
+      output: folder; empty, it is `runs/PRESET-METHOD-seedN` with what differs from the preset
+        (`jopd.training.folder`).
+    """
+
+    method: Method
+    student: Student = Student()
+    teacher: Teacher = Teacher()
+    data: DataConfig = DataConfig()
+    stabilise: Stabilisers = Stabilisers()
+    view: ViewConfig = ViewConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optimizer: Optimizer = Optimizer()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpointing = dataclasses.field(default=Checkpointing(), metadata=SAME_NUMBERS)
+    mesh: MeshConfig = dataclasses.field(default=MeshConfig(), metadata=SAME_NUMBERS)
+    steps: int = 200
+    prompts: int = 64
+    micro_batches: int = dataclasses.field(default=1, metadata=SAME_NUMBERS)
+    chunk: int = dataclasses.field(default=128, metadata=SAME_NUMBERS)
+    watch: int = dataclasses.field(default=10, metadata=SAME_NUMBERS)
+    seed: int = 0
+    output: str = dataclasses.field(default="", metadata=SAME_NUMBERS)
+
+    def __post_init__(self):
+        for name in ("steps", "prompts", "micro_batches"):
+            at_least(1, name, getattr(self, name))
+        for name in ("chunk", "watch", "seed"):
+            at_least(0, name, getattr(self, name))
+        check(self)
+
+    @property
+    def objective(self) -> Method:
+        """What is trained on: the method under its stabilisers."""
+        return losses.stabilised(self.method, self.stabilise)
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.rollout.samples

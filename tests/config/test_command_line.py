@@ -1,0 +1,196 @@
+import dataclasses
+import re
+
+import pytest
+
+from jopd import config as configs
+from jopd import losses
+from jopd.config import (
+    load_yaml,
+    parse,
+    preset,
+    preset_names,
+    save_yaml,
+)
+
+by_method = pytest.mark.parametrize("name", losses.names())
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """A screen on which no message is broken."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
+# Presets.
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_run_and_survives_its_file(name, tmp_path):
+    config = preset(name)
+    save_yaml(tmp_path / "config.yaml", name, config)
+    assert load_yaml(tmp_path / "config.yaml") == (name, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_preset_may_be_a_python_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import dataclasses\nfrom jopd.config import preset\n\ndef config():\n    return dataclasses.replace(preset('default'), steps=3)\n"
+    )
+    assert parse([str(file), "--seed", "4"]) == (
+        "mine",
+        dataclasses.replace(preset("default"), steps=3, seed=4),
+    )
+
+
+@pytest.mark.parametrize("text", ["x = 1\n", "def config():\n    return 3\n"])
+def test_a_preset_file_without_a_config_is_refused(tmp_path, text):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(
+        ValueError,
+        match=r"mine\.py: the file needs a function `config\(\)` that returns a jopd\.config\.Config",
+    ):
+        preset(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize("name", ["defualt", "nowhere/mine.py"])
+def test_an_unknown_preset_names_the_known_ones(name):
+    with pytest.raises(
+        ValueError, match=f"preset {name!r} is not known.*default.*or a path to a Python file"
+    ):
+        preset(name)
+    if name == "defualt":
+        with pytest.raises(ValueError, match="did you mean 'default'"):
+            preset(name)
+
+
+# The command line.
+
+
+def test_no_arguments_are_the_default_preset():
+    assert parse([]) == ("default", preset("default"))
+
+
+@by_method
+def test_a_method_is_chosen_by_name_and_set_by_its_own_fields(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert parse(["--method", name])[1].method == losses.get(name)
+    with pytest.raises(SystemExit) as stop:
+        parse([f"--method={name}", "--help"])
+    shown = set(re.findall(r"--method\.(?!no-)([a-z0-9-]+)", capsys.readouterr().out))
+    assert stop.value.code == 0
+    assert shown == {
+        field.name.replace("_", "-") for field in dataclasses.fields(losses.METHODS[name])
+    }
+
+
+def test_settings_of_the_method_and_of_the_run_are_parsed():
+    name, config = parse(
+        [
+            "--method",
+            "opsd",
+            "--method.divergence",
+            "jensen_shannon",
+            "--method.beta",
+            "0.3",
+            "--method.entry-clamp",
+            "None",
+        ]
+        + [
+            "--method.teacher-update",
+            "ema",
+            "--teacher.model",
+            "self",
+            "--student.lora.rank",
+            "4",
+            "--rollout.sampling.top-p",
+            "0.9",
+        ]
+        + [
+            "--data.held-out",
+            "7",
+            "--mesh.fsdp",
+            "2",
+            "--view.thinking",
+            "True",
+            "--output",
+            "runs/x",
+        ]
+    )
+    assert name == "default"
+    assert config.method == losses.get(
+        "opsd", divergence="jensen_shannon", beta=0.3, entry_clamp=None, teacher_update="ema"
+    )
+    assert (config.student.lora.rank, config.rollout.sampling.top_p, config.data.held_out) == (
+        4,
+        0.9,
+        7,
+    )
+    assert (config.mesh.fsdp, config.view.thinking, config.output) == (2, True, "runs/x")
+    assert parse(["--method", "opd", "--steps", "3"])[1] == dataclasses.replace(
+        preset("default"), steps=3
+    )
+
+
+def test_a_presets_setting_that_the_method_cannot_have_may_be_changed_beside_it(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import dataclasses\nfrom jopd.config import RolloutConfig, preset\n\n"
+        "def config():\n    return dataclasses.replace(preset('default'), rollout=RolloutConfig(samples=4))\n"
+    )
+    _, config = parse([str(file), "--method", "sft", "--rollout.samples", "1"])
+    assert (config.method.name, config.rollout.samples) == ("sft", 1)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["defualt"], "preset 'defualt' is not known (did you mean 'default'?)"),
+        (["--method", "odp"], "unknown method 'odp': did you mean 'opd'?"),
+        (["--method"], "--method needs a value"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
+        (["default", "--config", "x.yaml"], "leave out the preset 'default'"),
+        (["--resume"], "the same command goes on by itself from the last checkpoint"),
+        (["--resume_from_checkpoint=True"], "leave this out"),
+    ],
+)
+def test_what_is_unknown_is_one_line_and_names_the_nearest(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        configs.or_exit(parse, arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--rollout.max-new-token", "3"], ["--rollout.max-new-token", "--rollout.max-new-tokens"]),
+        (["--method.divergance", "forward_kl"], ["--method.divergance", "--method.divergence"]),
+        (["--method", "sft", "--method.beta", "1"], ["--method.beta"]),  # another method's
+        (["--optimizer.schedule", "cosin"], ["--optimizer.schedule", "cosine"]),
+        (["--steps", "ten"], ["--steps", "ten"]),
+        (["--steps", "0"], ["steps=0 must be at least 1"]),
+        (["--optimizer.clip-norm", "-1"], ["optimizer.clip_norm=-1.0 must be 0 (off) or more"]),
+        (["--method.beta", "0.5"], ["beta=0.5", "jensen_shannon", "leave it out"]),
+        (["--data.source", "jsnol:x"], ["source='jsnol:x' is not known", "did you mean 'jsonl'"]),
+        (
+            [
+                "--method",
+                "opsd",
+                "--method.teacher-update",
+                "ema",
+                "--teacher.model",
+                "jopd:baby-teacher",
+            ],
+            ["teacher.model=jopd:baby-teacher", "--teacher.model self"],
+        ),
+    ],
+)
+def test_a_wrong_flag_or_value_is_named_with_the_cure(arguments, words, capsys, wide):
+    with pytest.raises(SystemExit) as stop:
+        configs.or_exit(parse, arguments)
+    assert stop.value.code == 2
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
+    assert all(word in shown for word in words), shown
