@@ -1,21 +1,25 @@
 """Runs the cells of a study, and puts what came out into tables and a picture.
 
-    python experiments/grid.py experiments/ar_opd.py                     every cell, every seed
-    python experiments/grid.py experiments/ar_opd.py --workers 2         two at a time, each on its share of the cores
+    python experiments/grid.py experiments/ar_opd.py                      every cell, every seed
+    python experiments/grid.py experiments/ar_opd.py --workers 2          two at a time, each on its
+                                                                          share of the cores
     python experiments/grid.py experiments/ar_opd.py --cells full "λ 0.6" --seeds 0
-    python experiments/grid.py experiments/ar_opd.py --show              only what is finished, as tables and figures/ar_opd.png
+    python experiments/grid.py experiments/ar_opd.py --show               only what is finished, as
+                                                                          tables and the picture
 
 A study is a preset file, `config()`, with more names in it:
 
     CELLS     a cell's name to the flags that make it
     SEEDS     each cell is run with every one of them
-    JUDGE     flags of `python -m jopd.evaluate`, which measures every cell's student, and the one before training, in the same way
-    COLUMNS   a measure to its title in the table; `judge/NAME` is the judge's, `last/NAME` and `first/NAME` are means over a run's last
-              and first ten lines of metrics.jsonl, `step_seconds` is the median step, any other
-              name is the run's own last evaluation
-    CURVES    measures of the run's own evaluations to their titles, for the picture; may be left out
+    JUDGE     flags of `python -m jopd.evaluate`, which measures every cell's student, and the one
+              before training, in the same way
+    COLUMNS   a measure to its title in the table; `judge/NAME` is the judge's, `last/NAME` and
+              `first/NAME` are means over a run's last and first ten lines of metrics.jsonl,
+              `step_seconds` is the median step, any other name is the run's own last evaluation
+    CURVES    measures of the run's own evaluations to their titles, for the picture; may be left
+              out
     prepare() makes what the cells start from, where that does not ship with the package; may be
-    left out
+              left out
 
 A cell and seed is one `python -m jopd.train` with a folder of its own under runs/: what is finished
 is not run again, and what was killed goes on where it stopped. Cells share their compilations
@@ -69,7 +73,7 @@ def start(arguments: Sequence[str], log: Path, cores: set[int]) -> None:
         "JAX_COMPILATION_CACHE_DIR": str(Path("runs/compiled").absolute()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
-    with log.open("a") as out:
+    with log.open("a", encoding="utf-8") as out:
         subprocess.run(
             [sys.executable, "-m", *arguments],
             check=True,
@@ -122,14 +126,17 @@ def run_all(path: Path, study, cells: Sequence[str], seeds: Sequence[int], worke
 
 
 def judged(file: Path) -> dict[str, float]:
-    record = json.loads(file.read_text().splitlines()[0])["record"]
+    record = json.loads(file.read_text(encoding="utf-8").splitlines()[0])["record"]
     return {f"judge/{name}": measure.value for name, measure in measures(record).items()}
 
 
 def found(path: Path, cell: str, seed: int) -> dict[str, float]:
     """What a finished run measured at its end, and what it took."""
     output = folder(path, cell, seed)
-    report, lines = json.loads((output / "report.json").read_text()), logs.read(output).training
+    report, lines = (
+        json.loads((output / "report.json").read_text(encoding="utf-8")),
+        logs.read(output).training,
+    )
     values = {
         name: when["after"]["value"] for name, when in report["results"].items() if "after" in when
     }

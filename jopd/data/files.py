@@ -20,7 +20,8 @@ def rows(name: str) -> Rows:
     path = Path(name).expanduser()
     if path.is_dir():
         raise ValueError(
-            f"{name} is a folder, not a file: name the file in it, or write hf:{name} for a data set"
+            f"{name} is a folder, not a file: name the file in it, or write hf:{name} for a data "
+            f"set"
         )
     try:
         yield from READERS.get(path.suffix.lower(), json_rows)(path)

@@ -56,7 +56,8 @@ def token_mean(sums: Numbers, counts: Numbers, confidence: float = 0.95) -> tupl
     n, total = len(sums), sum(counts)
     if n != len(counts) or total <= 0:
         raise ValueError(
-            f"sums of {n} rows, counts of {len(counts)} rows, {total:g} tokens: give both for the same rows, not empty"
+            f"sums of {n} rows, counts of {len(counts)} rows, {total:g} tokens: give both for the "
+            f"same rows, not empty"
         )
     z, mean = quantile(confidence), sum(sums) / total
     if n == 1:

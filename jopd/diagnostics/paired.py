@@ -121,7 +121,8 @@ def mean_change(
         total = tokens.sum()
         if not len(sums) == len(tokens) == n or total <= 0:
             raise ValueError(
-                f"sums of {n} and {len(sums)} problems, tokens of {len(tokens)} ({total:g} in all): "
+                f"sums of {n} and {len(sums)} problems, tokens of {len(tokens)} ({total:g} in "
+                f"all): "
                 "give both for the same problems, not empty"
             )
         means.append(sums.sum() / total)

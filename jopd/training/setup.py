@@ -163,13 +163,16 @@ def open_models(config: Config) -> Readers:
         and teacher.fingerprint != student.fingerprint
     ):
         raise ValueError(
-            f"method {config.method.name} needs one model as student and teacher, under two contexts, "
-            f"but student.model={config.student.model} and teacher.model={config.teacher.model} are "
+            f"method {config.method.name} needs one model as student and teacher, under two "
+            f"contexts, "
+            f"but student.model={config.student.model} and teacher.model={config.teacher.model} "
+            f"are "
             "different weights: set --teacher.model self"
         )
     if not student.stop_tokens:
         raise ValueError(
-            f"student.model={student.source} names no stop token: set eos_token_id in its generation_config.json"
+            f"student.model={student.source} names no stop token: set eos_token_id in its "
+            f"generation_config.json"
         )
     room = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     windows = ""
@@ -179,12 +182,14 @@ def open_models(config: Config) -> Readers:
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None and room > model.architecture.max_positions:
             raise ValueError(
-                f"rollout.max_prompt_tokens + max_new_tokens{windows} = {room} is more than the {model.architecture.max_positions} positions of the "
+                f"rollout.max_prompt_tokens + max_new_tokens{windows} = {room} is more than the "
+                f"{model.architecture.max_positions} positions of the "
                 f"{role} {model.source}: lower one of them"
             )
     if unknown := [token for token in config.stabilise.mask_tokens if token >= vocabulary]:
         raise ValueError(
-            f"stabilise.mask_tokens={unknown} are no tokens of a vocabulary of {vocabulary}: take them out"
+            f"stabilise.mask_tokens={unknown} are no tokens of a vocabulary of {vocabulary}: take "
+            f"them out"
         )
     views = config.objective.views
     if teacher is not None and not {*views} - {INITIAL}:
@@ -267,13 +272,16 @@ def check_divides(config: Config, mesh: Mesh) -> None:
     if config.rows % ways:
         raise ValueError(
             f"prompts={config.prompts} × rollout.samples={config.rollout.samples} make "
-            f"{config.rows} rows a batch, not a multiple of the {ways} ways that the mesh splits it "
+            f"{config.rows} rows a batch, not a multiple of the {ways} ways that the mesh splits "
+            f"it "
             "(data × fsdp): change one of them, or the mesh"
         )
     if (config.rows // config.micro_batches) % ways:
         raise ValueError(
-            f"micro_batches={config.micro_batches} leaves {config.rows // config.micro_batches} rows "
-            f"a part, not a multiple of the {ways} ways that the mesh splits a batch (data × fsdp): "
+            f"micro_batches={config.micro_batches} leaves {config.rows // config.micro_batches} "
+            f"rows "
+            f"a part, not a multiple of the {ways} ways that the mesh splits a batch (data × "
+            f"fsdp): "
             "lower it"
         )
 
@@ -291,7 +299,8 @@ def check_answers(config: Config, examples: Sequence[Example]) -> None:
     asked = {"reward", "group_advantage"} & {*config.objective.inputs}
     if asked and all(example.answer is None for example in examples):
         raise ValueError(
-            f"method {config.method.name} is rewarded by a verifier, but no example of data.source={config.data.source} has an answer: "
+            f"method {config.method.name} is rewarded by a verifier, but no example of "
+            f"data.source={config.data.source} has an answer: "
             "add answers, or choose a method or setting without a verifier"
         )
 
@@ -358,9 +367,11 @@ def describe(run: Run) -> dict[str, str]:
         "teacher": teacher,
         "data": f"{config.data.source}: {run.train.report}",
         "held out": run.held_out.report,
-        "rollouts": f"{config.prompts} prompts × {config.rollout.samples}, up to {config.rollout.max_new_tokens} tokens, "
+        "rollouts": f"{config.prompts} prompts × {config.rollout.samples}, up "
+        f"to {config.rollout.max_new_tokens} tokens, "
         f"temperature {config.rollout.sampling.temperature:g}",
-        "run": f"{config.steps} steps, learning rate {config.optimizer.learning_rate:g} ({config.optimizer.schedule}), seed {config.seed}",
+        "run": f"{config.steps} steps, learning rate {config.optimizer.learning_rate:g} "
+        f"({config.optimizer.schedule}), seed {config.seed}",
         "mesh": f"{shape} on {devices}",
         "output": str(run.folder),
     }

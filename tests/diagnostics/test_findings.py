@@ -20,7 +20,7 @@ def test_a_single_evaluation_has_no_after():
 
 
 def test_the_same_problems_are_compared_problem_by_problem():
-    """103 right before and 76 after, of 200: unpaired the intervals overlap, paired 40 problems were
+    """103 right before and 76 after, of 200: unpaired the intervals overlap, paired 40 problems are
     lost and 13 gained, which is not chance.
     """
     before, after = evaluation(0, 103, 0.4), evaluation(40, 76, 0.4)

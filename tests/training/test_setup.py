@@ -130,8 +130,8 @@ def test_another_tokenizer_is_refused_naming_both_models(tiny, tmp_path, refused
     other = save_model(tmp_path / "other", seed=3, words=words)
     error = refused(arguments(tiny["student"], other, tmp_path / "run"))
     assert (
-        f"student.model={tiny['student']} and teacher.model={other} need one tokenizer, but 'zebra' is absent in the student's"
-        in error
+        f"student.model={tiny['student']} and teacher.model={other} need one tokenizer, but "
+        f"'zebra' is absent in the student's" in error
     )
 
 
@@ -188,8 +188,8 @@ def test_lengths_beyond_a_models_positions_are_refused(tiny, tmp_path, refused):
         arguments(tiny["student"], tiny["teacher"], tmp_path / "run", rollout__max_new_tokens=300)
     )
     assert (
-        "rollout.max_prompt_tokens + max_new_tokens = 556 is more than the 512 positions of the student"
-        in error
+        "rollout.max_prompt_tokens + max_new_tokens = 556 is more than the 512 positions of the "
+        "student" in error
     )
 
 
