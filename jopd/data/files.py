@@ -39,7 +39,7 @@ def json_rows(path: Path) -> Rows:
     if text.lstrip().startswith("["):
         yield from array_rows(path, text)
         return
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text.rstrip().split("\n"), 1):
         where = f"{path.name}:{number}"
         if not line.strip():
             yield where, {}

@@ -126,7 +126,8 @@ def examples(
             stacklevel=2,
         )
     if blank:
-        warnings.warn(f"{where}: {blank} blank rows left out", stacklevel=2)
+        rows_are = "row" if blank == 1 else "rows"
+        warnings.warn(f"{where}: {blank} blank {rows_are} left out", stacklevel=2)
     return read
 
 

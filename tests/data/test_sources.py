@@ -153,7 +153,7 @@ def test_an_assistant_turn_beside_a_solution_is_refused(write):
         load(DataConfig(write({"messages": turns, "solution": "b"})), "train")
 
 
-@pytest.mark.filterwarnings("ignore:.*blank rows")
+@pytest.mark.filterwarnings("ignore:.*blank row")
 @pytest.mark.parametrize("lines", [(), ("", "  "), ({"prompt": " "},)])
 def test_an_empty_file_is_refused(write, lines):
     for split in ("train", "held_out"):
@@ -188,6 +188,12 @@ def test_columns_rename_keys(write):
         ValueError, match=r"columns.answer='q1' is no column of .* \(did you mean 'q'\?\)"
     ):
         load(DataConfig(source, columns=Columns(prompt="q", answer="q1")), "train")
+
+
+def test_a_line_break_at_the_end_is_no_row(tmp_path, recwarn):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p"}\n\n', encoding="utf-8")
+    assert len(load(DataConfig(str(tmp_path / "a.jsonl")), "held_out")) == 1
+    assert not recwarn.list
 
 
 def test_keys_that_nobody_reads_and_blank_rows_are_said_once(write):
