@@ -76,7 +76,7 @@ def check_samples(config: "Config") -> None:
         raise ValueError(
             "rollout.sampling.temperature=0 always writes the likeliest token, but method "
             f"{method.name} learns from what sampling brings up: sample at 1, or choose a method "
-            f"on "
+            "on "
             "the whole vocabulary, such as --method opd"
         )
     temperature = vars(method).get("temperature", 1.0)

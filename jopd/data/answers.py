@@ -69,7 +69,7 @@ def scores(examples: Sequence[Example], completions: Sequence[str]) -> list[floa
         if answer is None:
             raise ValueError(
                 f"example {example.id} has no answer to check: give it one, or evaluate without "
-                f"accuracy"
+                "accuracy"
             )
         if kind == "math":
             math[i] = (answer, completion)
@@ -101,7 +101,7 @@ def _own(example: Example, completion: str) -> float:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise plugins.Failed(
             f"answer_check={name} gave {value!r:.60} for example {example.id}: give a number from "
-            f"0 "
+            "0 "
             "(wrong) to 1 (right)"
         )
     return float(value)
@@ -130,7 +130,7 @@ def validate(kind: str, answer: str) -> None:
         except re.error as error:
             raise ValueError(
                 f"answer={answer!r} is no regular expression ({error}): mend it, or use "
-                f"answer_check exact"
+                "answer_check exact"
             ) from None
     if kind == "math":
         require("math_verify", "math-verify", f"answer={answer!r} with answer_check=math")
@@ -257,7 +257,7 @@ def _gym(example: Example, completion: str) -> float:
     if not isinstance(example, GymExample):
         raise ValueError(
             f"example {example.id}: answer_check='gym' is for problems of the source gym:NAME; use "
-            f"exact, number, regex or math"
+            "exact, number, regex or math"
         )
     scorer = _gym_scorer(example.generator)
     try:

@@ -69,7 +69,7 @@ def _pad(sequences: Sequence[Ids], width: int, pad_id: int, *, left: bool):
         if len(ids) > width:
             raise ValueError(
                 f"width={width} is too small for a sequence of {len(ids)} tokens: widen it, "
-                f"nothing is cut"
+                "nothing is cut"
             )
         place = slice(width - len(ids), width) if left else slice(len(ids))
         tokens[i, place], written[i, place] = ids, True

@@ -21,7 +21,7 @@ def rows(name: str) -> Rows:
     if path.is_dir():
         raise ValueError(
             f"{name} is a folder, not a file: name the file in it, or write hf:{name} for a data "
-            f"set"
+            "set"
         )
     try:
         yield from READERS.get(path.suffix.lower(), json_rows)(path)

@@ -116,7 +116,7 @@ def examples(
         if column != "none" and keys and column not in keys:
             raise ValueError(
                 f"columns.{field}={column!r} is no column of {where}{nearest(column, keys)}: it "
-                f"has "
+                "has "
                 f"{', '.join(keys)}"
             )
     known = columns.names.values()

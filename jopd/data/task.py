@@ -192,17 +192,17 @@ class TallySettings:
         if not 1 <= self.min_steps <= self.max_steps:
             raise ValueError(
                 f"min_steps={self.min_steps} and max_steps={self.max_steps} must satisfy 1 <= "
-                f"min_steps <= max_steps"
+                "min_steps <= max_steps"
             )
         if self.max_steps > 99:
             raise ValueError(
                 f"max_steps={self.max_steps} must be at most 99; 40 already gives completions of "
-                f"over 512 tokens"
+                "over 512 tokens"
             )
         if not 4 <= self.largest <= 999:
             raise ValueError(
                 f"largest={self.largest} must lie in 4..999: the tokenizer has one token for each "
-                f"of those numbers"
+                "of those numbers"
             )
         if not 1 <= self.largest_operand <= self.largest:
             raise ValueError(
@@ -211,7 +211,7 @@ class TallySettings:
         if not 0 < self.held_out_share < 1:
             raise ValueError(
                 f"held_out_share={self.held_out_share} must lie in (0, 1), or one of the splits "
-                f"has no problems"
+                "has no problems"
             )
 
 
@@ -321,7 +321,7 @@ def draw_problem(rng: np.random.Generator, split: Split, settings: TallySettings
             return _tell(start, steps, rng)
     raise ValueError(
         f"held_out_share={settings.held_out_share} leaves too few problems to the split {split!r}: "
-        f"move it towards 0.5"
+        "move it towards 0.5"
     )
 
 

@@ -24,7 +24,7 @@ def wilson(successes: int | float, count: int, confidence: float = 0.95) -> tupl
     """
     if not 0 <= successes <= count:
         raise ValueError(f"successes={successes} must lie between 0 and count={count}")
-    z = quantile(confidence)
+    z = _quantile(confidence)
     if count == 0:
         return 0.0, 1.0
     share, weight = successes / count, z * z / count
@@ -56,10 +56,10 @@ def token_mean(sums: Numbers, counts: Numbers, confidence: float = 0.95) -> tupl
     n, total = len(sums), sum(counts)
     if n != len(counts) or total <= 0:
         raise ValueError(
-            f"sums of {n} rows, counts of {len(counts)} rows, {total:g} tokens: give both for the "
-            f"same rows, not empty"
+            f"sums of {n} rows, counts of {len(counts)} rows, {total:g} tokens: "
+            "give both for the same rows, not empty"
         )
-    z, mean = quantile(confidence), sum(sums) / total
+    z, mean = _quantile(confidence), sum(sums) / total
     if n == 1:
         return float("-inf"), float("inf")
     squares = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
@@ -67,7 +67,7 @@ def token_mean(sums: Numbers, counts: Numbers, confidence: float = 0.95) -> tupl
     return mean - half, mean + half
 
 
-def quantile(confidence: float) -> float:
+def _quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} must lie in (0, 1), such as 0.95")
     return NormalDist().inv_cdf(0.5 + confidence / 2)

@@ -97,6 +97,14 @@ def unit(name: str) -> str:
     return "tokens" if words[0] == "length" else ""
 
 
+def bounds(name: str) -> tuple[float, float]:
+    """What the measure can't leave: a share 0 and 1, a KL, an entropy or a length 0."""
+    if unit(name) == "%":
+        return 0.0, 1.0
+    of_any_sign = name.split("/")[-1].startswith("log_ratio") or not unit(name)
+    return (-math.inf if of_any_sign else 0.0), math.inf
+
+
 def is_outcome(name: str) -> bool:
     """Whether it is a share of the problems (and not of the tokens): what a run is judged by."""
     return name.split("/")[-1].split("_")[-1] in ("accuracy", "rate")

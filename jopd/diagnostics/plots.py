@@ -141,8 +141,8 @@ def accuracy_by_length(
     }
     if len(edges) > 1:
         raise ValueError(
-            f"the runs {', '.join(runs)} have different buckets {sorted(edges)}: give all the same "
-            f"edges"
+            f"the runs {', '.join(runs)} have different buckets {sorted(edges)}: "
+            "give all the same edges"
         )
     if not any(bucket["count"] for buckets in runs.values() for bucket in buckets):
         return None

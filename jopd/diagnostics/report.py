@@ -1,8 +1,7 @@
 """The report beside every run: `report.md` for a person and `report.json` for a program.
 
-Its four groups are the least that a paper on on-policy distillation should tell, after the survey
-(arXiv:2606.22793), whose six variables name the method. What a run did not record is said to be
-missing, not left out.
+It follows the survey's checklist (`jopd.diagnostics.checklist`). What a run did not record is said
+to be missing, not left out.
 """
 
 import json
@@ -13,59 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jopd.diagnostics.checklist import CHECKLIST, TITLES, VARIABLES
 from jopd.diagnostics.findings import Evaluations, Row, comparison, findings, results_of
 from jopd.diagnostics.measures import duration, number, plain, unit
-from jopd.diagnostics.paired import changes
 
 PACKAGES = ("jopd", "jax", "jaxlib", "flax", "optax")
-VARIABLES = ("state", "support", "credit", "routing", "gates", "regularisation")
-# Group -> its items, by the key that `facts` holds them under.
-CHECKLIST: dict[str, tuple[str, ...]] = {
-    "run": ("preset", "method", "command", "seed", "versions", "device", "mesh", "seconds"),
-    "state": (
-        "prompts",
-        "rollouts_per_prompt",
-        "sampling",
-        "truncation_rate",
-        "off_policy_share",
-        "policy_age",
-        "student_init",
-        "cold_start",
-    ),
-    "feedback": (
-        "teacher",
-        "self_or_external",
-        "teacher_update",
-        "views",
-        "signal",
-        "k",
-        "temperature",
-        "precision",
-        "tokenizer_match",
-        "masked_specials",
-    ),
-    "update": (
-        "route",
-        "divergence",
-        "support",
-        "credit",
-        "stop_gradients",
-        "gates",
-        "clips",
-        "routing",
-        "aggregation",
-        "regularisers",
-        "optimizer",
-    ),
-    "resource": ("tokens_generated", "teacher_tokens", "device_hours", "seeds", "grade"),
-}
-TITLES = {
-    "run": "What was run",
-    "state": "State: who wrote what was graded",
-    "feedback": "Feedback: what the teacher said",
-    "update": "Update: how the student moved",
-    "resource": "Resource and evidence",
-}
 MISSING = "not recorded"
 # What stands in a run's plots/, in the order of the report.
 PLOTS = {
@@ -91,10 +42,8 @@ def write(
     Args:
       config: the whole configuration as plain data, for the JSON.
       facts: by group of CHECKLIST, what the run knows under the group's keys, and any further keys.
-        Filled in unless
-        given: versions and command, and the update's support, credit, gates, routing and
-          regularisers, which the
-        variables say. Times are in seconds.
+        Filled in unless given: versions and command, and the update's support, credit, gates,
+        routing and regularisers, which the variables say. Times are in seconds.
       variables: the method's six survey variables, all of VARIABLES.
       evaluations: the lines of evaluations.jsonl.
 
@@ -118,30 +67,18 @@ def write(
     }
     groups = {}
     for group, keys in CHECKLIST.items():
-        known = {**derived.get(group, {}), **facts.get(group, {})}
+        recorded = {**derived.get(group, {}), **facts.get(group, {})}
         groups[group] = {
-            key: plain(known.get(key, MISSING)) for key in dict.fromkeys((*keys, *known))
+            key: plain(recorded.get(key, MISSING)) for key in dict.fromkeys((*keys, *recorded))
         }
-    measured = results_of(evaluations)
-    results = {
-        name: {
-            when: values[name]._asdict()
-            for when, values in measured._asdict().items()
-            if name in values
-        }
-        for name in measured.before | measured.after
-    }
-    if len(evaluations) > 1:
-        for name, change in changes(evaluations[0], evaluations[-1]).items():
-            results[name]["change"] = change._asdict()
     data = {
         **groups,
         "variables": dict(variables),
-        "results": plain(results),
+        "results": plain(_results(evaluations)),
         "config": plain(config),
     }
     (folder / "report.md").write_text(
-        _markdown(folder, groups, variables, evaluations), encoding="utf-8"
+        _markdown(folder, groups, variables, evaluations, config), encoding="utf-8"
     )
     # Last, and whole or not at all: a folder with a report.json is that of a finished run.
     partial = folder / ".report.json.partial"
@@ -165,17 +102,34 @@ def command() -> str:
     return shlex.join(["python", *sys.orig_argv[1:]])
 
 
+def _results(evaluations: Evaluations) -> dict[str, dict[str, Any]]:
+    """By measure, what it was before, after and of the teacher, and how it changed."""
+    results = results_of(evaluations)
+    columns: dict[str, Mapping[str, Any]] = {
+        "before": results.before,
+        "after": results.after,
+        "teacher": results.teacher,
+        "change": results.changed,
+    }
+    return {
+        name: {when: column[name]._asdict() for when, column in columns.items() if name in column}
+        for name in results.before | results.after
+    }
+
+
 def _markdown(
     folder: Path,
     groups: Mapping[str, Any],
     variables: Mapping[str, str],
     evaluations: Evaluations,
+    config: Mapping[str, Any],
 ) -> str:
     run = groups["run"]
-    parts = [
-        f"# Run report: {run['preset']}, method {run['method']}",
-        *_findings(groups, evaluations),
-    ]
+    parts = [f"# Run report: {run['preset']}, method {run['method']}"]
+    if sentences := findings(evaluations):
+        compared = bool(results_of(evaluations).changed)
+        parts.append("\n".join(f"- {sentence}" for sentence in sentences))
+        parts.append(_coverage(run["seed"], config, compared=compared))
     header = ("held-out problems", "before", "after", "teacher", "problems")
     parts.append(_rows(header, comparison(evaluations)))
     parts.append(
@@ -205,19 +159,22 @@ def _markdown(
 
 def _rows(header: Sequence[str], rows: Sequence[Row]) -> str:
     """A table of rows without its empty columns."""
-    kept = [i for i in range(len(header)) if i < 3 or any(row[i] for row in rows)]
-    return _table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    filled = [i for i in range(len(header)) if i < 3 or any(row[i] for row in rows)]
+    return _table([header[i] for i in filled], [[row[i] for i in filled] for row in rows])
 
 
-def _findings(groups: Mapping[str, Any], evaluations: Evaluations) -> list[str]:
-    """What is shown, and what the tests cover."""
-    if not (shown := findings(evaluations)):
-        return []
-    caution = (
-        f"Seed {groups['run']['seed']}: tests and intervals cover the choice of problems, paired "
-        "where two evaluations are compared, not how runs with other seeds would differ."
+def _coverage(seed: Any, config: Mapping[str, Any], *, compared: bool) -> str:
+    """What tests and intervals cover, and what they leave out."""
+    temperature = config.get("evaluation", {}).get("sampling", {}).get("temperature", 0)
+    covered = "which problems were asked"
+    if temperature > 0:
+        covered += f" and how the one answer to each fell, drawn at temperature {temperature:g}"
+    paired = "" if not compared else ", and compare the same problems before and after one by one"
+    return (
+        f"Tests (at 5 %) and intervals (95 %) cover {covered}{paired}. They leave out how runs "
+        f"with other seeds than {seed} would differ, and that some of many tests come out by "
+        "chance."
     )
-    return ["\n".join(f"- {sentence}" for sentence in shown), caution]
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

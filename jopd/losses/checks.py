@@ -46,7 +46,7 @@ def check_written(
     if (strange := ids[(ids < 0) | (ids >= vocabulary_size)]).size:
         raise ValueError(
             f"tokens hold the id {strange[0]} inside the mask, but the logits are of a vocabulary "
-            f"of "
+            "of "
             f"{vocabulary_size}: take it out of the mask, or give the logits of every id"
         )
 
@@ -65,7 +65,7 @@ def check_contiguous(mask: Shaped[Array, "B T"]) -> None:
     if holes.size:
         raise ValueError(
             f"the mask of row {holes[0]} is off before a token that is on, but here the order of "
-            f"tokens counts: start "
+            "tokens counts: start "
             "completions at column 0, and silence single tokens with the input `weight`"
         )
 
@@ -78,5 +78,5 @@ def check_temperature(temperature: float) -> None:
     if not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature={temperature} must be positive and finite: it divides the logits; 1 "
-            f"leaves them as they are"
+            "leaves them as they are"
         )

@@ -173,7 +173,7 @@ class CROPD(PolicyGradient):
         if self.baseline != "none":
             raise ValueError(
                 f"baseline={self.baseline!r} with credit='gae', whose critic is the baseline: "
-                f"leave it out"
+                "leave it out"
             )
         given = {"discount": self.discount, "gae_lambda": self.gae_lambda}
         return GAEOPD(

@@ -163,7 +163,7 @@ def group_advantage(rewards: Float[Array, "B"], samples: int) -> Float[Array, "B
     if samples < 2 or len(rewards) % samples:
         raise ValueError(
             f"samples={samples} with {len(rewards)} rows: a group advantage compares two or more "
-            f"completions of one "
+            "completions of one "
             "prompt, and all groups have the same size; raise rollout.samples"
         )
     groups = rewards.astype(accumulator(rewards.dtype)).reshape(-1, samples)
@@ -203,7 +203,7 @@ def check_credit(credit: str, known: tuple[str, ...]) -> None:
     if credit in ("kl", "reverse_kl"):
         raise ValueError(
             f"credit={credit!r} would make an advantage of the state alone, whose expected "
-            f"gradient is exactly zero: "
+            "gradient is exactly zero: "
             "it can be a baseline (baseline='kl'); to descend the exact KL use --method opd"
         )
     base.check_known("credit", [credit], known)
@@ -247,12 +247,12 @@ class PolicyGradient(base.Method):
         if self.log_ratio_clip is not None and not self.log_ratio_clip > 0:
             raise ValueError(
                 f"log_ratio_clip={self.log_ratio_clip} must be positive, in nats; 5 is common, "
-                f"None is off"
+                "None is off"
             )
         if not 0 <= self.reward_weight < math.inf:
             raise ValueError(
                 f"reward_weight={self.reward_weight} must be finite and not negative, as that "
-                f"would teach wrong answers; 0 is off"
+                "would teach wrong answers; 0 is off"
             )
 
     @property

@@ -242,13 +242,13 @@ def choose(
     if k is not None and name not in ("reverse_kl", "forward_kl"):
         raise ValueError(
             f"top_k={k} is a support of reverse_kl and forward_kl and does nothing to {name}: "
-            f"leave it out"
+            "leave it out"
         )
     _check_support(k, support, tail)
     if k is None and (support, tail) != ("teacher", "bucket"):
         raise ValueError(
             f"support={support!r} and tail={tail!r} act on a top-k only: set top_k, or leave them "
-            f"out"
+            "out"
         )
     beta = 0.5 if beta is None else beta
     _check_beta(beta)
@@ -354,6 +354,6 @@ def _check_beta(beta):
     if not 0 < beta < 1:
         raise ValueError(
             f"beta={beta} must lie in (0, 1): at 0 and 1 jensen_shannon vanishes; its limits there "
-            f"are the divergences "
+            "are the divergences "
             "forward_kl (beta -> 0) and reverse_kl (beta -> 1)"
         )

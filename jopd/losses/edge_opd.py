@@ -103,7 +103,7 @@ def _check_region(region, threshold):
     if not threshold >= 0:
         raise ValueError(
             f"threshold={threshold} must not be negative, in nats: region='positive' is above it, "
-            f"'negative' below its "
+            "'negative' below its "
             "negative, 'near_zero' between"
         )
 
@@ -116,13 +116,13 @@ def check_guidance(guided_share: float, guided_writer: str) -> None:
     if not 0 <= guided_share <= 1:
         raise ValueError(
             f"guided_share={guided_share} must lie in [0, 1]: it is a probability; 0.5 is "
-            f"EDGE-OPD's"
+            "EDGE-OPD's"
         )
     base.check_known("guided_writer", [guided_writer], ("student", "teacher"))
     if guided_writer != "student" and not guided_share:
         raise ValueError(
             f"guided_writer={guided_writer!r} writes nothing with guided_share=0: set it, or leave "
-            f"this out"
+            "this out"
         )
 
 
@@ -186,7 +186,7 @@ class EvidenceGuidedOPD(PolicyGradient):
         if not 0 <= self.kl_coefficient < math.inf:
             raise ValueError(
                 f"kl_coefficient={self.kl_coefficient} must not be negative; 0 is off, 0.05 the "
-                f"paper's"
+                "paper's"
             )
 
     @property

@@ -50,14 +50,14 @@ class EntropyOPD(PolicyGradient):
         if not self.entropy_threshold >= 0:
             raise ValueError(
                 f"entropy_threshold={self.entropy_threshold} must not be negative; 0.8 nats is the "
-                f"paper's"
+                "paper's"
             )
         if self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} must be at least 1; 16 is the paper's")
         if not self.coefficient > 0:
             raise ValueError(
                 f"coefficient={self.coefficient} must be positive; without the forward KL use "
-                f"opd_pg"
+                "opd_pg"
             )
 
     @property

@@ -81,13 +81,13 @@ class GAEOPD(PolicyGradient):
         if not self.value_weight > 0:
             raise ValueError(
                 f"value_weight={self.value_weight} must be positive, or nothing trains the critic: "
-                f"for credit without "
+                "for credit without "
                 "one use --method opd_pg"
             )
         if not self.modules_learning_rate > 0:
             raise ValueError(
                 f"modules_learning_rate={self.modules_learning_rate} must be positive: it is the "
-                f"critic's"
+                "critic's"
             )
 
     @property

@@ -74,20 +74,20 @@ class OPDPolicyGradient(PolicyGradient):
         if self.credit != "discounted" and self.discount is not None:
             raise ValueError(
                 f"discount={self.discount} has nothing to act on with credit={self.credit!r}, "
-                f"where later rewards count "
+                "where later rewards count "
                 f"{'not at all' if self.credit == 'immediate' else 'in full'}: set credit to "
-                f"'discounted', or leave it out"
+                "'discounted', or leave it out"
             )
         if self.credit == "discounted" and (self.discount is None or not 0 < self.discount < 1):
             raise ValueError(
                 f"discount={self.discount} must lie in (0, 1) with credit='discounted': 0 is "
-                f"'immediate', 1 is "
+                "'immediate', 1 is "
                 "'return_to_go'"
             )
         if self.updates < 1:
             raise ValueError(
                 f"updates={self.updates} must be at least 1: the optimiser steps on one batch of "
-                f"completions"
+                "completions"
             )
         if self.ratio_clip is not None and self.updates == 1:
             raise ValueError(
@@ -103,7 +103,7 @@ class OPDPolicyGradient(PolicyGradient):
             return ()
         message = (
             f"method.credit={self.credit} counts what a cut row would still have earned as 0, "
-            f"which "
+            "which "
             "biases it: raise rollout.max_new_tokens, or use --method gae_opd, whose critic stands "
             "in"
         )

@@ -89,7 +89,7 @@ class OPDPlus(PolicyGradient):
         if self.log_ratio_clip is None or self.log_ratio_clip > 80:
             raise ValueError(
                 f"log_ratio_clip={self.log_ratio_clip} must be set, to at most 80: its exponential "
-                f"overflows; 20 hardly acts"
+                "overflows; 20 hardly acts"
             )
 
     def token_terms(

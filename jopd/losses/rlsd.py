@@ -79,7 +79,7 @@ def _check(mix, clip):
     if not 0 < clip < 1:
         raise ValueError(
             f"clip={clip} must lie in (0, 1), or a weight could take or turn the advantage's sign; "
-            f"try 0.2"
+            "try 0.2"
         )
 
 

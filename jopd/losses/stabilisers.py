@@ -65,7 +65,7 @@ class Stabilisers:
         if self.position_half_life is not None and not self.position_half_life > 0:
             raise ValueError(
                 f"position_half_life={self.position_half_life} must be positive, in tokens; None "
-                f"is off"
+                "is off"
             )
         below, above = self.teacher_entropy_below, self.teacher_entropy_above
         if above is not None and not above >= 0:
@@ -80,7 +80,7 @@ class Stabilisers:
         if not 0 <= self.kl_to_initial < math.inf:
             raise ValueError(
                 f"kl_to_initial={self.kl_to_initial} must not be negative; 0 is off, 0.05 a mild "
-                f"pull"
+                "pull"
             )
 
     @property

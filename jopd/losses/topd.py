@@ -97,12 +97,12 @@ class TOPD(base.Method):
         if not 1 <= self.window_tokens <= 50:
             raise ValueError(
                 f"window_tokens={self.window_tokens} must lie in 1..50: the future that counts is "
-                f"near"
+                "near"
             )
         if not 0 < self.share <= 0.5:
             raise ValueError(
                 f"share={self.share} must lie in (0, 0.5]: candidates are tokens above the median "
-                f"loss"
+                "loss"
             )
         _check_solver(self.epsilon, self.iterations)
         if not 0 <= self.percentile <= 100:
@@ -110,7 +110,7 @@ class TOPD(base.Method):
         if not 0 <= self.trajectory_coefficient < float("inf"):
             raise ValueError(
                 f"trajectory_coefficient={self.trajectory_coefficient} must be a finite number of "
-                f"0 or more"
+                "0 or more"
             )
         base.check_temperature(self.temperature)
         base.check_known("target", [self.target], ("transport", "teacher_window"))
@@ -255,7 +255,7 @@ class TOPD(base.Method):
         )
         return base.Variables(
             state=f"student rollouts; {self.window_tokens} tokens of both models from their "
-            f"prefixes",
+            "prefixes",
             support="full vocabulary; in windows the teacher's sampled tokens",
             credit=f"immediate; the teacher's next {self.window_tokens} tokens {aim}",
             routing="none",
@@ -558,7 +558,7 @@ def _check_solver(epsilon, iterations):
     if not 0 < epsilon < float("inf"):
         raise ValueError(
             f"epsilon={epsilon} must be positive: exact transport, at 0, has no soft target; 0.05 "
-            f"is usual"
+            "is usual"
         )
     if iterations < 1:
         raise ValueError(f"iterations={iterations} of the transport's solver must be at least 1")

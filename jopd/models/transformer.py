@@ -54,7 +54,7 @@ class Architecture:
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}: check "
-                f"config.json"
+                "config.json"
             )
 
 
@@ -96,7 +96,7 @@ class LoRA:
         if self.rank < 0 or self.alpha <= 0:
             raise ValueError(
                 f"lora.rank={self.rank}, lora.alpha={self.alpha}: rank must be 0 (off) or more and "
-                f"alpha above 0"
+                "alpha above 0"
             )
 
 

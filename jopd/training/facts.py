@@ -17,7 +17,7 @@ from jopd.training.setup import Run
 
 
 def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
-    """By group of `jopd.diagnostics.report.CHECKLIST`, its items."""
+    """By group of `jopd.diagnostics.checklist.CHECKLIST`, its items."""
     config, method = run.config, run.program.method
     sampling, loss, teacher = config.rollout.sampling, vars(config.method), run.teacher
     total = lambda name: int(sum(line.get(name, 0) for line in records.training))

@@ -16,15 +16,15 @@ def check_divides(config: Config, mesh: Mesh) -> None:
         raise ValueError(
             f"prompts={config.prompts} × rollout.samples={config.rollout.samples} make "
             f"{config.rows} rows a batch, not a multiple of the {ways} ways that the mesh splits "
-            f"it "
+            "it "
             "(data × fsdp): change one of them, or the mesh"
         )
     if (config.rows // config.micro_batches) % ways:
         raise ValueError(
             f"micro_batches={config.micro_batches} leaves {config.rows // config.micro_batches} "
-            f"rows "
+            "rows "
             f"a part, not a multiple of the {ways} ways that the mesh splits a batch (data × "
-            f"fsdp): "
+            "fsdp): "
             "lower it"
         )
 

@@ -165,7 +165,7 @@ def _read(path: Path) -> Lines:
         elif number < len(texts):  # else it is torn: the process was killed while it wrote
             raise BadRecord(
                 f"{path} line {number} is not a run's record: restore the file or choose another "
-                f"output folder"
+                "output folder"
             )
     return lines
 

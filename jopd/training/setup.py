@@ -164,15 +164,15 @@ def open_models(config: Config) -> Readers:
     ):
         raise ValueError(
             f"method {config.method.name} needs one model as student and teacher, under two "
-            f"contexts, "
+            "contexts, "
             f"but student.model={config.student.model} and teacher.model={config.teacher.model} "
-            f"are "
+            "are "
             "different weights: set --teacher.model self"
         )
     if not student.stop_tokens:
         raise ValueError(
             f"student.model={student.source} names no stop token: set eos_token_id in its "
-            f"generation_config.json"
+            "generation_config.json"
         )
     room = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     windows = ""
@@ -189,7 +189,7 @@ def open_models(config: Config) -> Readers:
     if unknown := [token for token in config.stabilise.mask_tokens if token >= vocabulary]:
         raise ValueError(
             f"stabilise.mask_tokens={unknown} are no tokens of a vocabulary of {vocabulary}: take "
-            f"them out"
+            "them out"
         )
     views = config.objective.views
     if teacher is not None and not {*views} - {INITIAL}:

@@ -12,6 +12,7 @@ from jopd.data.outcomes import groups, outcomes
 from jopd.data.sources import DataConfig
 from jopd.diagnostics import shortcuts
 from jopd.diagnostics.intervals import wilson
+from jopd.diagnostics.measures import bounds
 from jopd.diagnostics.profiles import (
     by_length,
     by_position,
@@ -73,7 +74,7 @@ def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
             of_group |= of_shares({"accuracy": right})
             by_problem[f"{group}/accuracy"] = [int(value) for value in right]
         if "kl" in answers.terms:
-            of_group["kl"] = mean(answers.terms["kl"][chosen], answers.mask[chosen])
+            of_group["kl"] = within("kl", mean(answers.terms["kl"][chosen], answers.mask[chosen]))
             by_problem[f"{group}/kl"] = token_sums(answers, chosen)
         record[group] = of_group
     return record | {"by_problem": by_problem}
@@ -117,21 +118,31 @@ def of_terms(answers: Answers) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for name, values in answers.terms.items():
         group = record if name in CORE else record.setdefault("support", {})
-        group[name] = mean(values, answers.mask)
+        group[name] = within(name, mean(values, answers.mask))
     if "kl" not in answers.terms:
         return record
     for name in ("kl", "top_k_overlap"):
         if name in answers.terms:
             record[f"{name}_by_position"] = by_position(answers.terms[name], answers.mask)
     edges = quarters(answers.mask.shape[1])
-    record["kl_by_length"] = by_length(answers.terms["kl"], answers.mask, edges)
+    buckets = by_length(answers.terms["kl"], answers.mask, edges)
+    record["kl_by_length"] = [within("kl", bucket) for bucket in buckets]
     last = {
-        name: mean(values, late(answers.mask))
+        name: within(name, mean(values, late(answers.mask)))
         for name, values in answers.terms.items()
         if name.startswith(("kl", "forward_kl"))
     }
     record["late"] = {name: value for name, value in last.items() if value is not None}
     return record
+
+
+def within(name: str, measured: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The measure with a normal interval cut at what the measure can't leave."""
+    if measured is None or "value" not in measured:
+        return measured
+    low, high = bounds(name)
+    cut = {"low": max(measured["low"], low), "high": min(measured["high"], high)}
+    return measured | cut
 
 
 def of_lengths(answers: Answers) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def test_a_teacher_that_follows_is_the_student_itself(update):
     with pytest.raises(
         ValueError,
         match=f"method.teacher_update={update} .* teacher.model=jopd:baby-teacher: set "
-        f"--teacher.model self",
+        "--teacher.model self",
     ):
         Config(method=method)
     with pytest.raises(ValueError, match="teacher.dtype=bfloat16"):

@@ -30,8 +30,13 @@ TRAINING = [
     {"step": step, "loss": -0.1, "kl": 1 / step, "seconds": {"rollout": 1.0}}
     for step in range(1, 41)
 ]
+TEACHER = {
+    "accuracy": share(196),
+    "length_mean": 25.0,
+    "by_problem": {"problems": "the same", "accuracy": [1] * 196 + [0] * 4},
+}
 EVALUATIONS = [
-    {**evaluation(0, 80, 0.4), "teacher": {"accuracy": share(196), "length_mean": 25.0}},
+    {**evaluation(0, 80, 0.4), "teacher": TEACHER},
     evaluation(20, 120, 0.2),
     evaluation(40, 150, 0.1),
 ]

@@ -20,8 +20,8 @@ def test_a_single_evaluation_has_no_after():
 
 
 def test_the_same_problems_are_compared_problem_by_problem():
-    """103 right before and 76 after, of 200: unpaired the intervals overlap, paired 40 problems are
-    lost and 13 gained, which is not chance.
+    """103 right before and 76 after, of 200: unpaired the intervals overlap, paired 40 problems
+    were lost and 13 gained, which is not chance.
     """
     before, after = evaluation(0, 103, 0.4), evaluation(40, 76, 0.4)
     after["by_problem"]["accuracy"] = [1] * 63 + [0] * 40 + [1] * 13 + [0] * 84
@@ -56,7 +56,7 @@ def test_without_the_problems_nothing_is_compared():
 
 def test_a_way_to_the_teacher_is_a_share_or_said_in_words():
     def said(right, teacher):
-        lines = [{**evaluation(0, 100, 0.4), "teacher": {"accuracy": share(teacher)}}]
+        lines = [{**evaluation(0, 100, 0.4), "teacher": evaluation(0, teacher, 0.0)}]
         lines.append(evaluation(40, right, 0.4))
         ways = [row for row in comparison(lines) if row.measure.strip().startswith("way")]
         return findings(lines)[0], ways
@@ -65,7 +65,29 @@ def test_a_way_to_the_teacher_is_a_share_or_said_in_words():
     assert ", away from the teacher's 55.0 %:" in sentence and not ways
     sentence, ways = said(160, 110)
     assert ", beyond the teacher's 55.0 %:" in sentence and not ways
-    sentence, ways = said(105, 110)
-    assert ", 50 % of the way to the teacher's 55.0 %:" in sentence and ways[0].after == "50"
-    sentence, ways = said(105, 90)
-    assert "teacher" not in sentence and not ways
+    sentence, ways = said(110, 120)
+    assert ", 50 % of the way to the teacher's 60.0 %:" in sentence and ways[0].after == "50"
+    # Neither a change nor a lead that chance explains has a share of the way.
+    for right, teacher in ((105, 120), (110, 104), (110, 90)):
+        sentence, ways = said(right, teacher)
+        assert f" (teacher's {teacher / 2:.1f} %):" in sentence and not ways
+
+
+def test_without_the_teachers_problems_no_way_is_told():
+    lines = [{**evaluation(0, 100, 0.4), "teacher": {"accuracy": share(180)}}]
+    lines.append(evaluation(40, 150, 0.4))
+    assert "(teacher's 90.0 %)" in findings(lines)[0]
+    assert not any("way" in row.measure for row in comparison(lines))
+
+
+def test_a_change_too_small_for_its_digits_is_still_a_change():
+    before, after = evaluation(0, 80, 0.4), evaluation(40, 80, 0.4)
+    after["kl"] = before["kl"] | {"value": 0.4002}
+    after["by_problem"]["kl"] = {"sums": [3.602, 4.402] * 100, "tokens": [10] * 200}
+    of_accuracy, of_kl = findings([before, after])
+    assert of_accuracy == (
+        "Accuracy is 40.0 % before and after on 200 held-out problems: no problem came out "
+        "differently, so this run alone does not show a change."
+    )
+    assert of_kl.startswith("KL to the teacher rose from 0.400 nats by less than its last digit on")
+    assert "+0.000" in of_kl and not of_kl.endswith("does not show a change.")

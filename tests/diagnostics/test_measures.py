@@ -7,6 +7,7 @@ import pytest
 from jopd.diagnostics.measures import (
     LABELS,
     Measure,
+    bounds,
     duration,
     is_outcome,
     label,
@@ -66,6 +67,13 @@ def test_the_numbers_of_a_record_are_found_and_nothing_else():
 )
 def test_a_measure_reads_well(name, measure, expected):
     assert f"{label(name)}|{unit(name)}|{show(name, measure)}" == expected
+
+
+def test_what_a_measure_cannot_leave():
+    infinity = float("inf")
+    assert bounds("support/top_k_overlap") == bounds("accuracy") == bounds("stop_gap") == (0, 1)
+    assert bounds("late/kl_partial") == bounds("entropy_gap") == (0, infinity)
+    assert bounds("log_ratio") == bounds("reward") == (-infinity, infinity)
 
 
 def test_shares_of_tokens_are_no_outcome():

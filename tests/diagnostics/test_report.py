@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from jopd.diagnostics import report
+from jopd.diagnostics.checklist import CHECKLIST, TITLES
 from tests.diagnostics.records import EVALUATIONS
 
 VARIABLES = {
@@ -45,8 +46,8 @@ def written(tmp_path):
 
 def test_every_item_of_every_group_is_there_or_said_to_be_missing(written):
     text, data = written
-    for group, keys in report.CHECKLIST.items():
-        assert f"## {report.TITLES[group]}" in text
+    for group, keys in CHECKLIST.items():
+        assert f"## {TITLES[group]}" in text
         for key in keys:
             value = data[group][key]
             given = (
@@ -98,7 +99,11 @@ def test_before_and_after_with_intervals(written):
         "teacher's 98.0 %: 70 gained, 0 lost, McNemar's exact test p below 0.0001." in text
     )
     assert "KL to the teacher fell from 0.400 to 0.100 nats on 200 held-out problems: a" in text
-    assert "Seed 1234: tests and intervals cover the choice of problems, paired" in text
+    assert (
+        "Tests (at 5 %) and intervals (95 %) cover which problems were asked, and compare the same "
+        "problems before and after one by one. They leave out how runs with other seeds than 1234 "
+        "would differ, and that some of many tests come out by chance." in text
+    )
     assert data["results"]["accuracy"]["change"] == {
         "gained": 70,
         "lost": 0,
@@ -107,6 +112,25 @@ def test_before_and_after_with_intervals(written):
     assert data["results"]["accuracy"]["after"]["value"] == 0.75
     assert data["results"]["accuracy"]["teacher"]["count"] == 200
     assert set(data["results"]["length_mean"]) == {"before", "after", "teacher"}
+
+
+def test_drawn_answers_and_unknown_pairs_are_said(tmp_path):
+    def written(config, evaluations):
+        report.write(
+            tmp_path, config=config, facts=FACTS, variables=VARIABLES, evaluations=evaluations
+        )
+        return (tmp_path / "report.md").read_text()
+
+    drawn = {"evaluation": {"sampling": {"temperature": 0.7}}}
+    assert (
+        "cover which problems were asked and how the one answer to each fell, drawn at temperature "
+        "0.7, and compare the same problems" in written(drawn, EVALUATIONS)
+    )
+    greedy = {"evaluation": {"sampling": {"temperature": 0.0}}}
+    old = [{k: v for k, v in line.items() if k != "by_problem"} for line in EVALUATIONS]
+    text = written(greedy, old)
+    assert "cover which problems were asked. They leave out" in text
+    assert "way to" not in text and "one by one" not in text
 
 
 def test_the_command_can_be_typed_again(monkeypatch):

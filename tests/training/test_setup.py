@@ -130,7 +130,7 @@ def test_another_tokenizer_is_refused_naming_both_models(tiny, tmp_path, refused
     error = refused(arguments(tiny["student"], other, tmp_path / "run"))
     assert (
         f"student.model={tiny['student']} and teacher.model={other} need one tokenizer, but "
-        f"'zebra' is absent in the student's" in error
+        "'zebra' is absent in the student's" in error
     )
 
 

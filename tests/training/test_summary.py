@@ -87,6 +87,22 @@ def test_every_measured_term_is_a_mean_over_tokens():
     assert "student_entropy_by_position" not in record
 
 
+def test_no_interval_leaves_what_a_share_or_a_kl_can_be():
+    """Nearly all of few tokens agree: the normal interval reaches beyond 100 %, and below a KL of
+    0.
+    """
+    agreement = np.ones((3, 4))
+    agreement[0, 0] = 0
+    kl = np.zeros((3, 4))
+    kl[0, 0] = 1.0
+    terms = {"kl": kl, "top1_agreement": agreement, "log_ratio": kl}
+    record = summarise(DataConfig(), ANSWERS._replace(terms=terms))
+    assert record["top1_agreement"]["high"] == 1 and record["top1_agreement"]["low"] > 0
+    assert record["kl"]["low"] == 0 < record["kl"]["high"]
+    assert record["log_ratio"]["low"] < 0
+    assert record["kl_by_length"][2]["low"] == 0  # of one row, whose interval is not known
+
+
 def test_persona_answers_are_also_measured_by_group():
     who = DataConfig(source="persona").persona
     held_out = persona.examples(who, "held_out")
