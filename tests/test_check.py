@@ -37,3 +37,17 @@ def test_an_unknown_method_is_named(capsys):
     with pytest.raises(SystemExit):
         check.main(["identity", "--method", "opdd"])
     assert "did you mean 'opd'" in capsys.readouterr().err
+
+
+def test_a_method_of_ones_own_is_checked(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\n"
+        "from jopd.losses.opd import OPD\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Mine(OPD):\n"
+        "    name = 'mine'\n"
+        "    source = 'ours'\n",
+        encoding="utf-8",
+    )
+    check.main(["identity", "--method", f"{tmp_path / 'mine.py'}:Mine"])
+    assert "passed" in capsys.readouterr().out

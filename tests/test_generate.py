@@ -35,3 +35,15 @@ def test_room_is_checked_before_anything_is_compiled(capsys):
     except SystemExit as stopped:
         assert stopped.code == 2
     assert "max_new_tokens=100000" in capsys.readouterr().err
+
+
+def test_a_very_small_temperature_is_greedy():
+    answers = [
+        generate.run(
+            Generate(
+                "jopd:baby-teacher", max_new_tokens=24, sampling=Sampling(temperature=temperature)
+            )
+        )
+        for temperature in (0.0, 1e-8)
+    ]
+    assert answers[0] == answers[1] and all(text for (text,) in answers[0])

@@ -208,6 +208,42 @@ def test_a_finished_run_may_be_made_longer(models, finished, tmp_path, capsys):
     assert "is finished; its result" in capsys.readouterr().out
 
 
+MINE = """
+import dataclasses
+from jopd.losses.opd import OPD
+
+@dataclasses.dataclass(frozen=True)
+class Mine(OPD):
+    name = "mine"
+    source = "ours"
+
+def rows(split):
+    return [{"prompt": f"what is {n} plus {n}?", "answer": 2 * n} for n in range(1, 17)]
+
+def score(completion, answer):
+    return answer in completion
+"""
+
+
+def test_parts_of_ones_own_train_and_go_on_until_their_file_changes(models, tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE, encoding="utf-8")
+    flags = [
+        *("--method", f"{mine}:Mine"),
+        *("--data.source", f"{mine}:rows", "--data.answer-check", f"{mine}:score"),
+    ]
+    run = [*command(models, tmp_path / "run", steps=2), *flags]
+    train.main(run)
+    assert "accuracy" in capsys.readouterr().out
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert saved["method"]["name"] == f"{mine}:Mine" and list(saved["code"]) == [str(mine)]
+    train.main([*run, "--steps", "3"])
+    assert "resuming after step 2 of 3" in capsys.readouterr().out
+    mine.write_text(MINE + "# changed\n", encoding="utf-8")
+    error = refused([*run, "--steps", "4"], capsys)
+    assert f"{mine} has changed" in error and "--output" in error
+
+
 def test_a_run_that_cannot_go_on_says_where_and_keeps_its_last_good_checkpoint(
     models, finished, tmp_path, capsys, monkeypatch
 ):

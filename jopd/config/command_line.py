@@ -28,8 +28,8 @@ def preset(name: str) -> Config:
       ValueError: no such preset or file, or the file has no `config()`.
     """
     folder = Path(presets.__file__).parent
-    own = name.endswith(".py")
-    path = Path(name).expanduser() if own else folder / f"{name.replace('-', '_')}.py"
+    of_user = name.endswith(".py")
+    path = Path(name).expanduser() if of_user else folder / f"{name.replace('-', '_')}.py"
     if not path.is_file():
         known = preset_names()
         raise ValueError(
@@ -42,7 +42,7 @@ def preset(name: str) -> Config:
         raise ValueError(
             f"preset {path}: the file needs a function `config()` that returns a jopd.config.Config"
         )
-    if own:
+    if of_user:
         _READ[path.stem] = made
     return made
 

@@ -187,12 +187,12 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
 
 def same_numbers(plain: dict[str, Any], settings: Any) -> dict[str, Any]:
     """The part of plain settings that decides what a run computes."""
-    kept = {}
+    deciding = {}
     for key, value in plain.items():
         field = next((it for it in dataclasses.fields(settings) if it.name == key), None)
         if field is not None and not field.metadata.get("changes_numbers", True):
             continue
         inner = getattr(settings, key, None)
         nested = dataclasses.is_dataclass(inner) and not isinstance(inner, Method)
-        kept[key] = same_numbers(value, inner) if nested else value
-    return kept
+        deciding[key] = same_numbers(value, inner) if nested else value
+    return deciding

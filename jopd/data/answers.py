@@ -218,11 +218,11 @@ def last_number_text(text: str) -> str | None:
 
 def last_number(text: str) -> Fraction | None:
     """The last number of a text, exactly; None where there is none, or one without value (1/0)."""
-    found = last_number_text(text)
-    if found is None:
+    written = last_number_text(text)
+    if written is None:
         return None
     numerator, _, denominator = (
-        found.replace("−", "-").replace(",", "").replace("$", "").partition("/")
+        written.replace("−", "-").replace(",", "").replace("$", "").partition("/")
     )
     try:
         return Fraction(numerator) / Fraction(denominator or 1)

@@ -229,8 +229,8 @@ def conversation(
     if is_blank(messages) and not isinstance(prompt, list):
         text = as_text(prompt, names["prompt"])
         return [Message(role="user", content=text or "")], None
-    given = prompt if is_blank(messages) else messages
-    turns = [turn(value, i) for i, value in enumerate(listed(given), 1)]
+    listing = prompt if is_blank(messages) else messages
+    turns = [turn(value, i) for i, value in enumerate(listed(listing), 1)]
     solution = turns.pop()["content"] if turns[-1]["role"] == "assistant" else None
     if not turns or turns[-1]["role"] != "user":
         raise BadRow(

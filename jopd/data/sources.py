@@ -208,14 +208,14 @@ def _python(config: DataConfig, split: Split) -> Sequence[Example]:
             f"source={config.source} is {type(function).__name__}: name a function that gives the "
             "rows of 'train' or 'held_out'"
         )
-    given = function(split)
-    if not isinstance(given, Iterable) or isinstance(given, str | Mapping):
+    made = function(split)
+    if not isinstance(made, Iterable) or isinstance(made, str | Mapping):
         raise ValueError(
-            f"source={config.source} gave {type(given).__name__} for {split!r}: give a list of "
+            f"source={config.source} gave {type(made).__name__} for {split!r}: give a list of "
             "dictionaries, or anything that yields them"
         )
     name = config.source.rpartition("/")[2]
-    rows = ((f"{name}/{split}:{i}", _dictionary(row, config, i)) for i, row in enumerate(given))
+    rows = ((f"{name}/{split}:{i}", _dictionary(row, config, i)) for i, row in enumerate(made))
     at_most = config.held_out if split == "held_out" else config.limit
     read = examples(rows, config.columns, config.answer_check, f"{name}/{split}", at_most=at_most)
     if not read:
@@ -250,14 +250,14 @@ def _part(
         return examples(rows(part), config.columns, config.answer_check, part, at_most=at_most)
 
     if held_out is None:
-        part, found = train, _cut(read(train), config, split)
+        part, part_examples = train, _cut(read(train), config, split)
     elif split == "held_out":
-        part, found = held_out, read(held_out, config.held_out)
+        part, part_examples = held_out, read(held_out, config.held_out)
     else:
-        part, found = train, read(train, config.limit)
-    if not found:
+        part, part_examples = train, read(train, config.limit)
+    if not part_examples:
         raise ValueError(f"{config.source}: {part} holds no examples: give it at least one")
-    return found
+    return part_examples
 
 
 def _cut(read: list[Example], config: DataConfig, split: Split) -> list[Example]:

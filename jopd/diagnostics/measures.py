@@ -58,19 +58,19 @@ def measures(record: Mapping[str, Any]) -> dict[str, Measure]:
     """The numbers of an evaluation record, those of nested groups under names joined by "/"; no
     profiles, no texts.
     """
-    found = {}
+    by_name = {}
     for name, value in record.items():
         if name in NOT_MEASURES or isinstance(value, (bool, str)):
             continue
         if isinstance(value, (int, float)):
-            found[name] = Measure(value)
+            by_name[name] = Measure(value)
         elif isinstance(value, Mapping) and "value" in value:
-            found[name] = Measure(
+            by_name[name] = Measure(
                 value["value"], value.get("low"), value.get("high"), value.get("count")
             )
         elif isinstance(value, Mapping):
-            found |= {f"{name}/{inner}": measure for inner, measure in measures(value).items()}
-    return {name: measure for name, measure in found.items() if measure.value is not None}
+            by_name |= {f"{name}/{inner}": measure for inner, measure in measures(value).items()}
+    return {name: measure for name, measure in by_name.items() if measure.value is not None}
 
 
 def label(name: str) -> str:

@@ -53,14 +53,14 @@ def learning_curve(training: Lines, evaluations: Lines, path: Path) -> Figure:
         (name for name in ("kl", "loss") if any(line.get(name) is not None for line in training)),
         None,
     )
-    found = [(line["step"], measures(line)) for line in evaluations]
-    last = found[-1][1] if found else {}
+    measured = [(line["step"], measures(line)) for line in evaluations]
+    last = measured[-1][1] if measured else {}
     shares = [
         name
         for name, measure in last.items()
         if is_outcome(name) and not explains(name) and measure.interval
     ]
-    everyone = [of for _, of in found] + [
+    everyone = [of for _, of in measured] + [
         measures(line["teacher"]) for line in evaluations if line.get("teacher")
     ]
     shares = [
@@ -78,9 +78,9 @@ def learning_curve(training: Lines, evaluations: Lines, path: Path) -> Figure:
         for side, axes in zip(sides, figure.subplots(1, len(sides), squeeze=False)[0], strict=True):
             axes.set_xlabel("training step")
             if side == "held out":
-                _shares(axes, found, shares, evaluations)
+                _shares(axes, measured, shares, evaluations)
             elif curve:
-                _training(axes, training, found, curve)
+                _training(axes, training, measured, curve)
         return _save(figure, path)
 
 

@@ -98,10 +98,10 @@ def by_length(values: HostValues, mask: HostMask, edges: Sequence[int]) -> list[
     0 and no value.
     """
     index = length_bins(mask, edges)[:, 0]
-    found = [
+    of_buckets = [
         mean(values[index == bucket], mask[index == bucket]) for bucket in range(len(edges) + 1)
     ]
-    return _buckets(edges, found)
+    return _buckets(edges, of_buckets)
 
 
 def share_by_length(
@@ -112,7 +112,7 @@ def share_by_length(
 
     The result has the form of `by_length`'s.
     """
-    found = []
+    of_buckets = []
     for low, high in zip((0, *edges), (*edges, float("inf")), strict=True):
         inside = [
             bool(outcome)
@@ -125,8 +125,8 @@ def share_by_length(
             if inside
             else {}
         )
-        found.append({**value, "count": len(inside)})
-    return _buckets(edges, found)
+        of_buckets.append({**value, "count": len(inside)})
+    return _buckets(edges, of_buckets)
 
 
 def repeats(
@@ -140,11 +140,11 @@ def repeats(
     """
     repeated, complete = np.zeros_like(mask), np.zeros_like(mask)
     for row, length in enumerate(mask.sum(1)):
-        seen = set()
+        so_far = set()
         for end in range(n - 1, length):
             gram = tuple(tokens[row, end - n + 1 : end + 1].tolist())
-            repeated[row, end], complete[row, end] = gram in seen, True
-            seen.add(gram)
+            repeated[row, end], complete[row, end] = gram in so_far, True
+            so_far.add(gram)
     return repeated, complete
 
 
@@ -280,17 +280,17 @@ def of_a_batch(
     places, rows = position_bins(mask), length_bins(mask, edges)
     ratio, size = terms["log_ratio"], terms["update_size"]
     shares = {"effective_update_share": size > MOVES, "clip_share": jnp.abs(ratio) > USUAL_CLIP}
-    found = {"repetition_rate": mean(repetition(tokens, mask))}
+    record = {"repetition_rate": mean(repetition(tokens, mask))}
     everywhere = {name: (values, mask) for name, values in {**terms, **shares}.items()}
     for name, (values, where) in {**everywhere, **profiled}.items():
-        found[name] = mean(masked_total(values, where))
-        found[f"{name}_by_position"] = mean(binned(values, where, places, POSITIONS))
-        found[f"{name}_by_length"] = mean(binned(values, where, rows, len(edges) + 1))
+        record[name] = mean(masked_total(values, where))
+        record[f"{name}_by_position"] = mean(binned(values, where, places, POSITIONS))
+        record[f"{name}_by_length"] = mean(binned(values, where, rows, len(edges) + 1))
     inside = mask[None] & (places[None] == jnp.arange(POSITIONS)[:, None, None])
     for name, of, values in (
         ("log_ratio_quantiles", quantiles, ratio),
         ("effective_sample_size", effective_sample_size, size),
     ):
-        found[name] = of(values, mask)
-        found[f"{name}_by_position"] = jax.vmap(of, in_axes=(None, 0))(values, inside)
-    return found
+        record[name] = of(values, mask)
+        record[f"{name}_by_position"] = jax.vmap(of, in_axes=(None, 0))(values, inside)
+    return record

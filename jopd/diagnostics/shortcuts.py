@@ -35,13 +35,13 @@ def events(prompt: str, completion: str, answer: str | None) -> dict[str, bool]:
         that word ("10 marbles are left."), and a prompt that gives it away.
     """
     prompt, completion = _plain(prompt), _plain(completion)
-    given = _gives_answer(prompt, answer)
-    found = {
+    given_away = _gives_answer(prompt, answer)
+    fired = {
         "refers": not _PRESENTS.search(prompt) and _REFERS.search(completion) is not None,
-        "asserts": not given and _asserts(prompt, completion, answer),
-        "cues": not given and _CUES.search(completion) is not None,
+        "asserts": not given_away and _asserts(prompt, completion, answer),
+        "cues": not given_away and _CUES.search(completion) is not None,
     }
-    return {**found, "shortcut": any(found.values())}
+    return {**fired, "shortcut": any(fired.values())}
 
 
 def rates(
@@ -50,9 +50,9 @@ def rates(
     """By name, one value a completion: `shortcut_rate`, and of each rule `shortcut_refers_rate` and
     so on.
     """
-    found = [events(*each) for each in zip(prompts, completions, answers, strict=True)]
+    of_completions = [events(*each) for each in zip(prompts, completions, answers, strict=True)]
     names = {"shortcut": "shortcut_rate"} | {rule: f"shortcut_{rule}_rate" for rule in RULES}
-    return {name: [event[rule] for event in found] for rule, name in names.items()}
+    return {name: [event[rule] for event in of_completions] for rule, name in names.items()}
 
 
 def _plain(text: str) -> str:
@@ -252,5 +252,5 @@ def _gives_answer(prompt: str, answer: str | None) -> bool:
 def _places(answer: str, text: str) -> list[int]:
     """Where the answer stands in a text, by itself and not inside another word or number."""
     letters = re.I if len(answer) > 1 else re.NOFLAG  # the option A is no article
-    found = re.finditer(rf"(?<![\w.,]){re.escape(answer.strip())}(?!\w|[.,]\d)", text, letters)
-    return [match.start() for match in found]
+    matches = re.finditer(rf"(?<![\w.,]){re.escape(answer.strip())}(?!\w|[.,]\d)", text, letters)
+    return [match.start() for match in matches]

@@ -80,11 +80,11 @@ def routing_distribution(
     in_reach = in_top_k(student, student_top_k) | (
         student >= jnp.log(jnp.asarray(reachable, student.dtype))
     )
-    others = (
+    not_sampled = (
         jax.lax.broadcasted_iota(sampled.dtype, student.shape, student.ndim - 1)
         != sampled[..., None]
     )
-    candidates = others & wanted & in_reach & (teacher > student) & (student > -jnp.inf)
+    candidates = not_sampled & wanted & in_reach & (teacher > student) & (student > -jnp.inf)
     # Both are finite among the candidates; elsewhere 0 * -inf would be NaN.
     safe = lambda logp: jnp.where(candidates, logp, 0)
     scores = jnp.where(
@@ -175,9 +175,9 @@ class CROPD(PolicyGradient):
                 f"baseline={self.baseline!r} with credit='gae', whose critic is the baseline: "
                 "leave it out"
             )
-        given = {"discount": self.discount, "gae_lambda": self.gae_lambda}
+        settings = {"discount": self.discount, "gae_lambda": self.gae_lambda}
         return GAEOPD(
-            **{name: value for name, value in given.items() if value is not None}, **shared
+            **{name: value for name, value in settings.items() if value is not None}, **shared
         )
 
     @property

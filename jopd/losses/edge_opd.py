@@ -201,9 +201,9 @@ class EvidenceGuidedOPD(PolicyGradient):
         return Evidence(self.temperature)
 
     def prepare(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> dict[str, Array]:
-        found = terms["evidence"]
-        kept = evidence_mask(found, region=self.region, threshold=self._threshold)
-        return {"evidence": found, "kept": kept.astype(found.dtype)}
+        of_token = terms["evidence"]
+        let_through = evidence_mask(of_token, region=self.region, threshold=self._threshold)
+        return {"evidence": of_token, "kept": let_through.astype(of_token.dtype)}
 
     def token_terms(
         self,
@@ -223,17 +223,17 @@ class EvidenceGuidedOPD(PolicyGradient):
     def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         log_ratio, metrics = self.log_ratio(terms, mask)
         advantage = self.with_task_reward(log_ratio, mask, inputs)
-        found = inputs["evidence"]
+        of_token = inputs["evidence"]
         measured = {
             "advantage": advantage,
-            "evidence": found,
+            "evidence": of_token,
             "kept": inputs["kept"],
-            "rho_plus": found > self._threshold,
-            "rho_lev": jnp.abs(jnp.expm1(found)) > 0.05,
-            "rho_agree": jnp.sign(found) == jnp.sign(log_ratio),
+            "rho_plus": of_token > self._threshold,
+            "rho_lev": jnp.abs(jnp.expm1(of_token)) > 0.05,
+            "rho_agree": jnp.sign(of_token) == jnp.sign(log_ratio),
         }
         if self.region != "all":
-            measured["near_threshold"] = self._distance(found) <= ROUNDING
+            measured["near_threshold"] = self._distance(of_token) <= ROUNDING
         return Estimate(advantage, {}, metrics | base.masked_totals(measured, mask))
 
     def _distance(self, evidence: Float[Array, "B T"]) -> Float[Array, "B T"]:

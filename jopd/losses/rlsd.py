@@ -168,8 +168,8 @@ class RLSD(base.Method):
         measured = {"log_ratio": log_ratio}
         if self.verifier:
             mix = self.mix * jnp.maximum(1 - inputs["step"].astype(logp.dtype) / self.mix_steps, 0)
-            given = inputs["group_advantage"].astype(logp.dtype)
-            advantage = reweighted_advantage(given, log_ratio, mix=mix, clip=self.clip)
+            of_group = inputs["group_advantage"].astype(logp.dtype)
+            advantage = reweighted_advantage(of_group, log_ratio, mix=mix, clip=self.clip)
         else:
             measured["evidence"] = evidence(privileged, terms["plain_logp"])
             advantage = reweighted_advantage(log_ratio, measured["evidence"], mix=1, clip=self.clip)

@@ -153,12 +153,12 @@ class Stabilised(base.Method):
 
     @property
     def views(self) -> tuple[str, ...]:
-        more = (
+        initial = (
             (base.INITIAL,)
             if self.stabilisers.kl_to_initial and base.INITIAL not in self.method.views
             else ()
         )
-        return self.method.views + more
+        return self.method.views + initial
 
     def init_modules(self, width: int, key: PRNGKeyArray) -> dict[str, Array]:
         return self.method.init_modules(width, key)
@@ -189,33 +189,52 @@ class Stabilised(base.Method):
         }
 
     def scoring(self) -> base.Stage | None:
-        own = self.method.scoring()
-        return _Scoring(self.method, own, self.stabilisers) if self.stabilisers.gated else own
+        of_method = self.method.scoring()
+        return (
+            _Scoring(self.method, of_method, self.stabilisers)
+            if self.stabilisers.gated
+            else of_method
+        )
 
     def prepare(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> dict[str, Array]:
-        own = {name: values for name, values in terms.items() if name != _GATE}
-        more = self.method.prepare(own, mask, inputs) if self.method.scoring() is not None else {}
-        return {**more, _GATE: terms[_GATE]} if self.stabilisers.gated else more
+        of_method = {name: values for name, values in terms.items() if name != _GATE}
+        inputs_of_method = (
+            self.method.prepare(of_method, mask, inputs)
+            if self.method.scoring() is not None
+            else {}
+        )
+        return (
+            {**inputs_of_method, _GATE: terms[_GATE]}
+            if self.stabilisers.gated
+            else inputs_of_method
+        )
 
     def profiled(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Profiles:
-        own = {name: values for name, values in terms.items() if name != _KL}
-        return self.method.profiled(own, mask, inputs)
+        of_method = {name: values for name, values in terms.items() if name != _KL}
+        return self.method.profiled(of_method, mask, inputs)
 
     def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
-        own = {name: values for name, values in terms.items() if name != _KL}
-        given = {name: values for name, values in inputs.items() if name != _GATE}
+        of_method = {name: values for name, values in terms.items() if name != _KL}
+        inputs_of_method = {name: values for name, values in inputs.items() if name != _GATE}
         weight = self._weight(mask, inputs)
         if weight is None:
-            summands, metrics = self.method.reduce(own, mask, given)
+            summands, metrics = self.method.reduce(of_method, mask, inputs_of_method)
         else:
-            product = weight * given["weight"].astype(weight.dtype) if "weight" in given else weight
-            summands, metrics = self.method.reduce(own, mask, {**given, "weight": product})
+            product = (
+                weight * inputs_of_method["weight"].astype(weight.dtype)
+                if "weight" in inputs_of_method
+                else weight
+            )
+            summands, metrics = self.method.reduce(
+                of_method, mask, {**inputs_of_method, "weight": product}
+            )
             metrics = {**metrics, "kept_share": base.masked_total(weight, mask)}
         if _KL in terms:
             summands = {
                 **summands,
                 _KL: base.LossTerm(
-                    self.stabilisers.kl_to_initial, *base.token_mean(terms[_KL], mask, given)
+                    self.stabilisers.kl_to_initial,
+                    *base.token_mean(terms[_KL], mask, inputs_of_method),
                 ),
             }
             metrics = {**metrics, "kl_to_initial": base.masked_total(terms[_KL], mask)}
@@ -234,7 +253,7 @@ class Stabilised(base.Method):
         return functools.reduce(jnp.multiply, weights) if weights else None
 
     def variables(self) -> base.Variables:
-        own, settings = self.method.variables(), self.stabilisers
+        of_method, settings = self.method.variables(), self.stabilisers
         gates = [f"{len(settings.mask_tokens)} special tokens masked"] * bool(settings.mask_tokens)
         for side in ("below", "above"):
             bound = getattr(settings, f"teacher_entropy_{side}")
@@ -244,8 +263,9 @@ class Stabilised(base.Method):
         pull = [f"{settings.kl_to_initial:g} × KL to the initial model"] * bool(
             settings.kl_to_initial
         )
-        return own._replace(
-            gates=joined(own.gates, *gates), regularisation=joined(own.regularisation, *pull)
+        return of_method._replace(
+            gates=joined(of_method.gates, *gates),
+            regularisation=joined(of_method.regularisation, *pull),
         )
 
 
@@ -270,22 +290,22 @@ class _Scoring:
             if self.own is not None
             else {}
         )
-        kept = jnp.ones(tokens.shape, bool)
+        let_through = jnp.ones(tokens.shape, bool)
         if settings.mask_tokens:
-            kept &= ~jnp.isin(tokens, jnp.asarray(settings.mask_tokens, tokens.dtype))
+            let_through &= ~jnp.isin(tokens, jnp.asarray(settings.mask_tokens, tokens.dtype))
         if settings.by_entropy:
             uncertainty = entropy(
                 log_softmax(next(views[view] for view in self.method.views if view != base.INITIAL))
             )
-            kept &= uncertainty < (
+            let_through &= uncertainty < (
                 math.inf
                 if settings.teacher_entropy_below is None
                 else settings.teacher_entropy_below
             )
-            kept &= uncertainty > (
+            let_through &= uncertainty > (
                 -1 if settings.teacher_entropy_above is None else settings.teacher_entropy_above
             )
-        return {**terms, _GATE: kept.astype(jnp.result_type(float))}
+        return {**terms, _GATE: let_through.astype(jnp.result_type(float))}
 
 
 def joined(own: str, *more: str) -> str:

@@ -447,12 +447,12 @@ def choose(
 
     positions, valid = [], []
     for _ in range(windows):
-        position, found = _draw(candidates, noise)
-        positions, valid = [*positions, position], [*valid, found]
+        position, is_there = _draw(candidates, noise)
+        positions, valid = [*positions, position], [*valid, is_there]
         candidates &= jnp.abs(jnp.arange(length)[None] - position) >= apart
-    position, found = _draw(low, noise)
+    position, is_there = _draw(low, noise)
     return Places(
-        jnp.concatenate([*positions, position], axis=1), jnp.concatenate([*valid, found], axis=1)
+        jnp.concatenate([*positions, position], axis=1), jnp.concatenate([*valid, is_there], axis=1)
     )
 
 
@@ -465,8 +465,8 @@ def remember(state: State, costs: Float[Array, " n"], valid: Bool[Array, " n"]) 
     [0.3 0. ] 1
     """
     size, order = state["low_costs"].shape[0], jnp.cumsum(valid) - 1
-    kept = valid & (order >= valid.sum() - size)  # of more than it holds, the last
-    slots = jnp.where(kept, (state["written"] + order) % size, size)
+    written = valid & (order >= valid.sum() - size)  # of more than it holds, the last
+    slots = jnp.where(written, (state["written"] + order) % size, size)
     costs = costs.astype(state["low_costs"].dtype)
     return {
         "low_costs": state["low_costs"].at[slots].set(costs, mode="drop"),

@@ -152,9 +152,9 @@ def _on_each_device(k, mesh, arguments, results):
         and x.shape[-1] % math.prod(mesh.shape[a] for a in jax.tree.leaves(axes)) == 0
     )
     search = functools.partial(_top_k_of_shards, axes=axes) if even else _top_k_of_rows
-    given = NamedSharding(mesh, PartitionSpec(*leading, axes if even else None))
-    found = NamedSharding(mesh, PartitionSpec(*leading, None))
-    return mesh, functools.partial(search, k=k), (found, found), (given,)
+    operand = NamedSharding(mesh, PartitionSpec(*leading, axes if even else None))
+    result = NamedSharding(mesh, PartitionSpec(*leading, None))
+    return mesh, functools.partial(search, k=k), (result, result), (operand,)
 
 
 _partitioned_top_k.def_partition(

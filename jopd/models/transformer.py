@@ -291,11 +291,11 @@ class Transformer(nnx.Module):
         """
         (b, s), (w, k) = tokens.shape, (branches.starts.shape[1], branches.tokens.shape[1])
         before = valid[:, None] & (jnp.arange(s)[None, None] < branches.starts[..., None])
-        own = branches.valid.reshape(b, w, k)
-        positions = before.sum(axis=2, keepdims=True) + jnp.cumsum(own, axis=2) - 1
+        in_branch = branches.valid.reshape(b, w, k)
+        positions = before.sum(axis=2, keepdims=True) + jnp.cumsum(in_branch, axis=2) - 1
         # Of the columns row | branches, a branch sees its row's first ones and its own.
         same = jnp.repeat(jnp.eye(w, dtype=bool), k, axis=0).repeat(k, axis=1)
-        to_branches = causal(own.reshape(b, w * k)) & same[None]
+        to_branches = causal(in_branch.reshape(b, w * k)) & same[None]
         mask = jnp.block(
             [
                 [causal(valid), jnp.zeros((b, s, w * k), bool)],

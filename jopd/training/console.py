@@ -141,8 +141,8 @@ def show_example(
     pieces = [piece.replace("\n", "↵\n") for piece in _pieces(tokenizer, completion)]
     written = max((i + 1 for i, m in enumerate(mask) if m), default=0)
     inside = sum(1 for m in mask if m)
-    seen = "all" if inside == written else f"{inside:,}"
-    parts.append(_heading(title, f"{_count(written)}, {seen} seen by the loss"))
+    seen_by_loss = "all" if inside == written else f"{inside:,}"
+    parts.append(_heading(title, f"{_count(written)}, {seen_by_loss} seen by the loss"))
     parts.append(_body(_completion(pieces, completion, mask, values, limit)))
     legend += _legend(mask, values, value_name)
     if values is not None and inside:
@@ -159,9 +159,9 @@ def _completion(
         range(len(completion)), key=lambda i: (completion[i], i if mask[i] else -1)
     ):
         run = list(group)
-        kept, times = (run, "") if len(run) < 4 else (run[:1], f" (× {len(run):,})")
-        shown += [pieces[i] + times for i in kept]
-        styles += [SHADES[shade] if (shade := shades[i]) is not None else OUTSIDE for i in kept]
+        printed, times = (run, "") if len(run) < 4 else (run[:1], f" (× {len(run):,})")
+        shown += [pieces[i] + times for i in printed]
+        styles += [SHADES[shade] if (shade := shades[i]) is not None else OUTSIDE for i in printed]
     return _paint(shown, styles, ("[", "]"), limit, unmarked=OUTSIDE)
 
 
@@ -204,8 +204,8 @@ def _largest(
     """The tokens with the largest values, each after the two before it so that one finds it."""
     order = sorted((i for i, m in enumerate(mask) if m), key=lambda i: -abs(values[i]))[:count]
     where = lambda i: "".join(pieces[max(i - 2, 0) : i + 1]).replace("\n", "").strip()
-    found = ", ".join(f"“{where(i)}” {number(values[i])}" for i in order)
-    return Text(f"largest {value_name}, at the last token of: {found}")
+    largest = ", ".join(f"“{where(i)}” {number(values[i])}" for i in order)
+    return Text(f"largest {value_name}, at the last token of: {largest}")
 
 
 def _new_in(context: Sequence[int], student: Sequence[int]) -> list[bool]:
@@ -386,8 +386,8 @@ def results_table(
     )
     filled = [any(row[i] for row in rows) for i in range(5)]
     names = ("", "before" if filled[2] else "value", "after", "teacher", "problems")
-    kept = [i for i in range(len(names)) if i == 0 or filled[i]]
-    for i in kept:
+    columns = [i for i in range(len(names)) if i == 0 or filled[i]]
+    for i in columns:
         table.add_column(
             names[i],
             justify="left" if i == 0 else "right",
@@ -395,7 +395,7 @@ def results_table(
         )
     for row in rows:
         # In a narrow window a cell breaks before its interval, not inside it.
-        table.add_row(*(Text(row[i].replace(", ", ",\u00a0")) for i in kept))
+        table.add_row(*(Text(row[i].replace(", ", ",\u00a0")) for i in columns))
     CONSOLE.print(table)
 
 

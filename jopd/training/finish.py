@@ -71,8 +71,8 @@ def draw(records: logs.Records, pictured: dict[str, np.ndarray], folder: Path) -
         buckets = {when: line["accuracy_by_length"] for when, line in ends.items()}
         plots.accuracy_by_length(buckets, folder / "accuracy_by_length.png")
     if "evidence" in pictured:
-        kept = pictured["kept"] > 0
-        plots.evidence_histogram(pictured["evidence"], kept, folder / "evidence.png")
+        let_through = pictured["kept"] > 0
+        plots.evidence_histogram(pictured["evidence"], let_through, folder / "evidence.png")
     if "transport" in pictured:
         plots.transport_against_loss(
             pictured["divergence"],

@@ -33,6 +33,11 @@ from jopd.training.console import say
 from jopd.training.optimizer import rate_after
 
 LOCK = ".lock"
+WRITTEN = (
+    *("config.yaml", "lengthened.json", "report.md", "report.json", "events.out.tfevents.*"),
+    *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"),
+    *("checkpoints", "damaged-checkpoints", "plots", "student"),
+)
 READABLE = re.compile(r"[\w.=,-]{1,60}")
 
 
@@ -113,8 +118,13 @@ def changed_numbers(before: Config, after: Config) -> list[str]:
 
 def has_result(folder: Path) -> bool:
     """Whether there is something to lose: a checkpoint, or a report."""
-    saved = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-    return bool(saved) or (folder / "report.json").is_file()
+    return bool(saved_steps(folder)) or (folder / "report.json").is_file()
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that a run has checkpoints of."""
+    names = [path.name for path in (folder / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def claim(folder: Path) -> filelock.BaseFileLock:
@@ -160,23 +170,20 @@ def settle(folder: Path, name: str, config: Config, updates: int) -> None:
     Args:
       updates: optimiser steps a rollout batch.
     """
-    path = folder / "config.yaml"
-    longer = lengthened(folder)
-    if path.is_file() and not has_result(folder):
-        clear(folder)
-    elif path.is_file():
+    path, longer = folder / "config.yaml", lengthened(folder)
+    if path.is_file():
         before = config_in(folder, config, "choose another folder with --output")
-        if before.steps < config.steps:
-            done = before.steps * updates
-            rates = [
-                rate_after(config.optimizer, steps * updates, done)
-                for steps in (before.steps, config.steps)
-            ]
-            longer.append({"from": before.steps, "to": config.steps, "learning_rate": rates})
+        if not has_result(folder):
+            if changed_numbers(before, config) or before.steps != config.steps:
+                clear(folder)
+        elif before.steps < config.steps:
+            at = max(saved_steps(folder), default=before.steps)
+            longer.append(jump(before, config, at, updates))
+            old, new = longer[-1]["learning_rate"]
             say(
                 f"the run becomes longer, {config.steps} steps instead of {before.steps}: after "
-                f"step {before.steps} the learning rate is that of the longer schedule, "
-                f"{rates[1]:.3g} instead of {rates[0]:.3g}"
+                f"step {at} the learning rate is that of the longer schedule, {new:.3g} instead of "
+                f"{old:.3g}"
             )
     folder.mkdir(parents=True, exist_ok=True)
     if longer:
@@ -184,16 +191,23 @@ def settle(folder: Path, name: str, config: Config, updates: int) -> None:
     save_yaml(path, name, config)
 
 
-def lengthened(folder: Path) -> list[dict[str, Any]]:
-    """How often a run was made longer: `from` and `to` steps, and the learning rate after the old
-    last step under the old and the new schedule.
+def jump(before: Config, after: Config, at: int, updates: int) -> dict[str, Any]:
+    """How a run was made longer: `from` and `to` steps, and the learning rate after the step `at`
+    under the old and the new schedule.
     """
+    rates = [
+        rate_after(after.optimizer, run.steps * updates, at * updates) for run in (before, after)
+    ]
+    return {"at": at, "from": before.steps, "to": after.steps, "learning_rate": rates}
+
+
+def lengthened(folder: Path) -> list[dict[str, Any]]:
+    """Every `jump` of a run."""
     path = folder / "lengthened.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def clear(folder: Path) -> None:
-    """Removes what a run without a result has written."""
-    for path in folder.iterdir():
-        if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Removes what a run has written, and nothing else."""
+    for path in (path for pattern in WRITTEN for path in folder.glob(pattern)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

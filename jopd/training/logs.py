@@ -182,8 +182,8 @@ def _cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> Lines:
     """Keeps the lines that `keep` says, whole; a kill in between leaves the old file or the new
     one.
     """
-    kept = [line for line in _read(path) if keep(line)]
-    text = "".join(_dump(line) for line in kept)
+    lines = [line for line in _read(path) if keep(line)]
+    text = "".join(_dump(line) for line in lines)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         temporary = path.with_name(f".{path.name}.partial")
         with temporary.open("w", encoding="utf-8") as file:
@@ -191,4 +191,4 @@ def _cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> Lines:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    return kept
+    return lines

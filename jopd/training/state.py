@@ -56,15 +56,15 @@ class Fixed(NamedTuple):
 
 def separate(params: Params, trained: tuple[str, ...]) -> tuple[Params, Params]:
     """Splits a nested dict into the leaves named in `trained` and the others."""
-    chosen, others = {}, {}
+    chosen, rest = {}, {}
     for name, value in params.items():
         if isinstance(value, dict):
             inner, outer = separate(value, trained)
             chosen |= {name: inner} if inner else {}
-            others |= {name: outer} if outer else {}
+            rest |= {name: outer} if outer else {}
         else:
-            (chosen if name in trained else others)[name] = value
-    return chosen, others
+            (chosen if name in trained else rest)[name] = value
+    return chosen, rest
 
 
 def union(a: Params, b: Params) -> Params:

@@ -125,11 +125,15 @@ def test_a_run_that_has_saved_nothing_is_cleared_away(tiny, tmp_path):
     command = arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
     run = started(tmp_path / "run", command)
     (run / "evaluations.jsonl").write_text("of other settings")
-    (run / "events").mkdir()
+    (run / "events.out.tfevents.1").touch()
+    (run / "plots").mkdir()
+    (run / "notes.txt").touch()
+    folder.settle(run, *parse(command), updates=1)
+    assert (run / "evaluations.jsonl").exists()  # of the same settings: it may go on
     name, config = parse([*command, "--optimizer.learning-rate", "0.5"])
     assert folder.output_folder(name, config) == run
     folder.settle(run, name, config, updates=1)
-    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "notes.txt"]
     assert load_yaml(run / "config.yaml") == (name, config)
 
 
@@ -143,7 +147,7 @@ def test_a_longer_run_says_how_the_learning_rate_jumps_and_keeps_it_on_file(tiny
     # Half of the longer way down, where the shorter one had arrived.
     said = capsys.readouterr().out
     assert "12 steps instead of 6" in said and "0.25 instead of 0" in said
-    assert folder.lengthened(run) == [{"from": 6, "to": 12, "learning_rate": [0.0, 0.25]}]
+    assert folder.lengthened(run) == [{"at": 6, "from": 6, "to": 12, "learning_rate": [0.0, 0.25]}]
 
 
 @pytest.mark.parametrize(
