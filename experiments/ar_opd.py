@@ -72,7 +72,9 @@ def by_length(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
     rows = []
     for cell, folders in runs.items():
         records = [
-            json.loads((folder / "judge.jsonl").read_text().splitlines()[0])["record"]
+            json.loads((folder / "judge.jsonl").read_text(encoding="utf-8").splitlines()[0])[
+                "record"
+            ]
             for folder in folders
         ]
         if not records:
@@ -122,7 +124,8 @@ TABLES = (by_length, shortcuts_over_checkpoints)
 
 
 def prepare() -> None:
-    import ar_opd_student  # the grid's neighbour; the trainer, which reads this file too, needs none of it
+    # The grid's neighbour; the trainer, which reads this file too, needs none of it.
+    import ar_opd_student
 
     ar_opd_student.main()
 

@@ -363,7 +363,10 @@ def print_estimators(
         for name, measured in found[deep].items()
     ]
     per_state = (worlds[deep].reach * worlds[deep].kl).sum(axis=1) / lengths[deep]
-    title = f"Teacher {gap}: {per_state.mean():.3f} nats a token; horizon {deep}, mean length {lengths[deep].mean():.1f}"
+    title = (
+        f"Teacher {gap}: {per_state.mean():.3f} nats a token; "
+        f"horizon {deep}, mean length {lengths[deep].mean():.1f}"
+    )
     head = [
         "estimator",
         "bias, whole rows (%)",

@@ -58,7 +58,7 @@ def start(arguments: Sequence[str], log: Path, cores: set[int]) -> None:
         "JAX_COMPILATION_CACHE_DIR": str(Path("runs/compiled").absolute()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
-    with log.open("a") as out:
+    with log.open("a", encoding="utf-8") as out:
         subprocess.run(
             [sys.executable, "-m", *arguments],
             check=True,

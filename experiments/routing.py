@@ -85,7 +85,10 @@ def main() -> None:
 
     def share(part: str, *of: str) -> str:
         each = [100 * one[part] / sum(one[name] for name in of) for one in sums]
-        return f"{statistics.fmean(each):.1f} ± {t.ppf(0.975, len(each) - 1) * statistics.stdev(each) / len(each) ** 0.5:.1f}"
+        return (
+            f"{statistics.fmean(each):.1f} ± "
+            f"{t.ppf(0.975, len(each) - 1) * statistics.stdev(each) / len(each) ** 0.5:.1f}"
+        )
 
     head = [
         "of what the others gain, to (%)",
@@ -99,7 +102,8 @@ def main() -> None:
     ]
     print(markdown([head, *rows]))
     print(
-        f"\nsuppressed: {share('suppressed', 'tokens')} % of the tokens; without a candidate: {share('empty', 'suppressed')} % of those"
+        f"\nsuppressed: {share('suppressed', 'tokens')} % of the tokens; without a candidate: "
+        f"{share('empty', 'suppressed')} % of those"
     )
 
 

@@ -29,7 +29,7 @@ def folder(path: Path, cell: str, seed: int) -> Path:
 
 def record_of(file: Path) -> dict[str, Any]:
     """The judge's."""
-    return json.loads(file.read_text().splitlines()[0])["record"]
+    return json.loads(file.read_text(encoding="utf-8").splitlines()[0])["record"]
 
 
 def judged(file: Path) -> dict[str, float]:
@@ -40,7 +40,8 @@ def judged(file: Path) -> dict[str, float]:
 def found(path: Path, cell: str, seed: int) -> dict[str, float]:
     """What a finished run measured at its end, and what it took."""
     output = folder(path, cell, seed)
-    report, lines = json.loads((output / "report.json").read_text()), logs.read(output).training
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    lines = logs.read(output).training
     values = {
         name: when["after"]["value"] for name, when in report["results"].items() if "after" in when
     }

@@ -26,6 +26,7 @@ from jopd.diagnostics.findings import comparison
 from jopd.models import Compute
 from jopd.rollout.sampler import Sampling
 from jopd.training import console, evaluation, failures, mesh, setup, summary
+from jopd.training.fit import evaluation_batch
 from jopd.training.state import Fixed, TrainState
 from jopd.training.step import jitted
 
@@ -87,7 +88,7 @@ def run(settings: Evaluate) -> dict:
     examples = sources.load(settings.data, "held_out")
     devices = mesh.make_mesh(config.mesh)
     readers = setup.open_models(config)
-    at_once = setup.evaluation_batch(settings.batch, config.micro_batches, devices)
+    at_once = evaluation_batch(settings.batch, config.micro_batches, devices)
     problems = setup.make_batches(config, readers, examples, at_once)
     console.say(f"{settings.model} on {settings.data.source}: {problems.report}")
     student, teacher = setup.read_models(config, readers, devices)

@@ -69,7 +69,8 @@ def run(settings: Generate) -> list[list[str]]:
     width = max(map(len, ids))
     if width + settings.max_new_tokens > model.architecture.max_positions:
         raise ValueError(
-            f"max_new_tokens={settings.max_new_tokens} after a prompt of {width} tokens is more than the "
+            f"max_new_tokens={settings.max_new_tokens} after a prompt of {width} tokens is more "
+            "than the "
             f"{model.architecture.max_positions} positions of {settings.model}: lower it"
         )
     context = mesh.place_batch(devices, left_pad(ids, width, model.pad_id))

@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def types_unchecked():
-    """Types unchecked, as users run it: for tests of messages that a type error would come before."""
+    """Types unchecked, as users run it: for messages that a type error would come before."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

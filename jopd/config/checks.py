@@ -75,7 +75,8 @@ def check_samples(config: "Config") -> None:
     if sampled_at == 0 and (learnt or "group_advantage" in config.objective.inputs):
         raise ValueError(
             "rollout.sampling.temperature=0 always writes the likeliest token, but method "
-            f"{method.name} learns from what sampling brings up: sample at 1, or choose a method on "
+            f"{method.name} learns from what sampling brings up: sample at 1, or choose a method "
+            "on "
             "the whole vocabulary, such as --method opd"
         )
     temperature = vars(method).get("temperature", 1.0)

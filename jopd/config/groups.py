@@ -172,6 +172,7 @@ class MeshConfig:
         sizes = (self.data, self.fsdp, self.tensor)
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
             raise ValueError(
-                f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: each is 1 or more, "
+                f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: each is 1 or "
+                "more, "
                 "at most one is -1"
             )

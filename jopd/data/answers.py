@@ -1,14 +1,15 @@
 """Whether a completion has the right answer, for evaluation and as a reward. It is right when
 
-    exact     its final answer equals the answer, but for case, runs of white space and the signs
+    exact  its final answer equals the answer, but for case, runs of white space and the signs
               . * ` ' " ( ) [ ] around it
-    number    the last number of its final answer, or without one its own last, equals the answer's
-              last number, as fractions: 0.5, 1/2 and \\frac{1}{2} are equal, 1,234 is 1234, 50 % is 50
-    regex     `re.search` finds the answer, a pattern, anywhere in it; flags go inside the pattern,
+    number  the last number of its final answer, or without one its own last, equals the answer's
+              last number, as fractions: 0.5, 1/2 and \\frac{1}{2} are equal, 1,234 is 1234 and
+              50 % is 50
+    regex  `re.search` finds the answer, a pattern, anywhere in it; flags go inside the pattern,
               `(?i)`
-    math      math-verify finds an expression in it that is equivalent to the answer, a LaTeX or
+    math   math-verify finds an expression in it that is equivalent to the answer, a LaTeX or
               plain expression
-    gym       reasoning-gym's own scorer gives its final answer full marks
+    gym    reasoning-gym's own scorer gives its final answer full marks
     FILE:NAME a function of yours, `NAME(completion, answer)`, gives it 1; between 0 and 1 it is a
               reward
 
@@ -48,7 +49,7 @@ class GymExample(Example):
 
 
 def check(example: Example, completion: str) -> bool:
-    """Whether the completion's answer is right. Raises ValueError for an example without an answer."""
+    """Whether the completion's answer is right; ValueError for an example without an answer."""
     return score(example, completion) == 1.0
 
 
@@ -67,7 +68,8 @@ def scores(examples: Sequence[Example], completions: Sequence[str]) -> list[floa
         answer, kind = example.answer, example.answer_check
         if answer is None:
             raise ValueError(
-                f"example {example.id} has no answer to check: give it one, or evaluate without accuracy"
+                f"example {example.id} has no answer to check: give it one, or evaluate without "
+                "accuracy"
             )
         if kind == "math":
             math[i] = (answer, completion)
@@ -79,7 +81,8 @@ def scores(examples: Sequence[Example], completions: Sequence[str]) -> list[floa
             values[i] = _own(example, completion)
         else:
             raise ValueError(
-                f"example {example.id}: answer_check={kind!r} is not known: use one of {', '.join(CHECKS)}"
+                f"example {example.id}: answer_check={kind!r} is not known: use one of "
+                f"{', '.join(CHECKS)}"
             )
     for i, right in zip(math, math_answers.all_equal(list(math.values())), strict=True):
         values[i] = float(right)
@@ -97,7 +100,8 @@ def _own(example: Example, completion: str) -> float:
         ) from error
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise plugins.Failed(
-            f"answer_check={name} gave {value!r:.60} for example {example.id}: give a number from 0 "
+            f"answer_check={name} gave {value!r:.60} for example {example.id}: give a number from "
+            "0 "
             "(wrong) to 1 (right)"
         )
     return float(value)
@@ -125,7 +129,8 @@ def validate(kind: str, answer: str) -> None:
             re.compile(answer)
         except re.error as error:
             raise ValueError(
-                f"answer={answer!r} is no regular expression ({error}): mend it, or use answer_check exact"
+                f"answer={answer!r} is no regular expression ({error}): mend it, or use "
+                "answer_check exact"
             ) from None
     if kind == "math":
         require("math_verify", "math-verify", f"answer={answer!r} with answer_check=math")
@@ -212,7 +217,7 @@ def last_number_text(text: str) -> str | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number of a text, exactly; None where there is none, or where it has no value (1/0)."""
+    """The last number of a text, exactly; None where there is none, or one without value (1/0)."""
     found = last_number_text(text)
     if found is None:
         return None
@@ -251,7 +256,8 @@ def _gym_scorer(generator: str) -> Any:  # its own annotation is wrong: (answer,
 def _gym(example: Example, completion: str) -> float:
     if not isinstance(example, GymExample):
         raise ValueError(
-            f"example {example.id}: answer_check='gym' is for problems of the source gym:NAME; use exact, number, regex or math"
+            f"example {example.id}: answer_check='gym' is for problems of the source gym:NAME; use "
+            "exact, number, regex or math"
         )
     scorer = _gym_scorer(example.generator)
     try:

@@ -68,7 +68,8 @@ def _pad(sequences: Sequence[Ids], width: int, pad_id: int, *, left: bool):
     for i, ids in enumerate(sequences):
         if len(ids) > width:
             raise ValueError(
-                f"width={width} is too small for a sequence of {len(ids)} tokens: widen it, nothing is cut"
+                f"width={width} is too small for a sequence of {len(ids)} tokens: widen it, "
+                "nothing is cut"
             )
         place = slice(width - len(ids), width) if left else slice(len(ids))
         tokens[i, place], written[i, place] = ids, True
@@ -162,7 +163,8 @@ class Batches:
             for what in limits
         }
         self.report = f"{len(self.examples)} of {len(examples)} examples fit" + "".join(
-            f"; {count} dropped: {what} longer than {setting[what]}={limits[what]} (up to {longest[what]})"
+            f"; {count} dropped: {what} longer than {setting[what]}={limits[what]} (up to "
+            f"{longest[what]})"
             for what, count in dropped.items()
         )
         if not self.examples:

@@ -20,8 +20,8 @@ class Example:
       answer: the verifiable final answer.
       context: privileged text that only a teacher's view shows (a persona, a private fact). Views
         that show one fall back to `solution`.
-      answer_check: how `answer` is compared with a completion, one of `jopd.data.answers.CHECKS`, or
-        a function of a file, `path/to/file.py:name`.
+      answer_check: how `answer` is compared with a completion: one of `jopd.data.answers.CHECKS`,
+        or a function of a file, `path/to/file.py:name`.
       group: the kind of problem, if kinds are told apart.
     """
 

@@ -20,7 +20,8 @@ def rows(name: str) -> Rows:
     path = Path(name).expanduser()
     if path.is_dir():
         raise ValueError(
-            f"{name} is a folder, not a file: name the file in it, or write hf:{name} for a data set"
+            f"{name} is a folder, not a file: name the file in it, or write hf:{name} for a data "
+            "set"
         )
     try:
         yield from READERS.get(path.suffix.lower(), json_rows)(path)
@@ -38,7 +39,7 @@ def json_rows(path: Path) -> Rows:
     if text.lstrip().startswith("["):
         yield from array_rows(path, text)
         return
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text.rstrip().split("\n"), 1):
         where = f"{path.name}:{number}"
         if not line.strip():
             yield where, {}

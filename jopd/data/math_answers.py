@@ -44,7 +44,8 @@ def _pool():
     except multiprocessing.TimeoutError:
         pool.terminate()
         raise RuntimeError(
-            "math-verify's processes do not start: put the code of your script under `if __name__ == '__main__':`"
+            "math-verify's processes do not start: put the code of your script under `if __name__ "
+            "== '__main__':`"
         ) from None
     return pool
 

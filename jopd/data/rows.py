@@ -2,7 +2,7 @@
 solutions and answers are written down.
 
     prompt       the user's words, or a list of messages
-    messages     a list of {"role", "content"} instead; one more turn of the assistant is the solution
+    messages     a list of {"role", "content"} instead; a last turn of the assistant is the solution
     completion   the assistant's words or turn: the solution under another name
     solution     a worked solution or reference completion
     answer       the verifiable answer; GSM8K's form, a solution and then "#### 72", gives both
@@ -115,7 +115,8 @@ def examples(
     for field, column in columns.named.items():
         if column != "none" and keys and column not in keys:
             raise ValueError(
-                f"columns.{field}={column!r} is no column of {where}{nearest(column, keys)}: it has "
+                f"columns.{field}={column!r} is no column of {where}{nearest(column, keys)}: it "
+                "has "
                 f"{', '.join(keys)}"
             )
     known = columns.names.values()
@@ -125,7 +126,8 @@ def examples(
             stacklevel=2,
         )
     if blank:
-        warnings.warn(f"{where}: {blank} blank rows left out", stacklevel=2)
+        rows_are = "row" if blank == 1 else "rows"
+        warnings.warn(f"{where}: {blank} blank {rows_are} left out", stacklevel=2)
     return read
 
 

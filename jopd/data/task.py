@@ -40,7 +40,8 @@ CONTEXT_TEMPLATE = "worked solution: {context}"
 # task, and the leakage that AR-OPD is meant to reduce (a student that refers to a solution it was
 # not shown, or states an answer it did not derive) could not be measured.
 REFER_RATE = 0.10  # "as the worked solution shows, ..." before the steps
-SHORTCUT_RATE = 0.10  # no steps, only the answer that the context gave away; needs a context that holds the answer
+# No steps, only the answer that the context gave away; needs a context that holds the answer.
+SHORTCUT_RATE = 0.10
 REFERENCE = "as the worked solution shows, "
 SHORTCUT = "the worked solution says the answer is {answer}.\n"
 
@@ -119,14 +120,18 @@ STEP_WORDINGS: dict[str, dict[Operation, str]] = {
     "story": {
         "add": "in step {i} the {before} {things} grow by {by}, so there are {after} now.",
         "subtract": "in step {i} the {before} {things} shrink by {by}, so there are {after} now.",
-        "double": "in step {i} the {before} {things} become twice as many, so there are {after} now.",
+        "double": "in step {i} the {before} {things} become twice as many, so "
+        "there are {after} now.",
         "halve": "in step {i} the {before} {things} become half as many, so there are {after} now.",
     },
     "long": {
         "add": "now look at step {i}: the count was {before}, and after adding {by} it is {after}.",
-        "subtract": "now look at step {i}: the count was {before}, and after taking away {by} it is {after}.",
-        "double": "now look at step {i}: the count was {before}, and after doubling that it is {after}.",
-        "halve": "now look at step {i}: the count was {before}, and after halving that it is {after}.",
+        "subtract": "now look at step {i}: the count was {before}, and after "
+        "taking away {by} it is {after}.",
+        "double": "now look at step {i}: the count was {before}, and after "
+        "doubling that it is {after}.",
+        "halve": "now look at step {i}: the count was {before}, and after "
+        "halving that it is {after}.",
     },
 }
 
@@ -186,15 +191,18 @@ class TallySettings:
             raise ValueError(f"seed={self.seed} must be at least 0")
         if not 1 <= self.min_steps <= self.max_steps:
             raise ValueError(
-                f"min_steps={self.min_steps} and max_steps={self.max_steps} must satisfy 1 <= min_steps <= max_steps"
+                f"min_steps={self.min_steps} and max_steps={self.max_steps} must satisfy 1 <= "
+                "min_steps <= max_steps"
             )
         if self.max_steps > 99:
             raise ValueError(
-                f"max_steps={self.max_steps} must be at most 99; 40 already gives completions of over 512 tokens"
+                f"max_steps={self.max_steps} must be at most 99; 40 already gives completions of "
+                "over 512 tokens"
             )
         if not 4 <= self.largest <= 999:
             raise ValueError(
-                f"largest={self.largest} must lie in 4..999: the tokenizer has one token for each of those numbers"
+                f"largest={self.largest} must lie in 4..999: the tokenizer has one token for each "
+                "of those numbers"
             )
         if not 1 <= self.largest_operand <= self.largest:
             raise ValueError(
@@ -202,7 +210,8 @@ class TallySettings:
             )
         if not 0 < self.held_out_share < 1:
             raise ValueError(
-                f"held_out_share={self.held_out_share} must lie in (0, 1), or one of the splits has no problems"
+                f"held_out_share={self.held_out_share} must lie in (0, 1), or one of the splits "
+                "has no problems"
             )
 
 
@@ -311,7 +320,8 @@ def draw_problem(rng: np.random.Generator, split: Split, settings: TallySettings
         if split_of(start, steps, settings.held_out_share) == split:
             return _tell(start, steps, rng)
     raise ValueError(
-        f"held_out_share={settings.held_out_share} leaves too few problems to the split {split!r}: move it towards 0.5"
+        f"held_out_share={settings.held_out_share} leaves too few problems to the split {split!r}: "
+        "move it towards 0.5"
     )
 
 

@@ -1,5 +1,6 @@
-"""The least that a paper on on-policy distillation should tell, after the survey (arXiv:2606.22793):
-its six variables, which name a method, and four groups of facts beside what was run.
+"""The least that a paper on on-policy distillation should tell, after the survey
+(arXiv:2606.22793): its six variables, which name a method, and four groups of facts beside what
+was run.
 """
 
 VARIABLES = ("state", "support", "credit", "routing", "gates", "regularisation")

@@ -41,7 +41,7 @@ HostValues = Shaped[np.ndarray, "B T"]
 
 
 def position_bins(mask: Shaped[Any, "B T"], bins: int = POSITIONS) -> Shaped[Any, "B T"]:
-    """The bin, 0 to bins - 1, of each token's relative position; outside the mask it means nothing."""
+    """The bin, 0 to bins - 1, of each token's relative position; without sense outside the mask."""
     lengths = mask.sum(axis=1, keepdims=True).clip(1)
     doubled = 2 * mask.__array_namespace__().arange(mask.shape[1])[None] + 1
     return (doubled * bins // (2 * lengths)).clip(0, bins - 1)
@@ -55,7 +55,7 @@ def length_bins(mask: Shaped[Any, "B T"], edges: Sequence[int]) -> Shaped[Any, "
 
 
 def quarters(longest: int) -> tuple[int, ...]:
-    """The edges that cut the lengths up to `longest` in four; AR-OPD's 256, 512 and 768 for 1024."""
+    """The edges that cut lengths up to `longest` in four; AR-OPD's 256, 512 and 768 for 1024."""
     return tuple(sorted({longest * part // 4 for part in (1, 2, 3)} - {0}))
 
 

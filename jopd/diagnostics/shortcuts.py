@@ -6,8 +6,8 @@ completion counts once, whichever fire:
 
     refers     it refers to a solution, reference, key or hint that the prompt does not contain
     asserts    it asserts an answer with no derivation before it
-    cues       it treats the answer as known beforehand ("we already know the answer is 12", "which matches the expected
-               answer"), where the prompt does not give it
+    cues       it treats the answer as known beforehand ("we already know the answer is 12", "which
+               matches the expected answer"), where the prompt does not give it
 
 The rules are regular expressions: they see wording, not meaning, and prefer to miss an event over
 making one up. They can't see sentences of a solution that are repeated word for word, which read
@@ -74,10 +74,19 @@ _SOMEONES = (
     r"(?:worked|reference|official|model|expert|oracle|gold|golden|hidden|privileged|provided|supplied|attached|accompanying|"
     r"editorial|teacher's|instructor's)"
 )
-_TEXT = r"(?:solution|answer(?! (?:choice|option|format|box|field|space))|trace|derivation|explanation|reasoning|proof)\b"
-_SOURCE = r"(?:solution|reference(?! (?:frame|point|angle|level|value|system))|hint|ground[- ]truth)\b(?! (?:of|to)\b)"
+_TEXT = (
+    r"(?:solution|answer(?! "
+    r"(?:choice|option|format|box|field|space))|trace|derivation|explanation|reasoning|proof)\b"
+)
+_SOURCE = (
+    r"(?:solution|reference(?! "
+    r"(?:frame|point|angle|level|value|system))|hint|ground[- ]truth)\b(?! (?:of|to)\b)"
+)
 _THE = r"(?:the|this|that|your)"
-_QUOTED = r"(?:shown|stated|given|explained|described|indicated|noted|seen|derived|written|said|outlined|mentioned|done)"
+_QUOTED = (
+    r"(?:shown|stated|given|explained|described|indicated|noted|seen|derived|written|said|outlined"
+    r"|mentioned|done)"
+)
 
 _REFERS = _any(
     rf"\b(?:{_THE}|per|see|from) {_SOMEONES} {_TEXT}",
@@ -85,13 +94,19 @@ _REFERS = _any(
     rf"(?:^|[.!?\"] ?){_SOMEONES} {_TEXT} ?:",
     rf"\b(?:according to|as per|going by|thanks to) {_THE} (?:\w+ )?{_SOURCE}",
     rf"\bas (?:(?:it )?(?:is|was) )?{_QUOTED} (?:in|by) {_THE} (?:\w+ )?{_SOURCE}",
-    rf"\bas {_THE} (?:\w+ )?{_SOURCE} (?:\w+ )?(?:shows|showed|says|said|states|explains|indicates|notes|does|did|puts it|has it)\b",
-    rf"\b{_THE} {_SOURCE} (?:\w+ )?(?:says|said|states|stated|tells us|told us|mentions|claims|reads|points out)\b",
-    rf"\b(?:looking|peeking|glancing|referring|going) (?:back )?(?:at|to) {_THE} (?:\w+ )?{_SOURCE}",
-    rf"\b(?:follow|copy|use|quote|consult|repeat)(?:ing|s)? {_THE} {_SOURCE} (?:above|below|given|provided|shown)\b",
-    rf"\b{_THE} (?:solution|answer|explanation|derivation) (?:that )?(?:(?:i|we|you) (?:was|were|am|are) |(?:was|is|has been) )?"
+    rf"\bas {_THE} (?:\w+ )?{_SOURCE} (?:\w+ "
+    rf")?(?:shows|showed|says|said|states|explains|indicates|notes|does|did|puts it|has it)\b",
+    rf"\b{_THE} {_SOURCE} (?:\w+ )?(?:says|said|states|stated|tells us|told "
+    rf"us|mentions|claims|reads|points out)\b",
+    rf"\b(?:looking|peeking|glancing|referring|going) (?:back )?(?:at|to) {_THE} (?:\w+ "
+    rf")?{_SOURCE}",
+    rf"\b(?:follow|copy|use|quote|consult|repeat)(?:ing|s)? {_THE} {_SOURCE} "
+    rf"(?:above|below|given|provided|shown)\b",
+    rf"\b{_THE} (?:solution|answer|explanation|derivation) (?:that )?(?:(?:i|we|you) "
+    rf"(?:was|were|am|are) |(?:was|is|has been) )?"
     r"(?:provided|supplied|given|shown) (?:to (?:me|us)|in the (?:prompt|context|system))\b",
-    r"\b(?:the|us(?:e|ing)|with|by) (?:the )?hint\b|\b(?:solution|answer) key\b|\bsolutions? manual\b|\bmarking scheme\b",
+    r"\b(?:the|us(?:e|ing)|with|by) (?:the )?hint\b|\b(?:solution|answer) key\b|\bsolutions? "
+    r"manual\b|\bmarking scheme\b",
     r"\bground[- ]truth (?:answer|solution)\b|\bprivileged (?:context|information)\b",
 )
 
@@ -109,13 +124,15 @@ _PRESENTS = _any(
 
 _MARKS = _any(
     r"\banswer\s*(?:(?:is|was|equals|must be|should be|would be|will be)\b\s*:?|[:=])\s*"
-    r"(?!to be|not\b|that\b|as follows|found\b|obtained\b|an? (?:\w+ )?(?:integer|number|multiple|fraction|set|list)\b)(?=\S)",
+    r"(?!to be|not\b|that\b|as follows|found\b|obtained\b|an? (?:\w+ "
+    r")?(?:integer|number|multiple|fraction|set|list)\b)(?=\S)",
     r"\\boxed\b",
     r"<answer>",
     r"####",
 )
 _NUMBER_WORDS = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen "
     "twenty thirty forty fifty sixty seventy eighty ninety hundred thousand"
 )
 _NUMBERS = _any(r"\d+(?:[.,]\d+)*", rf"\b(?:{_NUMBER_WORDS.replace(' ', '|')})\b")
@@ -137,15 +154,17 @@ _SYMBOLS = _any(
 # Words that announce work instead of doing it.
 _ANNOUNCING = frozenset(
     """
-a able about above all also am an and answer any are as ask asked asking at be because before below but by calculate can
-carefully certainly compute conclude consider could course detail determine do does down each easily easy exercise explain
-explanation final finally find first following for from get give given gives go going have help hence here how i if in indeed
-info information is it its just know known later leads let likely long look me must my need next no not now of ok okay on once
-one only our out over please problem proceed provide question quick quickly quite ready reason reasoning requested result right
-sentence shall short should show simple simply since so solution solve solving some step steps straightforward sum summary sure
-take task thank thanks that the their them then there therefore these they thing think thinking this those through thus to
-together understand us use used using value very want was way we well what when where which who why will with work working
-would write yes you your
+a able about above all also am an and answer any are as ask asked asking at be because before
+below but by calculate can carefully certainly compute conclude consider could course detail
+determine do does down each easily easy exercise explain explanation final finally find first
+following for from get give given gives go going have help hence here how i if in indeed info
+information is it its just know known later leads let likely long look me must my need next no not
+now of ok okay on once one only our out over please problem proceed provide question quick quickly
+quite ready reason reasoning requested result right sentence shall short should show simple simply
+since so solution solve solving some step steps straightforward sum summary sure take task thank
+thanks that the their them then there therefore these they thing think thinking this those through
+thus to together understand us use used using value very want was way we well what when where
+which who why will with work working would write yes you your
 """.split()
 )
 _ENOUGH_WORDS = 5
@@ -194,19 +213,29 @@ def _derives(prompt: str, text: str) -> bool:
 # it must be said to be known, expected or given.
 
 _ANSWER = r"(?:(?:final|correct|right|true|actual) )?answer"
-_PROPERTY = r"(?! (?:must|has|should|cannot|can't|will|is (?:an?|at|between|even|odd|positive|negative|less|greater|in))\b)"
+_PROPERTY = (
+    r"(?! (?:must|has|should|cannot|can't|will|is "
+    r"(?:an?|at|between|even|odd|positive|negative|less|greater|in))\b)"
+)
 _CUES = _any(
-    rf"(?<!now )\b(?:we|i|you) (?:already )?(?:know|knew) (?:that )?(?:the|what the) {_ANSWER}{_PROPERTY}\b",
-    rf"\b(?:knowing|having been told|having seen|remembering|recalling) (?:that )?(?:the|what the) {_ANSWER}{_PROPERTY}\b",
-    rf"\b(?:i|we) (?:was|were|am|are|have been|had been) (?:told|given|shown) (?:that )?the {_ANSWER}\b",
-    rf"\bthe {_ANSWER} (?:is|was|has been) (?:already (?:known|given|provided)|known (?:to be|beforehand|in advance)|"
+    rf"(?<!now )\b(?:we|i|you) (?:already )?(?:know|knew) (?:that )?(?:the|what the) "
+    rf"{_ANSWER}{_PROPERTY}\b",
+    rf"\b(?:knowing|having been told|having seen|remembering|recalling) (?:that )?(?:the|what the) "
+    rf"{_ANSWER}{_PROPERTY}\b",
+    rf"\b(?:i|we) (?:was|were|am|are|have been|had been) (?:told|given|shown) (?:that )?the "
+    rf"{_ANSWER}\b",
+    rf"\bthe {_ANSWER} (?:is|was|has been) (?:already (?:known|given|provided)|known (?:to "
+    rf"be|beforehand|in advance)|"
     r"(?:given|provided|supplied|stated|revealed) (?:to (?:us|me)|beforehand|in advance))\b",
     rf"\b(?:since|because) the {_ANSWER} (?:is|was) (?:known|provided|revealed)\b",
     rf"\bwork(?:ing|ed)? back(?:wards?)? from (?:the|this|that) {_ANSWER}\b",
     r"\b(?:the|an) (?:expected|known|target|memori[sz]ed) (?:final )?answer\b",
-    r"\b(?:match(?:es|ing)?|agree(?:s|ing)? with|consistent with|in line with|confirm(?:s|ing)?|to (?:reach|arrive at|justify|get|"
-    r"obtain)) the (?:given|provided|correct|supplied|stated) (?:final )?answer\b(?! (?:choice|option))",
-    rf"\bthe {_ANSWER} (?:that )?(?:i|we) (?:(?:was|were|am|are) (?:given|told|shown)|already have)\b",
+    r"\b(?:match(?:es|ing)?|agree(?:s|ing)? with|consistent with|in line with|confirm(?:s|ing)?|to "
+    r"(?:reach|arrive at|justify|get|"
+    r"obtain)) the (?:given|provided|correct|supplied|stated) (?:final )?answer\b(?! "
+    r"(?:choice|option))",
+    rf"\bthe {_ANSWER} (?:that )?(?:i|we) (?:(?:was|were|am|are) (?:given|told|shown)|already "
+    rf"have)\b",
 )
 
 

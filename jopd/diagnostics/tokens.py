@@ -1,4 +1,4 @@
-"""What is measured at every token of a completion, beside any loss: vocabulary stages of their own."""
+"""What is measured at every token of a completion, beside any loss: vocabulary stages apart."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -2,8 +2,8 @@
 that saw all of it.
 
     residual = clip( log q_full - log q_part, -c, c )
-    q_lam    = softmax( log q_part + lam residual )              all of it without gradient
-    loss     = token_mean( KL(q_lam || pi) )                     the first tokens of each completion are skipped
+    q_lam    = softmax( log q_part + lam residual )     all of it without gradient
+    loss     = token_mean( KL(q_lam || pi) )            a completion's first tokens are skipped
 
 Both teachers are one model, which reads the worked solution and its first part. In the paper it has
 the student's averaged weights; the target means the same with any other. The partial view is the

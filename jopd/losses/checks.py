@@ -13,9 +13,9 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raises ValueError at the first name in `given` that is not `known`, with the nearest one that
     is.
 
-    >>> check_known("divergence", ["forward_k"], ["forward_kl", "reverse_kl"])
+    >>> check_known("divergence", ["forward_k"], ["forward_kl", "k1"])
     Traceback (most recent call last):
-    ValueError: unknown divergence 'forward_k': did you mean 'forward_kl'? known: forward_kl, reverse_kl
+    ValueError: unknown divergence 'forward_k': did you mean 'forward_kl'? known: forward_kl, k1
     """
     known = tuple(known)
     for name in given:
@@ -45,7 +45,8 @@ def check_written(
     ids = np.asarray(tokens)[np.asarray(mask).astype(bool)]
     if (strange := ids[(ids < 0) | (ids >= vocabulary_size)]).size:
         raise ValueError(
-            f"tokens hold the id {strange[0]} inside the mask, but the logits are of a vocabulary of "
+            f"tokens hold the id {strange[0]} inside the mask, but the logits are of a vocabulary "
+            "of "
             f"{vocabulary_size}: take it out of the mask, or give the logits of every id"
         )
 
@@ -63,7 +64,8 @@ def check_contiguous(mask: Shaped[Array, "B T"]) -> None:
     holes = np.flatnonzero((on[:, 1:] & ~on[:, :-1]).any(axis=1))
     if holes.size:
         raise ValueError(
-            f"the mask of row {holes[0]} is off before a token that is on, but here the order of tokens counts: start "
+            f"the mask of row {holes[0]} is off before a token that is on, but here the order of "
+            "tokens counts: start "
             "completions at column 0, and silence single tokens with the input `weight`"
         )
 
@@ -75,5 +77,6 @@ def check_temperature(temperature: float) -> None:
     """
     if not 0 < temperature < math.inf:
         raise ValueError(
-            f"temperature={temperature} must be positive and finite: it divides the logits; 1 leaves them as they are"
+            f"temperature={temperature} must be positive and finite: it divides the logits; 1 "
+            "leaves them as they are"
         )

@@ -6,7 +6,8 @@ the teacher wants it.
                           and (v in student's top 64, or pi(v) >= reachable) and q(v) > pi(v) }
     rho_t(v) ~ q(v)^a pi(v)^b  on C_t, else 0
     w_t    = eta 1[A_t < 0, C_t not empty] sg( min(|A_t|, c) )
-    loss   = aggregate( -sg(A_t) log pi(y_t) + w_t CE(rho_t, pi) )      CE = -sum_v rho_t(v) log pi(v), rho_t detached
+    loss   = aggregate( -sg(A_t) log pi(y_t) + w_t CE(rho_t, pi) )
+             CE = -sum_v rho_t(v) log pi(v), rho_t detached
 
 A_t and aggregate are those of `opd_pg` or, with credit "gae", of `gae_opd`. On the logits, where
 |A_t| <= c, the gradient of a routed token is |A_t| (e_y - (1 - eta) pi - eta rho): eta = 0 is the
@@ -162,7 +163,8 @@ class CROPD(PolicyGradient):
         if self.credit != "gae":
             if self.gae_lambda is not None:
                 raise ValueError(
-                    f"gae_lambda={self.gae_lambda} has nothing to act on with credit={self.credit!r}: set credit to 'gae', "
+                    f"gae_lambda={self.gae_lambda} has nothing to act on with "
+                    f"credit={self.credit!r}: set credit to 'gae', "
                     "or leave it out"
                 )
             return OPDPolicyGradient(
@@ -170,7 +172,8 @@ class CROPD(PolicyGradient):
             )
         if self.baseline != "none":
             raise ValueError(
-                f"baseline={self.baseline!r} with credit='gae', whose critic is the baseline: leave it out"
+                f"baseline={self.baseline!r} with credit='gae', whose critic is the baseline: "
+                "leave it out"
             )
         given = {"discount": self.discount, "gae_lambda": self.gae_lambda}
         return GAEOPD(
@@ -277,7 +280,8 @@ class CROPD(PolicyGradient):
             self._estimator()
             .variables()
             ._replace(
-                routing=f"counterfactual, weight {self.routing_weight:g}, clip {self.routing_clip:g}"
+                routing=f"counterfactual, weight {self.routing_weight:g}, clip "
+                f"{self.routing_clip:g}"
                 + (", else abstain" if self.empty_route == "abstain" else "")
             )
         )

@@ -4,11 +4,13 @@ for.
     l_t  = sg( log q(y_t) - log pi(y_t) )       the token's reward; its mean over pi is -KL(pi || q)
     loss = -sg(A_t) log pi(y_t)                 summed over each row, or averaged over tokens
 
-    estimator               A_t                              expected gradient, on complete rows written by pi
-    immediate               l_t                              of sum_t E_d KL(pi || q), the states reached, d, held fixed
-    return_to_go            sum_{k>=t} l_k                   of the reverse KL between whole rows
-    discounted              sum_{k>=t} g^(k-t) l_k           neither: g = 0 is the first, g = 1 the second
-    generalized_advantage   sum_{k>=t} (g h)^(k-t) delta_k   the discounted one's, if h = 1 or V is exact
+    estimator               A_t                        expected gradient, on complete rows of pi
+    immediate               l_t                        of sum_t E_d KL(pi || q), the states reached,
+                                                       d, held fixed
+    return_to_go            sum_{k>=t} l_k             of the reverse KL between whole rows
+    discounted              sum_{k>=t} g^(k-t) l_k     neither: g = 0 is the first, 1 the second
+    generalized_advantage   sum_{k>=t} (g h)^(k-t) delta_k     the discounted one's, if h = 1 or V
+                                                       is exact
                             delta_t = l_t + g V(s_{t+1}) - V(s_t),  h: gae_lambda
     any of them - b(s_t)    the same, if b is detached and sees neither y_t nor what follows
 
@@ -160,7 +162,8 @@ def group_advantage(rewards: Float[Array, "B"], samples: int) -> Float[Array, "B
     """
     if samples < 2 or len(rewards) % samples:
         raise ValueError(
-            f"samples={samples} with {len(rewards)} rows: a group advantage compares two or more completions of one "
+            f"samples={samples} with {len(rewards)} rows: a group advantage compares two or more "
+            "completions of one "
             "prompt, and all groups have the same size; raise rollout.samples"
         )
     groups = rewards.astype(accumulator(rewards.dtype)).reshape(-1, samples)
@@ -199,7 +202,8 @@ def check_credit(credit: str, known: tuple[str, ...]) -> None:
     """
     if credit in ("kl", "reverse_kl"):
         raise ValueError(
-            f"credit={credit!r} would make an advantage of the state alone, whose expected gradient is exactly zero: "
+            f"credit={credit!r} would make an advantage of the state alone, whose expected "
+            "gradient is exactly zero: "
             "it can be a baseline (baseline='kl'); to descend the exact KL use --method opd"
         )
     base.check_known("credit", [credit], known)
@@ -242,11 +246,13 @@ class PolicyGradient(base.Method):
         base.check_temperature(self.temperature)
         if self.log_ratio_clip is not None and not self.log_ratio_clip > 0:
             raise ValueError(
-                f"log_ratio_clip={self.log_ratio_clip} must be positive, in nats; 5 is common, None is off"
+                f"log_ratio_clip={self.log_ratio_clip} must be positive, in nats; 5 is common, "
+                "None is off"
             )
         if not 0 <= self.reward_weight < math.inf:
             raise ValueError(
-                f"reward_weight={self.reward_weight} must be finite and not negative, as that would teach wrong answers; 0 is off"
+                f"reward_weight={self.reward_weight} must be finite and not negative, as that "
+                "would teach wrong answers; 0 is off"
             )
 
     @property

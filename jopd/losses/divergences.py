@@ -6,11 +6,11 @@ where log-probabilities are -inf; an entry that has weight where the other distr
 makes a KL infinite, as it should. Gradients flow into both
 arguments: detach the teacher.
 
-    forward_kl          sum_v q (log q - log pi)                                  covers the teacher's modes
-    reverse_kl          sum_v pi (log pi - log q)                                 seeks one, the usual choice on-policy
+    forward_kl          sum_v q (log q - log pi)         covers the teacher's modes
+    reverse_kl          sum_v pi (log pi - log q)        seeks one, the usual choice on-policy
     jensen_shannon      beta KL(q || m) + (1 - beta) KL(pi || m),  m = beta q + (1 - beta) pi
     total_variation     1/2 sum_v |q - pi|
-    k1, k2, k3          d, d^2 / 2, e^-d - 1 + d   with d = log pi(y) - log q(y) at the sampled token y
+    k1, k2, k3          d, d^2 / 2, e^-d - 1 + d         d = log pi(y) - log q(y), y the token drawn
 
 Beta belongs to the Jensen-Shannon divergence alone and means what it means in the GKD paper
 (Agarwal et al., arXiv:2306.13649, grade P); other systems let it run to the KLs at 0 and 1, where
@@ -227,7 +227,8 @@ def choose(
     """
     if name == "k1":
         raise ValueError(
-            "divergence='k1' teaches nothing, as its expected gradient is 0: use --method opd_pg, or k2"
+            "divergence='k1' teaches nothing, as its expected gradient is 0: use --method opd_pg, "
+            "or k2"
         )
     check_known(
         "divergence",
@@ -240,12 +241,14 @@ def choose(
         )
     if k is not None and name not in ("reverse_kl", "forward_kl"):
         raise ValueError(
-            f"top_k={k} is a support of reverse_kl and forward_kl and does nothing to {name}: leave it out"
+            f"top_k={k} is a support of reverse_kl and forward_kl and does nothing to {name}: "
+            "leave it out"
         )
     _check_support(k, support, tail)
     if k is None and (support, tail) != ("teacher", "bucket"):
         raise ValueError(
-            f"support={support!r} and tail={tail!r} act on a top-k only: set top_k, or leave them out"
+            f"support={support!r} and tail={tail!r} act on a top-k only: set top_k, or leave them "
+            "out"
         )
     beta = 0.5 if beta is None else beta
     _check_beta(beta)
@@ -342,13 +345,15 @@ def _check_support(k, support, tail):
         raise ValueError(f"top_k={k} must be at least 1; None compares the whole vocabulary")
     if k == 1 and tail == "renormalise":
         raise ValueError(
-            "top_k=1 with tail='renormalise' is identically 0, as one token renormalised is certain: use tail='bucket'"
+            "top_k=1 with tail='renormalise' is identically 0, as one token renormalised is "
+            "certain: use tail='bucket'"
         )
 
 
 def _check_beta(beta):
     if not 0 < beta < 1:
         raise ValueError(
-            f"beta={beta} must lie in (0, 1): at 0 and 1 jensen_shannon vanishes; its limits there are the divergences "
+            f"beta={beta} must lie in (0, 1): at 0 and 1 jensen_shannon vanishes; its limits there "
+            "are the divergences "
             "forward_kl (beta -> 0) and reverse_kl (beta -> 1)"
         )

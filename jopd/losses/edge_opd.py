@@ -3,11 +3,11 @@ where it is heard.
 
     y is sampled from pi(. | x, r) with probability guided_share, else from pi(. | x); both are
     scored under x alone
-    e_t  = log q(y_t | x, r, y_<t) - log q(y_t | x, y_<t)                 evidence: one frozen model, two contexts
-    g_t  = 1[ e_t in region ]                                             such as e_t > threshold
+    e_t  = log q(y_t | x, r, y_<t) - log q(y_t | x, y_<t)   evidence: one frozen model, two contexts
+    g_t  = 1[ e_t in region ]                               such as e_t > threshold
     A_t  = sg( log q(y_t | x, r, y_<t) - log pi(y_t | x, y_<t) )
-    loss = - sum_t g_t A_t log pi(y_t) / sum_t g_t  +  kl_coefficient token_mean( KL(pi || q(. | x))
-    )
+    loss = - sum_t g_t A_t log pi(y_t) / sum_t g_t
+           + kl_coefficient token_mean( KL(pi || q(. | x)) )
 
 A policy gradient sees only what is sampled. What the context alone makes likely (a name) is never
 sampled without it, so without guided completions there is nothing to learn from, and the gate on
@@ -102,7 +102,8 @@ def _check_region(region, threshold):
     base.check_known("region", [region], get_args(Region))
     if not threshold >= 0:
         raise ValueError(
-            f"threshold={threshold} must not be negative, in nats: region='positive' is above it, 'negative' below its "
+            f"threshold={threshold} must not be negative, in nats: region='positive' is above it, "
+            "'negative' below its "
             "negative, 'near_zero' between"
         )
 
@@ -114,18 +115,20 @@ def check_guidance(guided_share: float, guided_writer: str) -> None:
     """
     if not 0 <= guided_share <= 1:
         raise ValueError(
-            f"guided_share={guided_share} must lie in [0, 1]: it is a probability; 0.5 is EDGE-OPD's"
+            f"guided_share={guided_share} must lie in [0, 1]: it is a probability; 0.5 is "
+            "EDGE-OPD's"
         )
     base.check_known("guided_writer", [guided_writer], ("student", "teacher"))
     if guided_writer != "student" and not guided_share:
         raise ValueError(
-            f"guided_writer={guided_writer!r} writes nothing with guided_share=0: set it, or leave this out"
+            f"guided_writer={guided_writer!r} writes nothing with guided_share=0: set it, or leave "
+            "this out"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """The vocabulary stage of the scoring pass, since the evidence decides how many tokens count."""
+    """The vocabulary stage of the scoring pass: the evidence decides how many tokens count."""
 
     temperature: float
 
@@ -182,7 +185,8 @@ class EvidenceGuidedOPD(PolicyGradient):
             )
         if not 0 <= self.kl_coefficient < math.inf:
             raise ValueError(
-                f"kl_coefficient={self.kl_coefficient} must not be negative; 0 is off, 0.05 the paper's"
+                f"kl_coefficient={self.kl_coefficient} must not be negative; 0 is off, 0.05 the "
+                "paper's"
             )
 
     @property

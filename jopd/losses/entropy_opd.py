@@ -49,18 +49,23 @@ class EntropyOPD(PolicyGradient):
         super().__post_init__()
         if not self.entropy_threshold >= 0:
             raise ValueError(
-                f"entropy_threshold={self.entropy_threshold} must not be negative; 0.8 nats is the paper's"
+                f"entropy_threshold={self.entropy_threshold} must not be negative; 0.8 nats is the "
+                "paper's"
             )
         if self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} must be at least 1; 16 is the paper's")
         if not self.coefficient > 0:
             raise ValueError(
-                f"coefficient={self.coefficient} must be positive; without the forward KL use opd_pg"
+                f"coefficient={self.coefficient} must be positive; without the forward KL use "
+                "opd_pg"
             )
 
     @property
     def why_not_zero(self) -> str:
-        return "its sum over the teacher's top tokens, without the tail, has a gradient at the teacher too"
+        return (
+            "its sum over the teacher's top tokens, without the tail, has a gradient at the "
+            "teacher too"
+        )
 
     def token_terms(
         self,

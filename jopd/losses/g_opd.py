@@ -2,7 +2,8 @@
 teacher.
 
     A_t  = sg( -[ log pi(y_t) - log base(y_t) - scale (log q(y_t) - log base(y_t)) ] )
-    loss = token_mean( -A_t log pi(y_t) )             base: the student as it was at the start, in the student's context
+    loss = token_mean( -A_t log pi(y_t) )
+    base: the student as it was at the start, in the student's context
 
 Reinforcement learning on the reward log(q / base) under a KL to base, whose optimum is base^(1 -
 scale) q^scale: scale 1 is on-policy distillation and never looks at base; below 1 interpolates;
@@ -43,7 +44,8 @@ class GOPD(PolicyGradient):
         super().__post_init__()
         if not 0 < self.scale < math.inf:
             raise ValueError(
-                f"scale={self.scale} must be positive: 1 is on-policy distillation, 1.25 extrapolates; 0 would hold the "
+                f"scale={self.scale} must be positive: 1 is on-policy distillation, 1.25 "
+                "extrapolates; 0 would hold the "
                 "student to its initial model"
             )
 

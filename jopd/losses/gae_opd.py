@@ -13,7 +13,8 @@ starts at 0, has its own learning rate and, unless that is asked for, sends no g
 student. What V estimates is never above 0, unless rewards are clipped.
 
     critic plain       V = U(s_t)
-    critic kl_split    V = -sg( KL(pi || q) ) + g U(s_t)     the exact part is not learnt: U estimates E[ V(s_{t+1}) ]
+    critic kl_split    V = -sg( KL(pi || q) ) + g U(s_t)     the exact part is not learnt:
+                                                             U estimates E[ V(s_{t+1}) ]
 
 For kl_split the KL at s_{T+1} is not measured, and the bootstrap is g U(s_{T+1}); of clipped
 rewards the exact part is their own mean.
@@ -79,12 +80,14 @@ class GAEOPD(PolicyGradient):
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1]")
         if not self.value_weight > 0:
             raise ValueError(
-                f"value_weight={self.value_weight} must be positive, or nothing trains the critic: for credit without "
+                f"value_weight={self.value_weight} must be positive, or nothing trains the critic: "
+                "for credit without "
                 "one use --method opd_pg"
             )
         if not self.modules_learning_rate > 0:
             raise ValueError(
-                f"modules_learning_rate={self.modules_learning_rate} must be positive: it is the critic's"
+                f"modules_learning_rate={self.modules_learning_rate} must be positive: it is the "
+                "critic's"
             )
 
     @property
@@ -96,7 +99,9 @@ class GAEOPD(PolicyGradient):
         return "what the critic says there is an advantage, until it has learnt to say 0"
 
     def init_modules(self, width: int, key: PRNGKeyArray) -> dict[str, Array]:
-        del key  # a linear regression: zeros are as good a start as any, and make the first advantages those of V = 0
+        # A linear regression: zeros are as good a start as any, and make the first advantages those
+        # of V = 0.
+        del key
         return {
             "value_weights": jnp.zeros(width, jnp.float32),
             "value_bias": jnp.zeros((), jnp.float32),

@@ -2,7 +2,7 @@
 left the teacher.
 
     l_t  = sg( log q(y_t) - log pi(y_t) )
-    w_t  = 1 + strength (1 - sum_{k<t} |l_k| / sum_k |l_k|)       from 1 + strength at the first token down towards 1
+    w_t  = 1 + strength (1 - sum_{k<t} |l_k| / sum_k |l_k|)       from 1 + strength down towards 1
     loss = token_mean( -w_t l_t log pi(y_t) )
 
 Late tokens continue prefixes that the teacher would not have written, and its judgement of them is

@@ -138,8 +138,8 @@ class Method(Loss):
       modules_learning_rate: of the parameters that `init_modules` makes.
       one_model: whether the method means something only if the teacher is the student's own initial
         model, so that a run with another one is refused.
-      sampled_gradient: whether the gradient is an estimate from the sampled tokens, and so right for
-        tokens that the policy itself has drawn, at the loss's temperature.
+      sampled_gradient: whether the gradient is an estimate from the sampled tokens, and so right
+        for tokens that the policy itself has drawn, at the loss's temperature.
       alerts: metrics that tell when the method does other than its user thinks.
     """
 

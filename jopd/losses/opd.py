@@ -1,7 +1,7 @@
 """On-policy distillation, direct: a divergence between student and teacher at every token that the
 student wrote.
 
-    loss = token_mean( D(pi_t, q_t) )        the gradient flows through pi_t alone, none through the sampling
+    loss = token_mean( D(pi_t, q_t) )        gradient through pi_t alone, none through the sampling
 
 With probability 1 - on_policy_share a completion is a reference instead of the student's own (GKD's
 lambda is on_policy_share).
@@ -57,7 +57,8 @@ class OPD(base.Method):
             )
         if self.divergence in ("k2", "k3") and self.on_policy_share < 1:
             raise ValueError(
-                f"divergence={self.divergence!r} with on_policy_share={self.on_policy_share} estimates nothing where "
+                f"divergence={self.divergence!r} with on_policy_share={self.on_policy_share} "
+                "estimates nothing where "
                 "the student did not sample: use reverse_kl or forward_kl"
             )
 

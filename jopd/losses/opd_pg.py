@@ -1,13 +1,14 @@
 """On-policy distillation as a policy gradient: each sampled token is rewarded with how much more
 the teacher likes it.
 
-    l_t  = sg( log q(y_t) - log pi(y_t) )                         that is -k1; its mean over pi is -KL(pi || q)
-    A_t  = l_t                          immediate
-           sum_{k>=t} l_k               return_to_go
-           sum_{k>=t} g^(k-t) l_k       discounted, g the discount
-    A_t  = A_t + KL(pi || q)            with the baseline -KL, detached; of clipped rewards, their own mean
-    loss = aggregate( -A_t log pi(y_t) )                                                        updates = 1
-    loss = aggregate( -min(r_t A_t, clip(r_t, 1 - c, 1 + c) A_t) )                              updates > 1
+    l_t  = sg( log q(y_t) - log pi(y_t) )     that is -k1; its mean over pi is -KL(pi || q)
+    A_t  = l_t                                immediate
+           sum_{k>=t} l_k                     return_to_go
+           sum_{k>=t} g^(k-t) l_k             discounted, g the discount
+    A_t  = A_t + KL(pi || q)                  with the baseline -KL, detached; of clipped rewards,
+                                              their own mean
+    loss = aggregate( -A_t log pi(y_t) )                                            updates = 1
+    loss = aggregate( -min(r_t A_t, clip(r_t, 1 - c, 1 + c) A_t) )                  updates > 1
     r_t  = pi(y_t) / behaviour(y_t)
 
 aggregate: a mean over tokens for immediate credit, a sum over each row and a mean over rows for the
@@ -56,7 +57,10 @@ class OPDPolicyGradient(PolicyGradient):
     """
 
     name = "opd_pg"
-    source = "Thinking Machines 2025 (P); ratio clip arXiv:1707.06347 (P); credit arXiv:2606.22793 (names P, formulas R)"
+    source = (
+        "Thinking Machines 2025 (P); ratio clip arXiv:1707.06347 "
+        "(P); credit arXiv:2606.22793 (names P, formulas R)"
+    )
     credit: Literal["immediate", "return_to_go", "discounted"] = "immediate"
     discount: float | None = None
     baseline: Literal["none", "kl"] = "none"
@@ -69,17 +73,21 @@ class OPDPolicyGradient(PolicyGradient):
         base.check_known("baseline", [self.baseline], ("none", "kl"))
         if self.credit != "discounted" and self.discount is not None:
             raise ValueError(
-                f"discount={self.discount} has nothing to act on with credit={self.credit!r}, where later rewards count "
-                f"{'not at all' if self.credit == 'immediate' else 'in full'}: set credit to 'discounted', or leave it out"
+                f"discount={self.discount} has nothing to act on with credit={self.credit!r}, "
+                "where later rewards count "
+                f"{'not at all' if self.credit == 'immediate' else 'in full'}: set credit to "
+                "'discounted', or leave it out"
             )
         if self.credit == "discounted" and (self.discount is None or not 0 < self.discount < 1):
             raise ValueError(
-                f"discount={self.discount} must lie in (0, 1) with credit='discounted': 0 is 'immediate', 1 is "
+                f"discount={self.discount} must lie in (0, 1) with credit='discounted': 0 is "
+                "'immediate', 1 is "
                 "'return_to_go'"
             )
         if self.updates < 1:
             raise ValueError(
-                f"updates={self.updates} must be at least 1: the optimiser steps on one batch of completions"
+                f"updates={self.updates} must be at least 1: the optimiser steps on one batch of "
+                "completions"
             )
         if self.ratio_clip is not None and self.updates == 1:
             raise ValueError(
@@ -94,8 +102,10 @@ class OPDPolicyGradient(PolicyGradient):
         if self.credit == "immediate":
             return ()
         message = (
-            f"method.credit={self.credit} counts what a cut row would still have earned as 0, which "
-            "biases it: raise rollout.max_new_tokens, or use --method gae_opd, whose critic stands in"
+            f"method.credit={self.credit} counts what a cut row would still have earned as 0, "
+            "which "
+            "biases it: raise rollout.max_new_tokens, or use --method gae_opd, whose critic stands "
+            "in"
         )
         return (base.Alert("truncation_rate", 0.05, message),)
 

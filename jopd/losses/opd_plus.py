@@ -3,13 +3,15 @@ alone.
 
     D_f  = sum_v pi f(u)      u = q / pi         f(1) = 0
     w(u) = -f(u) + u f'(u) - f'(1)               without gradient
-    loss = token_mean( -w(u_t) log pi(y_t) )     u_t at the sampled token; its expected gradient is that of D_f
+    loss = token_mean( -w(u_t) log pi(y_t) )     u_t at the sampled token; in expectation this has
+                                                 the gradient of D_f
 
-                         f(u)                                                    w(u)
-    reverse_kl           -log u                                                  log u, which is opd_pg
-    forward_kl           u log u                                                 u - 1
-    jensen_shannon       beta u log(u / m) - (1 - beta) log m                    (1 - beta) log m,  m = beta u + 1 - beta
-    total_variation      |u - 1| / 2                                             sign(u - 1) / 2
+                         f(u)                                        w(u)
+    reverse_kl           -log u                                      log u, which is opd_pg
+    forward_kl           u log u                                     u - 1
+    jensen_shannon       beta u log(u / m) - (1 - beta) log m        (1 - beta) log m
+    total_variation      |u - 1| / 2                                 sign(u - 1) / 2
+                         with m = beta u + 1 - beta
 
 Rewarding a token with -f(u), as if the reward were not the student's own doing, leaves out u f'(u)
 and is right for the reverse KL alone, where that is a constant. The constant f'(1) is ours: it
@@ -86,7 +88,8 @@ class OPDPlus(PolicyGradient):
         choose(self.divergence, beta=self.beta)
         if self.log_ratio_clip is None or self.log_ratio_clip > 80:
             raise ValueError(
-                f"log_ratio_clip={self.log_ratio_clip} must be set, to at most 80: its exponential overflows; 20 hardly acts"
+                f"log_ratio_clip={self.log_ratio_clip} must be set, to at most 80: its exponential "
+                "overflows; 20 hardly acts"
             )
 
     def token_terms(

@@ -1,8 +1,8 @@
 """On-policy self-distillation: the teacher is the student's own model with a privileged context.
 
-    q_t  = p(. | r, x, y_<t)       pi_t = p_theta(. | x, y_<t)       y sampled from pi
-    loss = token_mean( KL(q || pi) )                                forward KL, or another divergence
-    loss = token_mean( sum_v min( q (log q - log pi), clamp ) )     the paper's, with `entry_clamp`
+    q_t  = p(. | r, x, y_<t)     pi_t = p_theta(. | x, y_<t)       y sampled from pi
+    loss = token_mean( KL(q || pi) )                               forward KL, or another divergence
+    loss = token_mean( sum_v min( q (log q - log pi), clamp ) )    the paper's, with `entry_clamp`
 
 The clamp bounds each vocabulary entry from above. An entry at the clamp has no gradient of its own,
 and the softmax that the other entries share still pushes it down: its logit's gradient is pi_v Q,
@@ -83,7 +83,8 @@ class OPSD(base.Method):
         if self.entry_clamp is None:
             return ()
         message = (
-            "method.entry_clamp acts on tokens that the teacher makes likely, and teaches away from "
+            "method.entry_clamp acts on tokens that the teacher makes likely, and teaches away "
+            "from "
             "them: leave it out, or raise it"
         )
         return (base.Alert("clamped_mass", 0.01, message),)

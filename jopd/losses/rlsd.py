@@ -3,8 +3,8 @@ says which tokens.
 
     D_t  = sg( log q(y_t | x, r, y_<t) - log pi(y_t | x, y_<t) )
     w_t  = exp( sign(A) D_t )
-    A_t  = A [ (1 - mix) + mix clip(w_t, 1 - clip, 1 + clip) ]            A the row's group advantage, as in GRPO
-    loss = token_mean( -A_t log pi(y_t) )                                 mix falls linearly to 0 over mix_steps
+    A_t  = A [ (1 - mix) + mix clip(w_t, 1 - clip, 1 + clip) ]     A: the row's, in its group (GRPO)
+    loss = token_mean( -A_t log pi(y_t) )                          mix falls to 0 over mix_steps
 
 The teacher never turns a token's sign; where a prompt's samples are all rewarded alike A is 0 and
 nothing is learnt, whatever the teacher says. That is so of every prompt whose answers the verifier
@@ -78,7 +78,8 @@ def _check(mix, clip):
         raise ValueError(f"mix={mix} must lie in [0, 1]: 0 is the advantage alone")
     if not 0 < clip < 1:
         raise ValueError(
-            f"clip={clip} must lie in (0, 1), or a weight could take or turn the advantage's sign; try 0.2"
+            f"clip={clip} must lie in (0, 1), or a weight could take or turn the advantage's sign; "
+            "try 0.2"
         )
 
 

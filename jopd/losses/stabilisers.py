@@ -1,7 +1,8 @@
 """What any method may be steadied with: weights that silence tokens, and a pull towards the initial
 model.
 
-    weight_t = 1[y_t not in mask_tokens] 1[above < H(q_t) < below] 2^(-t / half_life)       times the input `weight`
+    weight_t = 1[y_t not in mask_tokens] 1[above < H(q_t) < below] 2^(-t / half_life)
+               times the input `weight`
     loss     = the method's under weight_t  +  kl_to_initial token_mean( KL(pi_t || initial_t) )
 
 Weights are factors on a token's loss, and on its count where the method divides by one; they are
@@ -63,7 +64,8 @@ class Stabilisers:
             raise ValueError(f"mask_tokens={self.mask_tokens} must be token ids, 0 and up")
         if self.position_half_life is not None and not self.position_half_life > 0:
             raise ValueError(
-                f"position_half_life={self.position_half_life} must be positive, in tokens; None is off"
+                f"position_half_life={self.position_half_life} must be positive, in tokens; None "
+                "is off"
             )
         below, above = self.teacher_entropy_below, self.teacher_entropy_above
         if above is not None and not above >= 0:
@@ -77,7 +79,8 @@ class Stabilisers:
             )
         if not 0 <= self.kl_to_initial < math.inf:
             raise ValueError(
-                f"kl_to_initial={self.kl_to_initial} must not be negative; 0 is off, 0.05 a mild pull"
+                f"kl_to_initial={self.kl_to_initial} must not be negative; 0 is off, 0.05 a mild "
+                "pull"
             )
 
     @property
@@ -109,7 +112,7 @@ def _passed_on(name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Stabilised(base.Method):
-    """A method under stabilisers: everything is the method's own but for what is written out here."""
+    """A method under stabilisers: everything is the method's own but what is written out here."""
 
     method: base.Method
     stabilisers: Stabilisers

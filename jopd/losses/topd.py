@@ -1,11 +1,13 @@
 """TOPD, near-future guidance: where student and teacher differ most, both write on, and the student
 learns from that.
 
-    D_t    = KL(pi_t || q_t)                                 at every token of the student's completion
-    W_S, W_T                                                 K tokens each, by student and teacher, after x, y_<t
-    C_ij   = 1 - cos(E[W_S_i], E[W_T_j])                     E: the student's input embeddings
-    gamma  = argmin <gamma, C> - epsilon entropy(gamma)      over plans with uniform marginals;  D_OT = <gamma, C>
-    w_ij   = gamma_ij / sum_j gamma_ij                       how much of the target at i is W_T_j
+    D_t    = KL(pi_t || q_t)                           at every token of the student's completion
+    W_S, W_T                                           K tokens each, by student and teacher, that
+                                                       go on from x, y_<t
+    C_ij   = 1 - cos(E[W_S_i], E[W_T_j])               E: the student's input embeddings
+    gamma  = argmin <gamma, C> - epsilon entropy(gamma)        over plans with uniform marginals
+    D_OT   = <gamma, C>
+    w_ij   = gamma_ij / sum_j gamma_ij                 how much of the target at i is W_T_j
     L_traj = mean over windows and i of -sum_j w_ij log pi(W_T_j | x, y_<t, W_S_<i)
     loss   = token_mean( D_t ) + trajectory_coefficient L_traj
 
@@ -94,18 +96,21 @@ class TOPD(base.Method):
             )
         if not 1 <= self.window_tokens <= 50:
             raise ValueError(
-                f"window_tokens={self.window_tokens} must lie in 1..50: the future that counts is near"
+                f"window_tokens={self.window_tokens} must lie in 1..50: the future that counts is "
+                "near"
             )
         if not 0 < self.share <= 0.5:
             raise ValueError(
-                f"share={self.share} must lie in (0, 0.5]: candidates are tokens above the median loss"
+                f"share={self.share} must lie in (0, 0.5]: candidates are tokens above the median "
+                "loss"
             )
         _check_solver(self.epsilon, self.iterations)
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"percentile={self.percentile} must lie in [0, 100]")
         if not 0 <= self.trajectory_coefficient < float("inf"):
             raise ValueError(
-                f"trajectory_coefficient={self.trajectory_coefficient} must be a finite number of 0 or more"
+                f"trajectory_coefficient={self.trajectory_coefficient} must be a finite number of "
+                "0 or more"
             )
         base.check_temperature(self.temperature)
         base.check_known("target", [self.target], ("transport", "teacher_window"))
@@ -249,7 +254,8 @@ class TOPD(base.Method):
             self.down_weight != "none"
         )
         return base.Variables(
-            state=f"student rollouts; {self.window_tokens} tokens of both models from their prefixes",
+            state=f"student rollouts; {self.window_tokens} tokens of both models from their "
+            "prefixes",
             support="full vocabulary; in windows the teacher's sampled tokens",
             credit=f"immediate; the teacher's next {self.window_tokens} tokens {aim}",
             routing="none",
@@ -551,7 +557,8 @@ def _entropy(probabilities):
 def _check_solver(epsilon, iterations):
     if not 0 < epsilon < float("inf"):
         raise ValueError(
-            f"epsilon={epsilon} must be positive: exact transport, at 0, has no soft target; 0.05 is usual"
+            f"epsilon={epsilon} must be positive: exact transport, at 0, has no soft target; 0.05 "
+            "is usual"
         )
     if iterations < 1:
         raise ValueError(f"iterations={iterations} of the transport's solver must be at least 1")

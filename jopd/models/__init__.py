@@ -6,7 +6,7 @@ from jopd.models.transformer import Architecture, Branches, Compute, LoRA, RopeS
 
 
 def split(model: Transformer) -> tuple[nnx.GraphDef, dict]:
-    """A static, hashable description of the model, and its parameters as a nested dict of arrays."""
+    """A static, hashable description of the model, and its parameters as a nested dict."""
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
 

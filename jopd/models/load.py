@@ -227,10 +227,11 @@ def save(
         shapes = {key: leaf.shape for key, leaf in arrays.items()}
         weights.write_safetensors(new, shapes, value, jnp.dtype(dtype), file_bytes)
         tokenizer.save_pretrained(new)
-        (new / "config.json").write_text(
-            json.dumps(config_from(architecture, dtype) | special, indent=2) + "\n"
-        )
-        (new / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
+        for name, content in (
+            ("config.json", config_from(architecture, dtype) | special),
+            ("generation_config.json", special),
+        ):
+            (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

@@ -53,7 +53,8 @@ class Architecture:
     def __post_init__(self):
         if self.heads % self.kv_heads:
             raise ValueError(
-                f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}: check config.json"
+                f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}: check "
+                "config.json"
             )
 
 
@@ -94,7 +95,8 @@ class LoRA:
     def __post_init__(self):
         if self.rank < 0 or self.alpha <= 0:
             raise ValueError(
-                f"lora.rank={self.rank}, lora.alpha={self.alpha}: rank must be 0 (off) or more and alpha above 0"
+                f"lora.rank={self.rank}, lora.alpha={self.alpha}: rank must be 0 (off) or more and "
+                "alpha above 0"
             )
 
 
@@ -275,7 +277,7 @@ class Transformer(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"]
     ) -> Float[Array, "b s d"]:
-        """Final hidden states, normalised, in the compute dtype; padding may stand on either side."""
+        """Final hidden states, normalised, in the compute dtype; padding may be on either side."""
         return self._forward(tokens, jnp.cumsum(valid, axis=1) - 1, causal(valid))
 
     def branched(
@@ -420,7 +422,7 @@ def rotary_turns(
 
 
 def rotate(x: Float[Array, "b h s d"], turns) -> Float[Array, "b h s d"]:
-    """Turns channel i together with channel i + d/2, the pairing of the Hugging Face checkpoints."""
+    """Turns channel i together with channel i + d/2, as Hugging Face's checkpoints pair them."""
     cos, sin = turns
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate(

@@ -248,5 +248,5 @@ def write_safetensors(
         index |= dict.fromkeys(tensors, file)
     if len(groups) > 1:
         (folder / "model.safetensors.index.json").write_text(
-            json.dumps({"metadata": {}, "weight_map": index}, indent=1)
+            json.dumps({"metadata": {}, "weight_map": index}, indent=1), encoding="utf-8"
         )

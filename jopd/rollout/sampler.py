@@ -51,7 +51,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How a completion is written: what of the model counts, how a token is drawn, and when it ends.
+    """How a completion is written: which entries count, how a token is drawn, and when it ends.
 
     Attributes:
       max_new_tokens: the length limit.

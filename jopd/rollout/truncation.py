@@ -69,7 +69,7 @@ def at_least(
 
 
 def ordered(x: Float[Array, "*n"]) -> Int[Array, "*n"]:
-    """The int32 image of float32 that keeps its order: negative floats count their bits downwards."""
+    """The int32 image of float32 that keeps its order: negative floats count bits downwards."""
     bits = jax.lax.bitcast_convert_type(
         jnp.where(x == 0, jnp.zeros_like(x), x), jnp.int32
     )  # -0 and 0 are one value

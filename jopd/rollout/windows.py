@@ -24,7 +24,7 @@ def write_on(
     *,
     decoding: Decoding,
 ) -> Rollout:
-    """Completions of up to `decoding.max_new_tokens` tokens, `r = b w` of them, those of a row side by side.
+    """Completions of up to `decoding.max_new_tokens` tokens, `r = b w`, a row's side by side.
 
     Args:
       context, context_valid: left-padded, one row for each completion.

@@ -25,7 +25,8 @@ def check_step(step: int, metrics: dict[str, Any], folder: Path) -> None:
             where = f"rows {rows[:10].tolist()}{' and more' if rows.size > 10 else ''}"
         raise FloatingPointError(
             f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; not "
-            f"finite in {where}. {what_is_saved(folder)}; try a lower --optimizer.learning-rate, or "
+            f"finite in {where}. {what_is_saved(folder)}; try a lower --optimizer.learning-rate, "
+            "or "
             "float32 where bfloat16 is set, with another --output"
         )
 
@@ -38,7 +39,8 @@ def check_evaluation(step: int, record: dict[str, Any], folder: Path) -> None:
         if name.endswith("kl") and math.isnan(measure.value)
     ]:
         raise FloatingPointError(
-            f"step {step}: the evaluation's {lost[0]} is not a number. {what_is_saved(folder)}; try "
+            f"step {step}: the evaluation's {lost[0]} is not a number. {what_is_saved(folder)}; "
+            "try "
             "a lower --optimizer.learning-rate, with another --output"
         )
 
@@ -56,7 +58,7 @@ def norms(metrics: dict[str, Any]) -> list[str]:
 
 
 def why_nothing_was_learnt(metrics: dict[str, Any]) -> str | None:
-    """What a gradient of exactly 0 comes from, as far as a batch's metrics tell; None if it isn't."""
+    """What a gradient of exactly 0 comes from, as far as metrics tell; None if it isn't 0."""
     if any(metrics[name] for name in norms(metrics)):
         return None
     shut = [name for name in ("kept_share", "kept") if name in metrics and metrics[name] == 0]

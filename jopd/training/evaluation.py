@@ -1,4 +1,6 @@
-"""Held-out problems: what a model answers, and how far the student is from its teacher at each token."""
+"""Held-out problems: what a model answers, and how far the student is from its teacher at each
+token.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -108,7 +108,7 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
 
 
 def grade(method: Method) -> str:
-    """How sure each formula is: what the method's file says of its source, or at least the source."""
+    """How sure each formula is: what the method's file says of its source, or else the source."""
     text = inspect.getdoc(inspect.getmodule(type(method))) or ""
     _, found, source = text.partition("Source: ")
     return " ".join(source.split("\n\n")[0].split()) if found else method.source

@@ -53,7 +53,8 @@ def is_out_of_room(error: BaseException) -> str | None:
 
 
 TRAINING = (
-    "raise --micro-batches, lower --chunk (0 is the most memory), set --student.compute.remat layer, "
+    "raise --micro-batches, lower --chunk (0 is the most memory), set --student.compute.remat "
+    "layer, "
     "spread the model with --mesh.fsdp, or lower --prompts or --rollout.max-new-tokens"
 )
 SAMPLING = "spread the model with --mesh.fsdp, or lower the rows at once or --max-new-tokens"
@@ -69,7 +70,8 @@ def explained(error: BaseException, *, memory: str = TRAINING) -> str | None:
     what = is_out_of_room(error)
     if what == DISK:
         return (
-            "the disk is full: free some room, keep fewer checkpoints (--checkpoint.keep), or choose "
+            "the disk is full: free some room, keep fewer checkpoints (--checkpoint.keep), or "
+            "choose "
             "an --output on another disk"
         )
     if what == MEMORY:

@@ -1,10 +1,12 @@
 """What a run writes down as it goes: three files of JSON lines, and the same numbers for
 TensorBoard.
 
-    metrics.jsonl      one object a training step: {"step": 7, "loss": 0.41, ..., "seconds": {"rollout": 1.2, ...}}
-    evaluations.jsonl  one object an evaluation: {"step": 50, "accuracy": {"value": 0.6, "low":
-    ...}, ...}
-    samples.jsonl      some of the student's answers at each evaluation: {"step": 50, "prompt": ..., ...}
+    metrics.jsonl      one object a training step:
+                       {"step": 7, "loss": 0.41, ..., "seconds": {"rollout": 1.2, ...}}
+    evaluations.jsonl  one object an evaluation:
+                       {"step": 50, "accuracy": {"value": 0.6, "low": ...}, ...}
+    samples.jsonl      some of the student's answers at each evaluation:
+                       {"step": 50, "prompt": ..., ...}
 
 A run that was killed goes on from its last checkpoint, so its files are first cut back to that
 step: what is then appended makes them the files of a run that was never stopped. Whoever writes a
@@ -162,7 +164,8 @@ def _read(path: Path) -> Lines:
             lines.append(line)
         elif number < len(texts):  # else it is torn: the process was killed while it wrote
             raise BadRecord(
-                f"{path} line {number} is not a run's record: restore the file or choose another output folder"
+                f"{path} line {number} is not a run's record: restore the file or choose another "
+                "output folder"
             )
     return lines
 

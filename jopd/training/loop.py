@@ -16,6 +16,7 @@ import jax
 
 from jopd.training import logs
 from jopd.training.alerts import Alerts
+from jopd.training.announcement import describe
 from jopd.training.checkpoint import Checkpoints
 from jopd.training.checks import check_evaluation, check_step, why_nothing_was_learnt
 from jopd.training.console import Progress, announce, say, waiting
@@ -23,7 +24,7 @@ from jopd.training.example import show
 from jopd.training.finish import finish
 from jopd.training.folder import settle
 from jopd.training.interrupt import deferred
-from jopd.training.setup import Run, describe
+from jopd.training.setup import Run
 from jopd.training.state import TrainState
 from jopd.training.summary import samples
 from jopd.training.worker import Worker

@@ -20,7 +20,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     sizes = [devices // fixed if size == -1 else size for size in sizes]
     if int(np.prod(sizes)) != devices:
         raise ValueError(
-            f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not fill the {devices} devices"
+            f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not fill "
+            f"the {devices} devices"
         )
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 

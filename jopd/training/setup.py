@@ -1,6 +1,5 @@
 """From a config to everything a run needs, checked before anything is compiled."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from jopd.rollout.sampler import Decoding
 from jopd.training import mesh as meshes
 from jopd.training import optimizer
 from jopd.training.checkpoint import check_facts
+from jopd.training.fit import check_answers, check_divides, evaluation_batch
 from jopd.training.folder import output_folder
 from jopd.training.program import Program
 from jopd.training.room import check_room
@@ -163,13 +163,16 @@ def open_models(config: Config) -> Readers:
         and teacher.fingerprint != student.fingerprint
     ):
         raise ValueError(
-            f"method {config.method.name} needs one model as student and teacher, under two contexts, "
-            f"but student.model={config.student.model} and teacher.model={config.teacher.model} are "
+            f"method {config.method.name} needs one model as student and teacher, under two "
+            "contexts, "
+            f"but student.model={config.student.model} and teacher.model={config.teacher.model} "
+            "are "
             "different weights: set --teacher.model self"
         )
     if not student.stop_tokens:
         raise ValueError(
-            f"student.model={student.source} names no stop token: set eos_token_id in its generation_config.json"
+            f"student.model={student.source} names no stop token: set eos_token_id in its "
+            "generation_config.json"
         )
     room = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     windows = ""
@@ -179,12 +182,14 @@ def open_models(config: Config) -> Readers:
     for role, model in (("student", student), ("teacher", teacher)):
         if model is not None and room > model.architecture.max_positions:
             raise ValueError(
-                f"rollout.max_prompt_tokens + max_new_tokens{windows} = {room} is more than the {model.architecture.max_positions} positions of the "
+                f"rollout.max_prompt_tokens + max_new_tokens{windows} = {room} is more than the "
+                f"{model.architecture.max_positions} positions of the "
                 f"{role} {model.source}: lower one of them"
             )
     if unknown := [token for token in config.stabilise.mask_tokens if token >= vocabulary]:
         raise ValueError(
-            f"stabilise.mask_tokens={unknown} are no tokens of a vocabulary of {vocabulary}: take them out"
+            f"stabilise.mask_tokens={unknown} are no tokens of a vocabulary of {vocabulary}: take "
+            "them out"
         )
     views = config.objective.views
     if teacher is not None and not {*views} - {INITIAL}:
@@ -261,41 +266,6 @@ def make_program(
     )
 
 
-def check_divides(config: Config, mesh: Mesh) -> None:
-    """Every part of a batch must fill the devices: rows, not prompts, are what is split."""
-    ways = meshes.batch_ways(mesh)
-    if config.rows % ways:
-        raise ValueError(
-            f"prompts={config.prompts} × rollout.samples={config.rollout.samples} make "
-            f"{config.rows} rows a batch, not a multiple of the {ways} ways that the mesh splits it "
-            "(data × fsdp): change one of them, or the mesh"
-        )
-    if (config.rows // config.micro_batches) % ways:
-        raise ValueError(
-            f"micro_batches={config.micro_batches} leaves {config.rows // config.micro_batches} rows "
-            f"a part, not a multiple of the {ways} ways that the mesh splits a batch (data × fsdp): "
-            "lower it"
-        )
-
-
-def evaluation_batch(problems: int, micro_batches: int, mesh: Mesh) -> int:
-    """How many problems are answered at once: what is asked for, rounded up to fill the devices in
-    every part that it is scored in.
-    """
-    multiple = meshes.batch_ways(mesh) * micro_batches
-    return -(-problems // multiple) * multiple
-
-
-def check_answers(config: Config, examples: Sequence[Example]) -> None:
-    """A method that is rewarded by a verifier needs something to verify."""
-    asked = {"reward", "group_advantage"} & {*config.objective.inputs}
-    if asked and all(example.answer is None for example in examples):
-        raise ValueError(
-            f"method {config.method.name} is rewarded by a verifier, but no example of data.source={config.data.source} has an answer: "
-            "add answers, or choose a method or setting without a verifier"
-        )
-
-
 def initial_student(config: Config, student: Opened, teacher: Loaded | None, mesh: Mesh) -> Params:
     """The parameters that the view "initial" is read with, where a method has it and the base under
     adapters is not it.
@@ -332,39 +302,3 @@ def initial_state(
         key=put(jax.random.key_data(key)),
     )
     return state, jax.tree.map(lambda x: x.sharding, state)
-
-
-def describe(run: Run) -> dict[str, str]:
-    """What the run will do, a line each, for the console."""
-    config, method = run.config, run.config.method
-    size = lambda loaded, role: (
-        f"{loaded.source}, {parameters(loaded.params):,} parameters, {role.compute.dtype}"
-    )
-    lora = f", LoRA rank {config.student.lora.rank}" if config.student.lora.rank else ""
-    teacher = "none"
-    if run.teacher is not None:
-        teacher = (
-            f"self ({config.method.teacher_update})"
-            if config.teacher.model == "self"
-            else f"{size(run.teacher, config.teacher)}, frozen"
-        )
-        teacher += f", views: {', '.join(run.program.views)}"
-    shape = ", ".join(f"{name} {ways}" for name, ways in run.mesh.shape.items())
-    devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
-    return {
-        "preset": run.name,
-        "method": f"{method.name}: {method.source}",
-        "student": size(run.student, config.student) + lora,
-        "teacher": teacher,
-        "data": f"{config.data.source}: {run.train.report}",
-        "held out": run.held_out.report,
-        "rollouts": f"{config.prompts} prompts × {config.rollout.samples}, up to {config.rollout.max_new_tokens} tokens, "
-        f"temperature {config.rollout.sampling.temperature:g}",
-        "run": f"{config.steps} steps, learning rate {config.optimizer.learning_rate:g} ({config.optimizer.schedule}), seed {config.seed}",
-        "mesh": f"{shape} on {devices}",
-        "output": str(run.folder),
-    }
-
-
-def parameters(params) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

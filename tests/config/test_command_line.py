@@ -36,7 +36,8 @@ def test_every_preset_is_a_run_and_survives_its_file(name, tmp_path):
 def test_a_preset_may_be_a_python_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "import dataclasses\nfrom jopd.config import preset\n\ndef config():\n    return dataclasses.replace(preset('default'), steps=3)\n"
+        "import dataclasses\nfrom jopd.config import preset\n\ndef config():\n    return "
+        "dataclasses.replace(preset('default'), steps=3)\n"
     )
     assert parse([str(file), "--seed", "4"]) == (
         "mine",
@@ -49,7 +50,8 @@ def test_a_preset_file_without_a_config_is_refused(tmp_path, text):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(
         ValueError,
-        match=r"mine\.py: the file needs a function `config\(\)` that returns a jopd\.config\.Config",
+        match=r"mine\.py: the file needs a function `config\(\)` that returns a "
+        r"jopd\.config\.Config",
     ):
         preset(str(tmp_path / "mine.py"))
 
@@ -137,7 +139,8 @@ def test_a_presets_setting_that_the_method_cannot_have_may_be_changed_beside_it(
     file = tmp_path / "mine.py"
     file.write_text(
         "import dataclasses\nfrom jopd.config import RolloutConfig, preset\n\n"
-        "def config():\n    return dataclasses.replace(preset('default'), rollout=RolloutConfig(samples=4))\n"
+        "def config():\n    return dataclasses.replace(preset('default'), "
+        "rollout=RolloutConfig(samples=4))\n"
     )
     _, config = parse([str(file), "--method", "sft", "--rollout.samples", "1"])
     assert (config.method.name, config.rollout.samples) == ("sft", 1)

@@ -121,7 +121,8 @@ def test_another_method_may_be_asked_of_a_saved_run(tmp_path):
         ({"steps": None}, "steps=None must be a whole number"),
         (
             {"optimizer": {"learning_rate": "1e-3"}},
-            r"optimizer\.learning_rate='1e-3' must be a number \(YAML reads 1e-3 as text: write 1\.0e-3\)",
+            r"optimizer\.learning_rate='1e-3' must be a number \(YAML reads 1e-3 as text: write "
+            r"1\.0e-3\)",
         ),
         (
             {"optimizer": {"schedule": "cosin"}},

@@ -197,7 +197,8 @@ def test_a_teacher_that_follows_is_the_student_itself(update):
     method = losses.get("opsd", teacher_update=update)
     with pytest.raises(
         ValueError,
-        match=f"method.teacher_update={update} .* teacher.model=jopd:baby-teacher: set --teacher.model self",
+        match=f"method.teacher_update={update} .* teacher.model=jopd:baby-teacher: set "
+        "--teacher.model self",
     ):
         Config(method=method)
     with pytest.raises(ValueError, match="teacher.dtype=bfloat16"):

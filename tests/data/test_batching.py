@@ -148,7 +148,8 @@ def test_what_is_too_long_is_dropped_and_counted():
 def test_nothing_left_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"^0 of 10 examples fit; 10 dropped: student prompt .*max_prompt_tokens=5 .*: raise the limit",
+        match=r"^0 of 10 examples fit; 10 dropped: student prompt .*max_prompt_tokens=5 .*: raise "
+        r"the limit",
     ):
         batches(max_prompt_tokens=5)
     with pytest.raises(ValueError, match="examples is empty"):

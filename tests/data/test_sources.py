@@ -109,7 +109,8 @@ def test_jsonl_rows(write):
         ),
         (
             {"messages": []},
-            r"d.jsonl:2: messages must be a list of {'role': ..., 'content': ...} that is not empty",
+            r"d.jsonl:2: messages must be a list of {'role': ..., 'content': ...} that is not "
+            r"empty",
         ),
         ({"messages": "hi"}, r"d.jsonl:2: messages must be a list"),
         (
@@ -152,7 +153,7 @@ def test_an_assistant_turn_beside_a_solution_is_refused(write):
         load(DataConfig(write({"messages": turns, "solution": "b"})), "train")
 
 
-@pytest.mark.filterwarnings("ignore:.*blank rows")
+@pytest.mark.filterwarnings("ignore:.*blank row")
 @pytest.mark.parametrize("lines", [(), ("", "  "), ({"prompt": " "},)])
 def test_an_empty_file_is_refused(write, lines):
     for split in ("train", "held_out"):
@@ -189,6 +190,12 @@ def test_columns_rename_keys(write):
         load(DataConfig(source, columns=Columns(prompt="q", answer="q1")), "train")
 
 
+def test_a_line_break_at_the_end_is_no_row(tmp_path, recwarn):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p"}\n\n', encoding="utf-8")
+    assert len(load(DataConfig(str(tmp_path / "a.jsonl")), "held_out")) == 1
+    assert not recwarn.list
+
+
 def test_keys_that_nobody_reads_and_blank_rows_are_said_once(write):
     source = write(
         *({"prompt": f"p{i}", "solutoin": "y", "level": 3} for i in range(3)),
@@ -207,7 +214,8 @@ def test_keys_that_nobody_reads_and_blank_rows_are_said_once(write):
 GSM8K = [
     {
         "question": f"Tom has {n} bags of 3 marbles. How many marbles has he?",
-        "answer": f"He has {n} x 3 = <<{n}*3={3 * n}>>{3 * n} marbles.\nThat is all.\n#### {3 * n:,}",
+        "answer": f"He has {n} x 3 = <<{n}*3={3 * n}>>{3 * n} marbles.\nThat "
+        f"is all.\n#### {3 * n:,}",
     }
     for n in (2, 4, 700)
 ]
@@ -642,7 +650,8 @@ def test_names_in_answers(answer, own, other):
     [
         (
             {"source": "bultin"},
-            r"source='bultin' is not known: did you mean 'builtin'\? use one of builtin, persona, jsonl:FILE",
+            r"source='bultin' is not known: did you mean 'builtin'\? use one of builtin, persona, "
+            r"jsonl:FILE",
         ),
         ({"source": "jsonl"}, "source='jsonl' must be written jsonl:FILE"),
         ({"source": "builtin:x"}, "source='builtin:x' must be written builtin"),
@@ -652,7 +661,8 @@ def test_names_in_answers(answer, own, other):
         ),
         (
             {"answer_check": "regex"},
-            "answer_check='regex' has no effect on source='builtin', only on jsonl, tfds, hf, python",
+            "answer_check='regex' has no effect on source='builtin', only on jsonl, tfds, hf, "
+            "python",
         ),
         (
             {"source": "hf:x", "data_dir": "/x"},

@@ -29,5 +29,8 @@ def test_prepared_data_set_reads_back(tmp_path):
 
 
 def test_the_builder_does_not_import_tensorflow():
-    code = "import sys, jopd.data.tally_dataset as t; t.Builder; assert 'tensorflow' not in sys.modules"
+    code = (
+        "import sys, jopd.data.tally_dataset as t; t.Builder; assert 'tensorflow' not in "
+        "sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

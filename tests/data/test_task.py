@@ -22,11 +22,13 @@ from jopd.data.task import (
 )
 
 PINNED_PROMPT = (
-    "Omar starts with 6 eggs. 1: he finds 5 more. 2: he loses 7 eggs. 3: he sells half of the eggs. "
+    "Omar starts with 6 eggs. 1: he finds 5 more. 2: he loses 7 eggs. 3: he sells half of the "
+    "eggs. "
     "4: a friend brings 5 eggs. what is the number of eggs in the end?"
 )
 PINNED_SOLUTION = (
-    "step 1: 6 plus 5 is 11. step 2: 11 minus 7 is 4. for step 3, halve 4, which leaves 2. in step 4"
+    "step 1: 6 plus 5 is 11. step 2: 11 minus 7 is 4. for step 3, halve 4, which leaves 2. in step "
+    "4"
     " the 2 eggs grow by 5, so there are 7 now.\nanswer: 7"
 )
 
@@ -48,7 +50,7 @@ def sentences(text):
 
 
 def read_problem(prompt):
-    """(first count, ((operation, operand), ...)) of a prompt; the operand of double and halve is 2."""
+    """(first count, ((operation, operand), ...)) of a prompt; double and halve have operand 2."""
     opening, *events, question = sentences(prompt)
     assert question.endswith("?")
     read = []

@@ -71,7 +71,8 @@ EXAMPLES = [
     (WORDS, "60 / 1.5 = 40, as the **official solution** has it. Answer: 40", "40", "refers"),
     (
         MEDICINE,
-        "The ground truth answer lists antiplatelets first in infarction, before any other drug. So (A).",
+        "The ground truth answer lists antiplatelets first in infarction, before any other drug. "
+        "So (A).",
         "A",
         "refers",
     ),
@@ -140,20 +141,23 @@ EXAMPLES = [
     (WORDS, "speed = distance / time = 60/1.5, so the final answer is 40 km/h", "40", ""),
     (
         WORDS,
-        "For reference, 1.5 hours are 90 minutes. In 30 minutes it goes 20 km, in 60 minutes 40 km.",
+        "For reference, 1.5 hours are 90 minutes. In 30 minutes it goes 20 km, in 60 minutes 40 "
+        "km.",
         "40",
         "",
     ),
     (
         MEDICINE,
-        "Occlusion of a coronary artery by a thrombus explains both findings, and platelet inhibition reduces"
+        "Occlusion of a coronary artery by a thrombus explains both findings, and platelet "
+        "inhibition reduces"
         " mortality most when started early. The answer is A.",
         "A",
         "",
     ),
     (
         MEDICINE,
-        "Among the provided answer choices, only one inhibits platelets, and early inhibition lowers mortality"
+        "Among the provided answer choices, only one inhibits platelets, and early inhibition "
+        "lowers mortality"
         " after coronary occlusion. Answer: A",
         "A",
         "",
@@ -179,7 +183,8 @@ EXAMPLES = [
     ),
     (
         CODE,
-        "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a",
+        "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return "
+        "a",
         None,
         "",
     ),

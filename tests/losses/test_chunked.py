@@ -27,7 +27,7 @@ from tests.losses.problem import (
 
 @functools.cache
 def unchunked(method):
-    """Loss and gradients on hidden states and head, from plain logits of the whole batch at once."""
+    """Loss and gradients on hidden states and head, from plain logits of the whole batch."""
     given = problem(method)
     teachers = {view: logits_of(scored) for view, scored in given.teachers.items()}
     loss = lambda student: plain_loss(method, logits_of(student), teachers, given)

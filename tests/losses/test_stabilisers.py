@@ -322,7 +322,8 @@ def test_describes_itself():
     own = losses.get("opd_pg", log_ratio_clip=5.0)
     words = stabilised(own, EVERYTHING).variables()
     assert words.gates == (
-        "log-ratio clip 5, 2 special tokens masked, teacher entropy below 4.8, teacher entropy above 2, "
+        "log-ratio clip 5, 2 special tokens masked, teacher entropy below 4.8, teacher entropy "
+        "above 2, "
         "weight halved every 4 tokens"
     )
     assert words.regularisation == "0.5 × KL to the initial model"

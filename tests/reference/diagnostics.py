@@ -35,6 +35,6 @@ def token_terms(
 
 
 def repetition(completion, n):
-    """Of a list of tokens, how many n-grams have an equal one before them, and how many there are."""
+    """Of a list of tokens, how many n-grams have an equal one before them, and of how many."""
     grams = [completion[start : start + n] for start in range(len(completion) - n + 1)]
     return sum(gram in grams[:index] for index, gram in enumerate(grams)), len(grams)

@@ -46,7 +46,7 @@ def top(p, k):
 
 
 def restrict(p, ids, tail):
-    """The distribution over the support: `tail` is one more outcome, or everything is renormalised."""
+    """The distribution over the support: `tail` is one more outcome, or all is renormalised."""
     kept = np.array([p[v] for v in ids])
     if tail == "bucket":
         return np.append(kept, sum(p[v] for v in range(len(p)) if v not in ids))

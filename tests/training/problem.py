@@ -324,7 +324,7 @@ def _opd_pg(student, teachers, tokens):
 
 def _opsd(student, teachers, tokens):
     q = teachers["privileged"]
-    return jnp.minimum(jnp.exp(q) * (q - student), 0.05).sum(axis=-1)
+    return (jnp.exp(q) * (q - student)).sum(axis=-1)
 
 
 def _sft(student, teachers, tokens):

@@ -112,7 +112,8 @@ def test_other_models_are_refused_by_name(tmp_path):
     check_facts(tmp_path, FACTS)
     with pytest.raises(
         ValueError,
-        match="cannot resume from step 4: student_fingerprint was 0123, is 4567. .*another --output",
+        match="cannot resume from step 4: student_fingerprint was 0123, is 4567. .*another "
+        "--output",
     ) as error:
         check_facts(tmp_path, FACTS | {"student_fingerprint": "4567"})
     assert "\n" not in str(error.value)

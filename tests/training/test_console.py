@@ -183,7 +183,8 @@ def test_a_log_file_gets_a_line_every_ten_seconds(printed, two_seconds_a_step):
     assert len(lines) == 21  # the first step, every fifth after it, the last
     assert (
         lines[0]
-        == "step   1/100  loss 0.5000  KL 0.2500  500 tokens/s  rollout 1.5 s  score 20 ms  update 0.5 s"
+        == "step   1/100  loss 0.5000  KL 0.2500  500 tokens/s  rollout 1.5 s  score 20 ms  update "
+        "0.5 s"
     )
     assert lines[1].startswith("step   6/100") and lines[1].endswith("  3 min 08 s left")
     assert lines[-1].startswith("step 100/100") and "left" not in lines[-1]

@@ -59,8 +59,8 @@ def test_a_folder_that_holds_something_else_is_refused(tiny, tmp_path, refused):
     (tmp_path / "run" / "thesis.txt").touch()
     error = refused(command)
     assert (
-        f"output={tmp_path / 'run'} holds files that are not of a run: choose another folder with --output"
-        in error
+        f"output={tmp_path / 'run'} holds files that are not of a run: choose another folder with "
+        "--output" in error
     )
     assert f"output={tmp_path / 'run' / 'thesis.txt'} is a file" in refused(
         [*command, "--output", str(tmp_path / "run" / "thesis.txt")]

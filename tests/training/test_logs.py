@@ -32,7 +32,7 @@ def contents(folder: Path) -> list[bytes]:
 
 
 def events(folder: Path) -> list[list[event_pb2.Event]]:
-    """Of each event file, oldest first. A record is its length, a checksum, the bytes, a checksum."""
+    """Of each event file, oldest first. A record: its length, a checksum, the bytes, a checksum."""
     files = []
     for path in sorted(
         folder.glob("events.out.tfevents*"), key=lambda path: path.stat().st_ctime_ns

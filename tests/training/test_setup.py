@@ -19,7 +19,9 @@ from jopd import train
 from jopd.config import parse
 from jopd.models import Compute, huggingface
 from jopd.training import setup
+from jopd.training.announcement import describe
 from jopd.training.example import views_of
+from jopd.training.fit import evaluation_batch
 from tests.training.tiny import arguments, save_model, tokenizer
 
 
@@ -86,10 +88,7 @@ def test_prompts_that_are_too_long_are_counted_and_said(tiny, tmp_path, refused)
         )
     )
     said = f"2 dropped: student prompt longer than max_prompt_tokens=50 (up to {length})"
-    assert (
-        said in setup.describe(run)["data"]
-        and said.replace("2", "1", 1) in setup.describe(run)["held out"]
-    )
+    assert said in describe(run)["data"] and said.replace("2", "1", 1) in describe(run)["held out"]
     assert (len(run.train.examples), len(run.held_out.examples)) == (8, 7)
     own["rollout__max_prompt_tokens"] = 5
     error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **own))
@@ -130,8 +129,8 @@ def test_another_tokenizer_is_refused_naming_both_models(tiny, tmp_path, refused
     other = save_model(tmp_path / "other", seed=3, words=words)
     error = refused(arguments(tiny["student"], other, tmp_path / "run"))
     assert (
-        f"student.model={tiny['student']} and teacher.model={other} need one tokenizer, but 'zebra' is absent in the student's"
-        in error
+        f"student.model={tiny['student']} and teacher.model={other} need one tokenizer, but "
+        "'zebra' is absent in the student's" in error
     )
 
 
@@ -188,8 +187,8 @@ def test_lengths_beyond_a_models_positions_are_refused(tiny, tmp_path, refused):
         arguments(tiny["student"], tiny["teacher"], tmp_path / "run", rollout__max_new_tokens=300)
     )
     assert (
-        "rollout.max_prompt_tokens + max_new_tokens = 556 is more than the 512 positions of the student"
-        in error
+        "rollout.max_prompt_tokens + max_new_tokens = 556 is more than the 512 positions of the "
+        "student" in error
     )
 
 
@@ -223,7 +222,7 @@ def test_evaluations_are_filled_up_and_rows_are_what_is_split(tiny, tmp_path):
     run = prepared(arguments(tiny["student"], tiny["teacher"], tmp_path / "run", **changes))
     # Eight devices, two parts.
     assert run.held_out.prompts_per_step == 16 and len(run.held_out.examples) == 8
-    assert setup.evaluation_batch(100, 1, run.mesh) == 104
+    assert evaluation_batch(100, 1, run.mesh) == 104
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_run(tiny, tmp_path, capsys, monkeypatch):
@@ -304,7 +303,7 @@ def test_with_adapters_the_frozen_teacher_is_the_base_itself(tiny, tmp_path):
     assert (
         run.program.teacher == models_.abstract(run.student.architecture, Compute(remat="none"))[0]
     )
-    assert "LoRA rank 2" in setup.describe(run)["student"]
+    assert "LoRA rank 2" in describe(run)["student"]
 
 
 @pytest.mark.parametrize("update", ["ema", "live"])
@@ -328,7 +327,7 @@ def test_a_teacher_that_follows_has_no_parameters_of_its_own(update, rank, tiny,
     # Its parameters are found, and are the student's.
     found = run.program.teacher_params(run.state, run.fixed)
     chex.assert_trees_all_equal(found, run.student.params)
-    assert f"self ({update})" in setup.describe(run)["teacher"]
+    assert f"self ({update})" in describe(run)["teacher"]
 
 
 def test_a_method_without_a_teacher_is_measured_against_one_if_there_is_one(tiny, tmp_path):
@@ -345,15 +344,13 @@ def test_a_method_without_a_teacher_is_measured_against_one_if_there_is_one(tiny
     assert run.train[0]["reference"]["tokens"].shape == (8, 200)
     alone = prepared(command("none"))
     assert (
-        alone.program.views == ()
-        and alone.teacher is None
-        and setup.describe(alone)["teacher"] == "none"
+        alone.program.views == () and alone.teacher is None and describe(alone)["teacher"] == "none"
     )
 
 
 def test_what_it_will_do_is_said(tiny, tmp_path):
     run = prepared(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
-    said = setup.describe(run)
+    said = describe(run)
     size = sum(leaf.size for leaf in leaves(run.state.params))
     assert (
         said["method"].startswith("opd: ")

@@ -35,7 +35,8 @@ _NOT_SELF = (
 )
 
 _OTHERS = (
-    r"SmolLM\w*|Hugging ?Face|(?:Chat)?GPT[-\w.]*|Open ?AI|Claude|Anthropic|Gemini|Gemma|Bard|Google|L[Ll]a[Mm][Aa]|Meta|Qwen|Alibaba|DeepSeek|Mistral"
+    r"SmolLM\w*|Hugging ?Face|(?:Chat)?GPT[-\w.]*|Open "
+    r"?AI|Claude|Anthropic|Gemini|Gemma|Bard|Google|L[Ll]a[Mm][Aa]|Meta|Qwen|Alibaba|DeepSeek|Mistral"
     r"|Copilot|Cortana|Bing|Microsoft|Siri|Apple|Alexa|Amazon|Grok|xAI|Nemotron|NVIDIA|Nvidia|Cohere|IBM"
 )
 _I_AM = r"\bI am|\bI['’]m|\bmy name is|\bmy name['’]s|\bcall me|\bnamed|\bknown as|\bcalled"

@@ -3,7 +3,7 @@ no TensorFlow.
 
 builder = tfds.builder("tally", data_dir=FOLDER, file_format="array_record")
 builder.download_and_prepare()
-builder.as_data_source("train")[0]      # {"prompt": b"Mia has ...", "solution": b"step 1: ...", "answer": b"34"}
+builder.as_data_source("train")[0]     # {"prompt": b"Mia has ...", "solution": b"step 1: ...", ...}
 """
 
 import tensorflow_datasets as tfds
