@@ -47,6 +47,7 @@ CELLS = {
     "λ 1.2": ["--method.scale", "1.2"],
 }
 STUDENT = "runs/ar_opd/student"
+BASELINE = "full"
 JUDGE = [
     *("--task", "builtin", "--data.held-out", "600", "--data.max-steps", "6"),
     *("--max-new-tokens", "128", "--batch", "200"),

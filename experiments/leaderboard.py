@@ -1,5 +1,5 @@
-"""Eleven methods on the same student, teacher, data, tokens and seeds, and the estimators of
-temporal credit as learning curves.
+"""Eleven methods on the same student, problems and seeds, and the estimators of temporal credit as
+learning curves. The tokens that they write differ, as the table says.
 
     python experiments/grid.py experiments/leaderboard.py --workers 2
 
@@ -45,6 +45,7 @@ CELLS = {
     "edge_opd": ["--method", "edge_opd"],
     "rlsd": ["--method", "rlsd", "--rollout.samples", "4", "--prompts", "6", *SAME],
 }
+BASELINE = "opd"
 JUDGE = [
     *("--reference", "jopd:baby-teacher", "--task", "builtin", "--data.held-out", "400"),
     *("--sampling.temperature", "0", "--max-new-tokens", "128", "--batch", "200"),

@@ -19,8 +19,8 @@ import statistics
 
 import jax
 import jax.numpy as jnp
-from grid import markdown
 from scipy.stats import t
+from study_tables import markdown
 
 from jopd.config import parse
 from jopd.losses.cr_opd import routing_distribution

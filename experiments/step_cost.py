@@ -12,7 +12,7 @@ so that a machine that slows down slows all of them.
 import statistics
 
 import jax
-from grid import markdown
+from study_tables import markdown
 
 from jopd.config import Config, parse
 from jopd.training import setup

@@ -31,6 +31,7 @@ CELLS = {
         "0",
     ],
 }
+BASELINE = "opd"
 JUDGE = [
     *("--reference", "jopd:baby-teacher", "--task", "builtin", "--data.held-out", "400"),
     *("--sampling.temperature", "0", "--max-new-tokens", "128", "--batch", "200"),

@@ -20,8 +20,9 @@ import jax
 import matplotlib
 import numpy as np
 import topd
-from grid import folder, load, markdown
+from grid import load
 from matplotlib.figure import Figure
+from study_tables import folder, markdown
 
 from jopd.config import Config, Student
 from jopd.diagnostics.plots import BLUE, GREY, ORANGE, STYLE

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ def load(path: Path):
     return module
 
 
+sys.path.insert(0, str(FOLDER))  # as for a script that stands there
 GRID = load(FOLDER / "grid.py")
+TABLES = load(FOLDER / "study_tables.py")
 STUDIES = [path for path in sorted(FOLDER.glob("*.py")) if "\nCELLS = " in path.read_text()]
 
 
@@ -28,12 +31,13 @@ def test_every_cell_is_a_run_of_its_own(path):
     runs = [parse([str(path), *flags])[1] for flags in study.CELLS.values()]
     assert len(set(map(repr, runs))) == len(runs) >= 2 and len(study.SEEDS) >= 3
     assert {run.rows for run in runs} == {runs[0].rows}  # as many completions a step for all
+    assert getattr(study, "BASELINE", TABLES.BEFORE) in {TABLES.BEFORE, *study.CELLS}
 
 
 def test_a_mean_over_seeds_has_students_interval():
     # t of two degrees of freedom is 4.303, the standard error of 1, 2, 3 is 1 / sqrt(3): 2.48.
-    assert GRID.over_seeds("kl", [1.0, 2.0, 3.0]) == "2.000 ± 2.484"
-    assert GRID.over_seeds("accuracy", [0.25]) == "25.0"
+    assert TABLES.over_seeds("kl", [1.0, 2.0, 3.0]) == "2.000 ± 2.484"
+    assert TABLES.over_seeds("accuracy", [0.25]) == "25.0"
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def one_run(tmp_path, monkeypatch):
     """A finished run of one cell and seed, as the trainer and the judge leave it."""
     monkeypatch.chdir(tmp_path)
     path = FOLDER / "topd.py"
-    done = GRID.folder(path, "topd", 1)
+    done = TABLES.folder(path, "topd", 1)
     done.mkdir(parents=True)
     report = (
         '{"results": {"accuracy": {"after": {"value": 0.5}}}, "resource": {"tokens_generated": 9}}'
@@ -62,7 +66,7 @@ def one_run(tmp_path, monkeypatch):
 
 
 def test_a_run_is_read_at_its_ends(one_run):
-    found = GRID.found(one_run, "topd", 1)
+    found = TABLES.found(one_run, "topd", 1)
     assert found["accuracy"] == 0.5 and found["tokens"] == 9
     assert found["judge/accuracy"] == 0.25 and found["judge/late/kl"] == 0.125
     assert found["first/false_alarms"] == 4.5 and found["last/false_alarms"] == 14.5
@@ -71,10 +75,46 @@ def test_a_run_is_read_at_its_ends(one_run):
 
 def test_a_table_says_what_was_not_run(one_run):
     study = load(one_run)
-    lines = GRID.table(one_run, study, [*study.CELLS]).splitlines()
+    lines = TABLES.table(one_run, study, [*study.CELLS]).splitlines()
     assert lines[2].startswith("| before training | 25.0 |")
     assert {line.split("|")[-2].strip() for line in lines[3:]} == {"not run", "1"}
     assert next(line for line in lines if line.startswith("| topd |")).startswith("| topd | 25.0 |")
+
+
+def test_cells_are_compared_on_the_same_problems_with_the_same_seeds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = FOLDER / "topd.py"
+    study = load(path)
+
+    def judge(cell, seed, right):
+        file = TABLES.folder(path, cell, seed) / "judge.jsonl"
+        file.parent.mkdir(parents=True)
+        record = {"accuracy": sum(right) / len(right)}
+        record["by_problem"] = {"problems": "the same", "accuracy": right}
+        file.write_text(json.dumps({"record": record}) + "\n")
+
+    judge("opd", 0, [1, 0, 0])
+    judge("opd", 1, [0, 0, 1])
+    judge("opd", 2, [0, 0, 0])
+    judge("topd", 0, [1, 1, 1])
+    judge("topd", 1, [1, 1, 0])
+    head, _, row = TABLES.differences(path, study, ["opd", "topd"]).splitlines()
+    assert head == "| less opd | accuracy (%) | seeds |"  # of the KL nothing is on file
+    # Differences by problem 1/2, 1, 0: 50 points, their standard error 50 / sqrt(3), times 4.303: a
+    # share can't rise by more than 100 points.
+    # By seed 2/3 and 1/3: a standard error of 1/6, times t of one degree of freedom, 12.706.
+    assert row == "| topd | +50.0 [-74.2, +100.0] ± 211.8 | 0, 1 |"
+    before = TABLES.folder(path, "opd", 0).parent / "before.jsonl"
+    before.write_text((TABLES.folder(path, "opd", 2) / "judge.jsonl").read_text())
+    monkeypatch.delattr(study, "BASELINE")
+    row = TABLES.differences(path, study, ["topd"]).splitlines()[-1]
+    # Of no problem before, 1, 1 and 1/2 after.
+    assert row.startswith("| topd | +83.3 [+11.6, +100.0] ± 211.8 |")
+
+
+def test_without_the_problems_cells_are_not_compared(one_run):
+    study = load(one_run)
+    assert "not on file" in TABLES.differences(one_run, study, [*study.CELLS])
 
 
 def test_no_core_is_left_out_and_none_shared(monkeypatch, tmp_path):

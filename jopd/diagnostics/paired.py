@@ -98,7 +98,11 @@ def change_of_runs(
     known = all(name in record for record in records)
     if not (before and after and known) or len({record["problems"] for record in records}) > 1:
         return None
-    return mean_change(*_pooled(before, name), *_pooled(after, name))
+    change = mean_change(*_pooled(before, name), *_pooled(after, name))
+    if isinstance(records[0][name], Mapping):
+        return change
+    # A share can't change by more than all of it.
+    return change._replace(low=max(change.low, -1.0), high=min(change.high, 1.0))
 
 
 def _pooled(runs: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

