@@ -18,9 +18,9 @@ prompts.
 """
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jopd import losses
 from jopd.config import (
@@ -33,6 +33,7 @@ from jopd.config import (
     Teacher,
 )
 from jopd.data.sources import DataConfig
+from jopd.diagnostics.intervals import wilson
 from jopd.rollout.sampler import Sampling
 from jopd.training import logs
 
@@ -68,33 +69,22 @@ CURVES = {
 
 
 def by_length(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
-    """Accuracy (%) by the length of the answer, the judge's answers of all seeds together."""
+    """Accuracy (%) by the length of the answer, the judge's answers of all seeds together, with
+    Wilson intervals that take answers for independent.
+    """
     rows = []
     for cell, folders in runs.items():
-        records = [
-            json.loads((folder / "judge.jsonl").read_text(encoding="utf-8").splitlines()[0])[
-                "record"
-            ]
-            for folder in folders
-        ]
+        texts = [(folder / "judge.jsonl").read_text(encoding="utf-8") for folder in folders]
+        records = [json.loads(text.splitlines()[0])["record"] for text in texts]
         if not records:
             continue
-        buckets = [record["accuracy_by_length"] for record in records]
-        head = [
-            "",
-            *(
-                f"{bucket['from']} to {bucket['to'] or 'any number of'} tokens"
-                for bucket in buckets[0]
-            ),
-        ]
-        right = [
-            sum(bucket.get("value", 0) * bucket["count"] for bucket in same)
-            for same in zip(*buckets, strict=True)
-        ]
-        counts = [sum(bucket["count"] for bucket in same) for same in zip(*buckets, strict=True)]
+        buckets = [*zip(*(record["accuracy_by_length"] for record in records), strict=True)]
+        ends = [(same[0]["from"], same[0]["to"] or "any number of") for same in buckets]
+        head = ["", *(f"{low} to {high} tokens" for low, high in ends)]
+        counts = [sum(bucket["count"] for bucket in same) for same in buckets]
         shares = [
-            f"{100 * a / n:.1f} (n = {n:,})" if n else ""
-            for a, n in zip(right, counts, strict=True)
+            f"{share(same, 100, 1)} (n = {n:,})" if n else ""
+            for same, n in zip(buckets, counts, strict=True)
         ]
         rows = [*(rows or [head]), [cell, *shares]]
     return rows or [[""]]
@@ -102,22 +92,28 @@ def by_length(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
 
 def shortcuts_over_checkpoints(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
     """Shortcut events of 1,000 answers at the run's own evaluations after the first, all seeds
-    together.
+    together, with Wilson intervals that take answers for independent.
     """
     rows = []
     for cell, folders in runs.items():
         evaluations = [logs.read(folder).evaluations[1:] for folder in folders]
         if not evaluations:
             continue
-        steps = [record["step"] for record in evaluations[0]]
-        rates = [[record["shortcut_rate"]["value"] for record in run] for run in evaluations]
-        means = [statistics.fmean(same) for same in zip(*rates, strict=True)]
-        head = ["", *(f"step {step}" for step in steps), "mean"]
-        rows = [
-            *(rows or [head]),
-            [cell, *(f"{1000 * mean:.0f}" for mean in [*means, statistics.fmean(means)])],
-        ]
+        head = ["", *(f"step {record['step']}" for record in evaluations[0]), "mean"]
+        rates = [[record["shortcut_rate"] for record in run] for run in evaluations]
+        columns = [*zip(*rates, strict=True)]
+        everywhere = [rate for column in columns for rate in column]
+        cells = [share(rates, 1000, 0) for rates in (*columns, everywhere)]
+        rows = [*(rows or [head]), [cell, *cells]]
     return rows or [[""]]
+
+
+def share(rates: Sequence[Mapping[str, Any]], of: int, digits: int) -> str:
+    """Measured shares of a number of answers each, put together: `233 [189, 284]` of 1,000."""
+    count = sum(rate["count"] for rate in rates)
+    events = sum(round(rate.get("value", 0) * rate["count"]) for rate in rates)
+    low, high = (f"{of * bound:.{digits}f}" for bound in wilson(events, count))
+    return f"{of * events / count:.{digits}f} [{low}, {high}]"
 
 
 TABLES = (by_length, shortcuts_over_checkpoints)

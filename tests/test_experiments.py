@@ -112,6 +112,15 @@ def test_cells_are_compared_on_the_same_problems_with_the_same_seeds(tmp_path, m
     assert row.startswith("| topd | +83.3 [+11.6, +100.0] ± 211.8 |")
 
 
+def test_rates_put_together_have_wilsons_interval():
+    study = load(FOLDER / "ar_opd.py")
+    rates = [{"value": 0.3, "count": 100}, {"value": 0.2, "count": 100}, {"count": 100}]
+    # 50 of 300: z^2 = 3.8415, centre (1/6 + 0.0064024) / 1.0128049 = 0.170881,
+    # half width sqrt(1/6 * 5/6 * 0.0128049 + 0.0064024^2) / 1.0128049 = 0.042115.
+    assert study.share(rates, 1000, 0) == "167 [129, 213]"
+    assert study.share(rates, 100, 1) == "16.7 [12.9, 21.3]"
+
+
 def test_without_the_problems_cells_are_not_compared(one_run):
     study = load(one_run)
     assert "not on file" in TABLES.differences(one_run, study, [*study.CELLS])
