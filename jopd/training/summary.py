@@ -66,7 +66,8 @@ def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
         record["accuracy_by_length"] = share_by_length(yes["accuracy"], lengths, edges)
     if "kl" in answers.terms:
         by_problem["kl"] = token_sums(answers, np.ones(len(answers.examples), bool))
-    for group, members in groups(data, answers.examples).items():
+    for kind, members in groups(data, answers.examples).items():
+        group = f"group {kind}" if kind in record else kind  # a kind may be called as a measure is
         chosen = np.asarray(members)
         of_group: dict[str, Any] = {}
         if "accuracy" in yes and (chosen & answered).any():

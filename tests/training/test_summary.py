@@ -130,6 +130,13 @@ def test_groups_of_a_file_are_measured_apart():
     assert record["by_problem"]["hard/kl"] == {"sums": [2.0, 2.0], "tokens": [4, 1]}
 
 
+def test_a_group_that_is_called_as_a_measure_hides_none():
+    examples = [dataclasses.replace(it, group="length_mean") for it in ANSWERS.examples]
+    record = summarise(DataConfig(), ANSWERS._replace(examples=examples))
+    assert record["length_mean"] == pytest.approx(7 / 3)
+    assert record["group length_mean"]["kl"] == record["kl"]
+
+
 def test_samples_are_the_first_answers_with_what_was_asked():
     shown = samples(ANSWERS, 2)
     assert shown == [
