@@ -70,8 +70,7 @@ def run(settings: Generate) -> list[list[str]]:
     if width + settings.max_new_tokens > model.architecture.max_positions:
         raise ValueError(
             f"max_new_tokens={settings.max_new_tokens} after a prompt of {width} tokens is more "
-            "than the "
-            f"{model.architecture.max_positions} positions of {settings.model}: lower it"
+            f"than the {model.architecture.max_positions} positions of {settings.model}: lower it"
         )
     context = mesh.place_batch(devices, left_pad(ids, width, model.pad_id))
     rows = mesh.place_batch(devices, np.arange(len(ids) * settings.samples, dtype=np.int32))

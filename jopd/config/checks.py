@@ -76,8 +76,7 @@ def check_samples(config: "Config") -> None:
         raise ValueError(
             "rollout.sampling.temperature=0 always writes the likeliest token, but method "
             f"{method.name} learns from what sampling brings up: sample at 1, or choose a method "
-            "on "
-            "the whole vocabulary, such as --method opd"
+            "on the whole vocabulary, such as --method opd"
         )
     temperature = vars(method).get("temperature", 1.0)
     if method.sampled_gradient and temperature != sampled_at:

@@ -173,6 +173,5 @@ class MeshConfig:
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
             raise ValueError(
                 f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: each is 1 or "
-                "more, "
-                "at most one is -1"
+                "more, at most one is -1"
             )

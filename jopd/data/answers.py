@@ -101,8 +101,7 @@ def _own(example: Example, completion: str) -> float:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise plugins.Failed(
             f"answer_check={name} gave {value!r:.60} for example {example.id}: give a number from "
-            "0 "
-            "(wrong) to 1 (right)"
+            "0 (wrong) to 1 (right)"
         )
     return float(value)
 

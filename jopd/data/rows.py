@@ -116,8 +116,7 @@ def examples(
         if column != "none" and keys and column not in keys:
             raise ValueError(
                 f"columns.{field}={column!r} is no column of {where}{nearest(column, keys)}: it "
-                "has "
-                f"{', '.join(keys)}"
+                f"has {', '.join(keys)}"
             )
     known = columns.names.values()
     if ignored := [f"{key!r}{nearest(key, known)}" for key in keys if key not in known]:

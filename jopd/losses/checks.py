@@ -46,8 +46,7 @@ def check_written(
     if (strange := ids[(ids < 0) | (ids >= vocabulary_size)]).size:
         raise ValueError(
             f"tokens hold the id {strange[0]} inside the mask, but the logits are of a vocabulary "
-            "of "
-            f"{vocabulary_size}: take it out of the mask, or give the logits of every id"
+            f"of {vocabulary_size}: take it out of the mask, or give the logits of every id"
         )
 
 
@@ -65,8 +64,8 @@ def check_contiguous(mask: Shaped[Array, "B T"]) -> None:
     if holes.size:
         raise ValueError(
             f"the mask of row {holes[0]} is off before a token that is on, but here the order of "
-            "tokens counts: start "
-            "completions at column 0, and silence single tokens with the input `weight`"
+            "tokens counts: start completions at column 0, and silence single tokens with the "
+            "input `weight`"
         )
 
 

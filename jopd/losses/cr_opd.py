@@ -164,8 +164,7 @@ class CROPD(PolicyGradient):
             if self.gae_lambda is not None:
                 raise ValueError(
                     f"gae_lambda={self.gae_lambda} has nothing to act on with "
-                    f"credit={self.credit!r}: set credit to 'gae', "
-                    "or leave it out"
+                    f"credit={self.credit!r}: set credit to 'gae', or leave it out"
                 )
             return OPDPolicyGradient(
                 credit=self.credit, discount=self.discount, baseline=self.baseline, **shared

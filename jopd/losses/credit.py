@@ -163,8 +163,7 @@ def group_advantage(rewards: Float[Array, "B"], samples: int) -> Float[Array, "B
     if samples < 2 or len(rewards) % samples:
         raise ValueError(
             f"samples={samples} with {len(rewards)} rows: a group advantage compares two or more "
-            "completions of one "
-            "prompt, and all groups have the same size; raise rollout.samples"
+            "completions of one prompt, and all groups have the same size; raise rollout.samples"
         )
     groups = rewards.astype(accumulator(rewards.dtype)).reshape(-1, samples)
     equal = jnp.all(groups == groups[:, :1], axis=1, keepdims=True)
@@ -203,8 +202,8 @@ def check_credit(credit: str, known: tuple[str, ...]) -> None:
     if credit in ("kl", "reverse_kl"):
         raise ValueError(
             f"credit={credit!r} would make an advantage of the state alone, whose expected "
-            "gradient is exactly zero: "
-            "it can be a baseline (baseline='kl'); to descend the exact KL use --method opd"
+            "gradient is exactly zero: it can be a baseline (baseline='kl'); to descend the exact "
+            "KL use --method opd"
         )
     base.check_known("credit", [credit], known)
 

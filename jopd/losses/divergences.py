@@ -354,6 +354,5 @@ def _check_beta(beta):
     if not 0 < beta < 1:
         raise ValueError(
             f"beta={beta} must lie in (0, 1): at 0 and 1 jensen_shannon vanishes; its limits there "
-            "are the divergences "
-            "forward_kl (beta -> 0) and reverse_kl (beta -> 1)"
+            "are the divergences forward_kl (beta -> 0) and reverse_kl (beta -> 1)"
         )

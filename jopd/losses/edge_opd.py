@@ -103,8 +103,7 @@ def _check_region(region, threshold):
     if not threshold >= 0:
         raise ValueError(
             f"threshold={threshold} must not be negative, in nats: region='positive' is above it, "
-            "'negative' below its "
-            "negative, 'near_zero' between"
+            "'negative' below its negative, 'near_zero' between"
         )
 
 

@@ -45,8 +45,7 @@ class GOPD(PolicyGradient):
         if not 0 < self.scale < math.inf:
             raise ValueError(
                 f"scale={self.scale} must be positive: 1 is on-policy distillation, 1.25 "
-                "extrapolates; 0 would hold the "
-                "student to its initial model"
+                "extrapolates; 0 would hold the student to its initial model"
             )
 
     @property

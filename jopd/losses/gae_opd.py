@@ -81,8 +81,7 @@ class GAEOPD(PolicyGradient):
         if not self.value_weight > 0:
             raise ValueError(
                 f"value_weight={self.value_weight} must be positive, or nothing trains the critic: "
-                "for credit without "
-                "one use --method opd_pg"
+                "for credit without one use --method opd_pg"
             )
         if not self.modules_learning_rate > 0:
             raise ValueError(

@@ -58,8 +58,7 @@ class OPD(base.Method):
         if self.divergence in ("k2", "k3") and self.on_policy_share < 1:
             raise ValueError(
                 f"divergence={self.divergence!r} with on_policy_share={self.on_policy_share} "
-                "estimates nothing where "
-                "the student did not sample: use reverse_kl or forward_kl"
+                "estimates nothing where the student did not sample: use reverse_kl or forward_kl"
             )
 
     @property

@@ -58,8 +58,8 @@ class OPDPolicyGradient(PolicyGradient):
 
     name = "opd_pg"
     source = (
-        "Thinking Machines 2025 (P); ratio clip arXiv:1707.06347 "
-        "(P); credit arXiv:2606.22793 (names P, formulas R)"
+        "Thinking Machines 2025 (P); ratio clip arXiv:1707.06347 (P); credit arXiv:2606.22793 "
+        "(names P, formulas R)"
     )
     credit: Literal["immediate", "return_to_go", "discounted"] = "immediate"
     discount: float | None = None
@@ -81,8 +81,7 @@ class OPDPolicyGradient(PolicyGradient):
         if self.credit == "discounted" and (self.discount is None or not 0 < self.discount < 1):
             raise ValueError(
                 f"discount={self.discount} must lie in (0, 1) with credit='discounted': 0 is "
-                "'immediate', 1 is "
-                "'return_to_go'"
+                "'immediate', 1 is 'return_to_go'"
             )
         if self.updates < 1:
             raise ValueError(
@@ -103,9 +102,8 @@ class OPDPolicyGradient(PolicyGradient):
             return ()
         message = (
             f"method.credit={self.credit} counts what a cut row would still have earned as 0, "
-            "which "
-            "biases it: raise rollout.max_new_tokens, or use --method gae_opd, whose critic stands "
-            "in"
+            "which biases it: raise rollout.max_new_tokens, or use --method gae_opd, whose critic "
+            "stands in"
         )
         return (base.Alert("truncation_rate", 0.05, message),)
 

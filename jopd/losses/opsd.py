@@ -84,8 +84,7 @@ class OPSD(base.Method):
             return ()
         message = (
             "method.entry_clamp acts on tokens that the teacher makes likely, and teaches away "
-            "from "
-            "them: leave it out, or raise it"
+            "from them: leave it out, or raise it"
         )
         return (base.Alert("clamped_mass", 0.01, message),)
 

@@ -34,8 +34,8 @@ def describe(run: Run) -> dict[str, str]:
         "held out": run.held_out.report,
         **what_a_context_shows(run),
         "rollouts": f"{config.prompts} prompts × {config.rollout.samples}, up "
-        f"to {config.rollout.max_new_tokens} tokens, "
-        f"temperature {config.rollout.sampling.temperature:g}",
+        f"to {config.rollout.max_new_tokens} tokens, temperature "
+        f"{config.rollout.sampling.temperature:g}",
         "run": f"{config.steps} steps, learning rate {config.optimizer.learning_rate:g} "
         f"({config.optimizer.schedule}), seed {config.seed}",
         "mesh": f"{shape} on {devices}",

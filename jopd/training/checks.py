@@ -26,8 +26,7 @@ def check_step(step: int, metrics: dict[str, Any], folder: Path) -> None:
         raise FloatingPointError(
             f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; not "
             f"finite in {where}. {what_is_saved(folder)}; try a lower --optimizer.learning-rate, "
-            "or "
-            "float32 where bfloat16 is set, with another --output"
+            "or float32 where bfloat16 is set, with another --output"
         )
 
 
@@ -40,8 +39,7 @@ def check_evaluation(step: int, record: dict[str, Any], folder: Path) -> None:
     ]:
         raise FloatingPointError(
             f"step {step}: the evaluation's {lost[0]} is not a number. {what_is_saved(folder)}; "
-            "try "
-            "a lower --optimizer.learning-rate, with another --output"
+            "try a lower --optimizer.learning-rate, with another --output"
         )
 
 

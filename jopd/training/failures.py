@@ -54,8 +54,7 @@ def is_out_of_room(error: BaseException) -> str | None:
 
 TRAINING = (
     "raise --micro-batches, lower --chunk (0 is the most memory), set --student.compute.remat "
-    "layer, "
-    "spread the model with --mesh.fsdp, or lower --prompts or --rollout.max-new-tokens"
+    "layer, spread the model with --mesh.fsdp, or lower --prompts or --rollout.max-new-tokens"
 )
 SAMPLING = "spread the model with --mesh.fsdp, or lower the rows at once or --max-new-tokens"
 
@@ -71,8 +70,7 @@ def explained(error: BaseException, *, memory: str = TRAINING) -> str | None:
     if what == DISK:
         return (
             "the disk is full: free some room, keep fewer checkpoints (--checkpoint.keep), or "
-            "choose "
-            "an --output on another disk"
+            "choose an --output on another disk"
         )
     if what == MEMORY:
         asked = re.search(r"allocat\w+ (\d+) bytes", str(error))

@@ -55,8 +55,8 @@ def finish(worker: Worker, state: TrainState) -> None:
     )
     results_table(comparison(records.evaluations))
     say(
-        f"everything is in {folder}; try  "
-        f"python -m jopd.generate --model {folder / 'student'} --prompt '...'"
+        f"everything is in {folder}; try  python -m jopd.generate --model {folder / 'student'} "
+        "--prompt '...'"
     )
 
 

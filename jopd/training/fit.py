@@ -16,16 +16,13 @@ def check_divides(config: Config, mesh: Mesh) -> None:
         raise ValueError(
             f"prompts={config.prompts} × rollout.samples={config.rollout.samples} make "
             f"{config.rows} rows a batch, not a multiple of the {ways} ways that the mesh splits "
-            "it "
-            "(data × fsdp): change one of them, or the mesh"
+            "it (data × fsdp): change one of them, or the mesh"
         )
     if (config.rows // config.micro_batches) % ways:
         raise ValueError(
             f"micro_batches={config.micro_batches} leaves {config.rows // config.micro_batches} "
-            "rows "
-            f"a part, not a multiple of the {ways} ways that the mesh splits a batch (data × "
-            "fsdp): "
-            "lower it"
+            f"rows a part, not a multiple of the {ways} ways that the mesh splits a batch (data × "
+            "fsdp): lower it"
         )
 
 
@@ -43,6 +40,6 @@ def check_answers(config: Config, examples: Sequence[Example]) -> None:
     if asked and all(example.answer is None for example in examples):
         raise ValueError(
             f"method {config.method.name} is rewarded by a verifier, but no example of "
-            f"data.source={config.data.source} has an answer: "
-            "add answers, or choose a method or setting without a verifier"
+            f"data.source={config.data.source} has an answer: add answers, or choose a method or "
+            "setting without a verifier"
         )

@@ -92,8 +92,7 @@ def output_folder(name: str, config: Config) -> Path:
     if config.steps < before.steps:
         raise ValueError(
             f"output={folder} holds a run of {before.steps} steps, and steps={config.steps} asks "
-            "for "
-            f"fewer: a run may only be made longer; {other}"
+            f"for fewer: a run may only be made longer; {other}"
         )
     return folder
 

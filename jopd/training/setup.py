@@ -164,10 +164,8 @@ def open_models(config: Config) -> Readers:
     ):
         raise ValueError(
             f"method {config.method.name} needs one model as student and teacher, under two "
-            "contexts, "
-            f"but student.model={config.student.model} and teacher.model={config.teacher.model} "
-            "are "
-            "different weights: set --teacher.model self"
+            f"contexts, but student.model={config.student.model} and "
+            f"teacher.model={config.teacher.model} are different weights: set --teacher.model self"
         )
     if not student.stop_tokens:
         raise ValueError(

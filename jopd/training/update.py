@@ -68,12 +68,12 @@ def differentiate(
     """The gradient of the whole batch's loss, and each micro-batch's outcome, stacked."""
     streams = {
         name: Stream(
-            loss,
-            counts=counts(program, loss, stream_of(batch, name), state),
-            heads=program.heads(state, fixed, loss.views),
+            method,
+            counts=counts(program, method, stream_of(batch, name), state),
+            heads=program.heads(state, fixed, method.views),
             diagnostics=program.diagnostics if watch and not name else None,
         )
-        for name, loss in {"": program.method, **program.method.streams}.items()
+        for name, method in {"": program.method, **program.method.streams}.items()
     }
 
     def loss(trained: dict[str, Params], part: Batch) -> tuple[Float[Array, ""], Outcome]:

@@ -12,12 +12,11 @@ USER, SYSTEM = Message(role="user", content="Hi."), Message(role="system", conte
 
 # Qwen2.5's, without its tools.
 QWEN = (
-    "{%- if messages[0]['role'] == 'system' %}"
-    "{{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"
-    "{%- else %}{{- '<|im_start|>system\nYou are Qwen.<|im_end|>\n' }}{%- endif %}"
-    "{%- for m in messages %}{%- if m.role != 'system' or not loop.first %}"
-    "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\n' + messages[0]['content'] "
+    "+ '<|im_end|>\n' }}{%- else %}{{- '<|im_start|>system\nYou are Qwen.<|im_end|>\n' }}{%- endif "
+    "%}{%- for m in messages %}{%- if m.role != 'system' or not loop.first %}{{- '<|im_start|>' + "
+    "m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}{%- if "
+    "add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
 # DeepSeek-R1's: a system prompt has no marks, and a prompt ends inside a thought.
 R1 = (
@@ -29,13 +28,12 @@ R1 = (
 )
 # Llama 3.2's: every prompt has a system turn, which tells the day.
 LLAMA = (
-    "{%- if strftime_now is defined %}{%- set today = strftime_now('%d %b %Y') %}"
-    "{%- else %}{%- set today = '26 Jul 2024' %}{%- endif %}"
-    "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content']|trim %}"
-    "{%- set messages = messages[1:] %}{%- else %}{%- set system = '' %}{%- endif %}"
-    "{{- '<h>system<e>Today Date: ' + today + '\n\n' + system + '<|eot|>' }}"
-    "{%- for m in messages %}{{- '<h>' + m['role'] + '<e>' + m['content'] + '<|eot|>' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<h>assistant<e>' }}{%- endif %}"
+    "{%- if strftime_now is defined %}{%- set today = strftime_now('%d %b %Y') %}{%- else %}{%- "
+    "set today = '26 Jul 2024' %}{%- endif %}{%- if messages[0]['role'] == 'system' %}{%- set "
+    "system = messages[0]['content']|trim %}{%- set messages = messages[1:] %}{%- else %}{%- set "
+    "system = '' %}{%- endif %}{{- '<h>system<e>Today Date: ' + today + '\n\n' + system + "
+    "'<|eot|>' }}{%- for m in messages %}{{- '<h>' + m['role'] + '<e>' + m['content'] + '<|eot|>' "
+    "}}{%- endfor %}{%- if add_generation_prompt %}{{- '<h>assistant<e>' }}{%- endif %}"
 )
 SILENT = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
 STERN = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + SILENT

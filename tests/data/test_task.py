@@ -23,13 +23,11 @@ from jopd.data.task import (
 
 PINNED_PROMPT = (
     "Omar starts with 6 eggs. 1: he finds 5 more. 2: he loses 7 eggs. 3: he sells half of the "
-    "eggs. "
-    "4: a friend brings 5 eggs. what is the number of eggs in the end?"
+    "eggs. 4: a friend brings 5 eggs. what is the number of eggs in the end?"
 )
 PINNED_SOLUTION = (
     "step 1: 6 plus 5 is 11. step 2: 11 minus 7 is 4. for step 3, halve 4, which leaves 2. in step "
-    "4"
-    " the 2 eggs grow by 5, so there are 7 now.\nanswer: 7"
+    "4 the 2 eggs grow by 5, so there are 7 now.\nanswer: 7"
 )
 
 FIRST_WORDS = {"plain": "step", "order": "for", "story": "in", "long": "now"}

@@ -174,8 +174,8 @@ def test_templates_may_hold_braces():
 
 def test_the_thinking_switch_reaches_the_template_in_every_view():
     tokenizer = with_template(
-        "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-        "{% if enable_thinking is defined and not enable_thinking %}no thought{% endif %}"
+        "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if enable_thinking is defined "
+        "and not enable_thinking %}no thought{% endif %}"
     )
     for view in VIEWS:
         for thinking, seen in ((None, False), (True, False), (False, True)):

@@ -149,16 +149,14 @@ EXAMPLES = [
     (
         MEDICINE,
         "Occlusion of a coronary artery by a thrombus explains both findings, and platelet "
-        "inhibition reduces"
-        " mortality most when started early. The answer is A.",
+        "inhibition reduces mortality most when started early. The answer is A.",
         "A",
         "",
     ),
     (
         MEDICINE,
         "Among the provided answer choices, only one inhibits platelets, and early inhibition "
-        "lowers mortality"
-        " after coronary occlusion. Answer: A",
+        "lowers mortality after coronary occlusion. Answer: A",
         "A",
         "",
     ),

@@ -323,8 +323,7 @@ def test_describes_itself():
     words = stabilised(own, EVERYTHING).variables()
     assert words.gates == (
         "log-ratio clip 5, 2 special tokens masked, teacher entropy below 4.8, teacher entropy "
-        "above 2, "
-        "weight halved every 4 tokens"
+        "above 2, weight halved every 4 tokens"
     )
     assert words.regularisation == "0.5 × KL to the initial model"
     assert words[:4] == own.variables()[:4]
