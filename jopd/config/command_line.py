@@ -7,6 +7,7 @@ the preset and `--method NAME` first decide the concrete types, then tyro parses
 
 import copy
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -142,9 +143,15 @@ def take(arguments: list[str], flag: str) -> str | None:
 
 
 def or_exit(function, *arguments):
-    """Calls `function`; a ValueError becomes one line on standard error and exit status 2."""
+    """Calls `function`; a ValueError becomes one line on standard error and exit status 2. A reader
+    that has had enough, as in `--help | head`, ends it quietly.
+    """
     try:
         return function(*arguments)
+    except BrokenPipeError:
+        # What is still in the buffer is written when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,5 +1,7 @@
 import dataclasses
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -197,3 +199,9 @@ def test_a_wrong_flag_or_value_is_named_with_the_cure(arguments, words, capsys, 
     assert stop.value.code == 2
     shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
     assert all(word in shown for word in words), shown
+
+
+def test_a_reader_that_has_had_enough_ends_it_quietly():
+    command = f"{sys.executable} -m jopd.train --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: python -m jopd.train") and not done.stderr
