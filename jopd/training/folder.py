@@ -177,8 +177,10 @@ def settle(folder: Path, name: str, config: Config, updates: int) -> None:
                 clear(folder)
         elif before.steps < config.steps:
             at = max(saved_steps(folder), default=before.steps)
-            longer.append(jump(before, config, at, updates))
-            old, new = longer[-1]["learning_rate"]
+            of_now = jump(before, config, at, updates)
+            # A kill may have come between this file and config.yaml.
+            longer = [*(entry for entry in longer if entry != of_now), of_now]
+            old, new = of_now["learning_rate"]
             say(
                 f"the run becomes longer, {config.steps} steps instead of {before.steps}: after "
                 f"step {at} the learning rate is that of the longer schedule, {new:.3g} instead of "
