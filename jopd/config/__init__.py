@@ -12,7 +12,6 @@ from jopd.config.command_line import (
 )
 from jopd.config.files import (
     code_of,
-    did_you_mean,
     differences,
     load_yaml,
     same_numbers,
@@ -29,6 +28,7 @@ from jopd.config.groups import (
     Teacher,
 )
 from jopd.config.settings import Config
+from jopd.nearest import did_you_mean
 
 __all__ = [
     "Checkpointing",

@@ -14,8 +14,9 @@ from pathlib import Path
 import tyro
 
 from jopd import losses, plugins, presets
-from jopd.config.files import did_you_mean, load_yaml
+from jopd.config.files import load_yaml
 from jopd.config.settings import Config
+from jopd.nearest import did_you_mean
 
 # The presets of files that were read, by the name that their runs have.
 _READ: dict[str, Config] = {}

@@ -11,7 +11,6 @@ it knows unions, literals and tuples, and calls no text a number.
 """
 
 import dataclasses
-import difflib
 import json
 import typing
 from collections.abc import Collection, Iterator
@@ -24,6 +23,7 @@ import yaml
 from jopd import losses, plugins
 from jopd.config.settings import Config
 from jopd.losses.method import Method
+from jopd.nearest import did_you_mean
 
 FORMAT = 2
 # What a value must be, by the error that pydantic has for it.
@@ -166,11 +166,6 @@ def _validated(value: Any, hint: Any, name: str) -> Any:
         if words.startswith("a number") and isinstance(value, str):
             words += " (YAML reads 1e-3 as text: write 1.0e-3)"
         raise ValueError(f"{name}={value!r} must be {words}") from None
-
-
-def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:

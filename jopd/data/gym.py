@@ -5,7 +5,8 @@ from typing import Any
 
 from jopd.data.answers import GymExample, require
 from jopd.data.example import Message
-from jopd.data.rows import WORKED, nearest, reasoning
+from jopd.data.rows import WORKED, reasoning
+from jopd.nearest import did_you_mean
 
 
 def problems(names: Sequence[str], *, seed: int, size: int) -> list[GymExample]:
@@ -23,7 +24,7 @@ def problems(names: Sequence[str], *, seed: int, size: int) -> list[GymExample]:
     for name in names:
         if name not in DATASETS:
             raise ValueError(
-                f"gym:{name} is no generator of reasoning-gym{nearest(name, DATASETS)}: "
+                f"gym:{name} is no generator of reasoning-gym{did_you_mean(name, DATASETS)}: "
                 "reasoning_gym.factory.DATASETS lists them"
             )
         try:

@@ -11,15 +11,15 @@ solutions and answers are written down.
 """
 
 import dataclasses
-import difflib
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from jopd.data import answers
 from jopd.data.example import Example, Message
+from jopd.nearest import did_you_mean
 
 FIELDS = ("prompt", "messages", "completion", "solution", "answer", "context", "group")
 # What an evaluation's record holds under names of its own.
@@ -113,13 +113,13 @@ def examples(
         except BadRow as error:
             raise ValueError(f"{name}: {error}") from None
     for field, column in columns.named.items():
-        if column != "none" and keys and column not in keys:
+        if keys and column not in keys:
             raise ValueError(
-                f"columns.{field}={column!r} is no column of {where}{nearest(column, keys)}: it "
-                f"has {', '.join(keys)}"
+                f"columns.{field}={column!r} is no column of {where}"
+                f"{did_you_mean(column, keys)}: it has {', '.join(keys)}"
             )
     known = columns.names.values()
-    if ignored := [f"{key!r}{nearest(key, known)}" for key in keys if key not in known]:
+    if ignored := [f"{key!r}{did_you_mean(key, known)}" for key in keys if key not in known]:
         warnings.warn(
             f"{where}: not read: {', '.join(ignored)} (columns.* says which column holds what)",
             stacklevel=2,
@@ -135,11 +135,6 @@ def is_blank(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def nearest(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def example(row: Mapping[str, Any], columns: Columns, name: str, check: str) -> Example:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jopd.diagnostics.measures import measures
+from jopd.training.folder import saved_steps
 
 
 def check_step(step: int, metrics: dict[str, Any], folder: Path) -> None:
@@ -45,8 +46,7 @@ def check_evaluation(step: int, record: dict[str, Any], folder: Path) -> None:
 
 def what_is_saved(folder: Path) -> str:
     """Where a run that stops has left its checkpoints."""
-    saved = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-    if not saved:
+    if not saved_steps(folder):
         return "Nothing was saved yet"
     return f"What was saved before is in {folder / 'checkpoints'}"
 

@@ -173,7 +173,9 @@ def test_long_settings_and_unknown_presets_are_told_apart_by_a_digest(tmp_path):
     assert one != other and one == of("--student.model", "/some/where")
     assert re.fullmatch(r"default-opd-seed0-[0-9a-f]{6}", one)
     _, config = parse([])
-    assert re.fullmatch(r"mine-opd-seed0-\w{6}", folder.default_folder("mine", config).name)
+    # A preset that no other test of this process has read from a file.
+    unknown = folder.default_folder("unheard-of", config).name
+    assert re.fullmatch(r"unheard-of-opd-seed0-[0-9a-f]{6}", unknown)
     (tmp_path / "study.py").write_text(
         "from jopd.config import preset\nconfig = lambda: preset('default')\n"
     )
