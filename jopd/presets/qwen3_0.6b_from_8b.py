@@ -24,13 +24,11 @@ from jopd.models import Compute
 def config() -> Config:
     return Config(
         method=losses.get("opd"),
-        student=Student(
-            model="Qwen/Qwen3-0.6B", compute=Compute(dtype="bfloat16", attention="dot_product")
-        ),
+        student=Student(model="Qwen/Qwen3-0.6B", compute=Compute(dtype="bfloat16")),
         teacher=Teacher(
             model="Qwen/Qwen3-8B",
             dtype="bfloat16",
-            compute=Compute(dtype="bfloat16", attention="dot_product", remat="none"),
+            compute=Compute(dtype="bfloat16", remat="none"),
         ),
         data=DataConfig(
             source="hf:openai/gsm8k:main",
@@ -47,5 +45,5 @@ def config() -> Config:
         steps=200,
         prompts=64,
         micro_batches=4,
-        chunk=256,
+        chunk_tokens=1024,
     )

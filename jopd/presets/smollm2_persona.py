@@ -39,5 +39,5 @@ def config() -> Config:
         mesh=MeshConfig(data=1, fsdp=-1),
         steps=60,
         prompts=8,
-        chunk=16,
+        chunk_tokens=128,
     )

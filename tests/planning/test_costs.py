@@ -1,0 +1,55 @@
+"""What a step of the default job costs, as the compiler counts it, is what is written down in
+`costs.json`: times are too noisy to hold anybody to.
+
+    python -m tests.planning.test_costs      writes it anew; look at what became dearer, and say why
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from jopd.config import parse
+from jopd.planning import programs, shapes
+from jopd.training import optimizer
+from jopd.training.mesh import make_mesh
+from tests.training.problem import lenient
+
+TABLE = Path(__file__).with_name("costs.json")
+
+
+def counted() -> dict[str, dict[str, float]]:
+    """By phase: operations and bytes moved, the body of a loop once; and bytes held meanwhile."""
+    config = parse([])[1]
+    run = shapes.of(config, make_mesh(config.mesh, jax.devices()[:1]))
+    return {
+        made.phase: {
+            "flops": made.flops,
+            "traffic": made.traffic,
+            "temporary": made.memory.temporary,
+        }
+        for made in programs.compiled(run)
+    }
+
+
+def test_a_step_costs_what_it_did(monkeypatch):
+    table = json.loads(TABLE.read_text())
+    if table["jax"] != jax.__version__:
+        pytest.skip(f"the table is of jax {table['jax']}, this is {jax.__version__}")
+    make = optimizer.make
+    monkeypatch.setattr(optimizer, "make", lambda *settings: lenient(make(*settings)))
+    costs = counted()
+    assert costs.keys() == table["phases"].keys()
+    for phase, values in table["phases"].items():
+        dearer = {
+            name: f"{costs[phase][name]:.3g}, was {value:.3g}"
+            for name, value in values.items()
+            if costs[phase][name] > 1.02 * value
+        }
+        assert not dearer, f"{phase}: {dearer}"
+
+
+if __name__ == "__main__":
+    table = {"jax": jax.__version__, "phases": counted()}
+    TABLE.write_text(json.dumps(table, indent=2) + "\n")
