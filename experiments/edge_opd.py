@@ -73,6 +73,6 @@ def config() -> Config:
         checkpoint=Checkpointing(every=16, keep=1),
         steps=32,
         prompts=8,
-        chunk=16,
+        chunk_tokens=128,
         watch=0,
     )

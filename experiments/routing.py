@@ -71,7 +71,7 @@ def main() -> None:
     worker, sums = Worker(run), []
     with jax.set_mesh(run.mesh):
         for step in range(1, BATCHES + 1):
-            batch, *_ = worker.write(step, run.state)
+            batch = worker.write(step, run.state).batch
             terms = worker.jitted.measure(
                 run.state, run.fixed, worker.grade(run.state, batch), Flows()
             )

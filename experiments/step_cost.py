@@ -49,7 +49,8 @@ def main() -> None:
             worker, state = stepper
             # The same batch in every round: one set of lengths, nothing to compile once it is warm.
             with jax.set_mesh(worker.run.mesh):
-                stepper[1], _, seconds = worker.step(1, state)
+                stepped = worker.step(1, state)
+                stepper[1], seconds = stepped.state, stepped.measured().seconds
             if step > WARM:
                 found[name].append(seconds)
     totals = {name: [sum(seconds.values()) for seconds in runs] for name, runs in found.items()}

@@ -42,9 +42,9 @@ def costs(config: Config) -> tuple[np.ndarray, np.ndarray]:
     chosen, probes = [], []
     with jax.set_mesh(run.mesh):
         for step in range(1, BATCHES + 1):
-            batch, _, rows = worker.write(step, run.state)
+            written = worker.write(step, run.state)
             *_, points = jax.device_get(
-                worker.windows(run.state, worker.grade(run.state, batch), rows)
+                worker.windows(run.state, worker.grade(run.state, written.batch), written.rows)
             )
             transport, there = points["transport"], points["compared"]
             chosen.append(transport[:, :-1][there[:, :-1]])

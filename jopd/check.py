@@ -3,6 +3,8 @@
 Student and teacher get the same logits, on random completions. A method that compares the two must
 then have loss 0 and gradient 0; one that is not zero there is measuring something else, or has
 views mixed up.
+
+`python -m jopd.check device`: whether this machine computes what it should; see `jopd.device`.
 """
 
 import dataclasses
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from jopd import config, losses
+from jopd import config, device, losses
 from jopd.losses import Method
 from jopd.training import console
 
@@ -26,10 +28,10 @@ class Check:
 
     Attributes:
       what: the check.
-      method: one method instead of all.
+      method: of the check identity, one method instead of all.
     """
 
-    what: Annotated[Literal["identity"], tyro.conf.Positional] = "identity"
+    what: Annotated[Literal["identity", "device"], tyro.conf.Positional] = "identity"
     method: str | None = None
 
 
@@ -56,8 +58,24 @@ def identity(method: Method) -> tuple[float, float]:
     return abs(float(value)), float(jnp.abs(gradient).max())
 
 
+def device_is_good() -> bool:
+    """Checks the machine, says each finding and, of those that are not good, what to set."""
+    kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    console.say(f"{kind}, jax {jax.__version__} ...")
+    found = []
+    for finding in device.findings():
+        verdict = "ok" if finding.good else f"NOT GOOD: set {finding.instead}"
+        console.say(f"{finding.what}: {finding.found:.2g} (allowed {finding.allowed:g}): {verdict}")
+        found.append(finding)
+    return all(finding.good for finding in found)
+
+
 def main(arguments: list[str] | None = None) -> None:
     settings = tyro.cli(Check, args=arguments, prog="python -m jopd.check", description=__doc__)
+    if settings.what == "device":
+        if not device_is_good():
+            sys.exit(1)
+        return
     names = losses.names() if settings.method is None else (settings.method,)
     failed = []
     for name in names:

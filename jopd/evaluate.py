@@ -17,6 +17,7 @@ import tyro
 
 from jopd import config as configs
 from jopd import losses
+from jopd.compilation import keep_compiled
 from jopd.config import Config, Evaluation, MeshConfig, RolloutConfig, Student, Teacher
 from jopd.data import sources
 from jopd.data.sources import DataConfig
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     if (task := configs.or_exit(configs.take, rest, "--task")) is not None:
         rest += ["--data.source", task]
     settings = tyro.cli(Evaluate, args=rest, prog="python -m jopd.evaluate", description=__doc__)
+    keep_compiled()
     with failures.explaining(memory=failures.SAMPLING):
         configs.or_exit(run, settings)
 
@@ -89,10 +91,10 @@ def run(settings: Evaluate) -> dict:
     devices = mesh.make_mesh(config.mesh)
     readers = setup.open_models(config)
     at_once = evaluation_batch(settings.batch, config.micro_batches, devices)
-    problems = setup.make_batches(config, readers, examples, at_once)
+    problems = setup.make_batches(config, readers, examples, at_once, devices)
     console.say(f"{settings.model} on {settings.data.source}: {problems.report}")
     student, teacher = setup.read_models(config, readers, devices)
-    program = setup.make_program(config, readers, teacher, optax.identity())
+    program = setup.make_program(config, readers, teacher and teacher.graph, optax.identity())
     key = jax.random.key(settings.seed)
     evaluator = evaluation.Evaluator(
         program,

@@ -12,6 +12,7 @@ import tyro
 
 from jopd import config as configs
 from jopd import models
+from jopd.compilation import keep_compiled
 from jopd.config import MeshConfig
 from jopd.data import sources
 from jopd.data.batching import left_pad
@@ -50,6 +51,7 @@ class Generate:
 def main(arguments: list[str] | None = None) -> None:
     rest = sys.argv[1:] if arguments is None else arguments
     settings = tyro.cli(Generate, args=rest, prog="python -m jopd.generate", description=__doc__)
+    keep_compiled()
     with failures.explaining(memory=failures.SAMPLING):
         configs.or_exit(run, settings)
 

@@ -103,6 +103,7 @@ def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tup
             )
         name = rest.pop(0) if rest and not rest[0].startswith("-") else "default"
         base = preset(name)
+    _answer_chunk(rest, base)
     if method is not None:
         method = plugins.absolute(method) if plugins.is_named(method) else method
         base = with_method(base, method)
@@ -115,6 +116,18 @@ def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tup
     # tyro reads the method's class off the default, so --method.X are that method's own fields.
     config = tyro.cli(Config, default=base, args=rest, prog=program, description=description)
     return (Path(name).stem if name.endswith(".py") else name), config
+
+
+def _answer_chunk(arguments: list[str], base: Config) -> None:
+    """A setting of earlier versions, answered with what stands for it now."""
+    if (chunk := take(arguments, "--chunk")) is not None:
+        rows = base.rows // base.micro_batches
+        tokens = int(chunk) * rows if chunk.isdecimal() else "..."
+        raise ValueError(
+            f"--chunk {chunk}: a chunk is now a number of tokens a device, columns × rows a device "
+            f"and micro-batch: with the {rows} rows of the preset on one device say "
+            f"--chunk-tokens {tokens}, on several divide by data × fsdp"
+        )
 
 
 def _answer_resume(arguments: list[str]) -> None:
@@ -143,8 +156,18 @@ def take(arguments: list[str], flag: str) -> str | None:
     return None
 
 
+class Refused(SystemExit):
+    """The end, with status 2, of a command line that asks for what can't be; `message` has been
+    printed.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(2)
+        self.message = message
+
+
 def or_exit(function, *arguments):
-    """Calls `function`; a ValueError becomes one line on standard error and exit status 2. A reader
+    """Calls `function`; a ValueError becomes one line on standard error and a `Refused`. A reader
     that has had enough, as in `--help | head`, ends it quietly.
     """
     try:
@@ -155,4 +178,4 @@ def or_exit(function, *arguments):
         raise SystemExit(0) from None
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise Refused(f"error: {error}") from None

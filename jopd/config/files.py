@@ -1,6 +1,6 @@
 """`config.yaml`: a run's settings as a file, by which it is run again and known again.
 
-    format: 2                     of the file; earlier ones, without it, are read as they are
+    format: 3                     of the file; earlier ones are read too
     preset: default
     code: {/home/me/mine.py: 0123456789abcdef}      a user's own files that the settings name
     method: {name: opd, ...}      the method's name beside its settings
@@ -25,7 +25,7 @@ from jopd.config.settings import Config
 from jopd.losses.method import Method
 from jopd.nearest import did_you_mean
 
-FORMAT = 2
+FORMAT = 3
 # What a value must be, by the error that pydantic has for it.
 WORDS = {
     "int_type": "a whole number",
@@ -100,6 +100,8 @@ def load_yaml(path: Path, *, trusted: Collection[str] | None = ()) -> tuple[str,
         raise ValueError(
             f"--config {path}: has format {of}, and this version reads up to {FORMAT}: update jopd"
         )
+    if of < 3:
+        _bring_up_to_format_3(data)
     recorded = data.pop("code", {})
     for file, fingerprint in code_of(data).items():
         if trusted is not None and file not in trusted:
@@ -116,6 +118,17 @@ def load_yaml(path: Path, *, trusted: Collection[str] | None = ()) -> tuple[str,
     kind = type(losses.get(method.pop("name")))
     method = _build(kind, method, f"{path}: method.")
     return name, _build(Config, data, f"{path}: ", method=method)
+
+
+def _bring_up_to_format_3(data: dict[str, Any]) -> None:
+    if "chunk" in data:
+        # Columns of time, of all rows: on one device the same as this.
+        rows = data.get("prompts", 1) * data.get("rollout", {}).get("samples", 1)
+        data["chunk_tokens"] = data.pop("chunk") * max(rows // data.get("micro_batches", 1), 1)
+    for role in ("student", "teacher"):
+        compute = data.get(role, {}).get("compute", {})
+        if compute.get("attention") == "dot_product":  # it never picked a kernel
+            compute["attention"] = "auto"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run, as one frozen dataclass that checks itself."""
 
 import dataclasses
+from typing import Literal
 
 from jopd import losses
 from jopd.config.checks import check
@@ -33,12 +34,16 @@ class Config:
       stabilise: gates, weights and a pull to the initial model, for any method; all off unless set.
       steps: rollout batches.
       prompts: prompts a step; times `rollout.samples`, the rows of a batch.
-      micro_batches: parts that a batch is scored and back-propagated in, to save memory; the result
-        is the same.
-      chunk: tokens along time whose logits exist at once; 0 is all of them. The result is the same.
+      micro_batches: parts that a batch is scored and back-propagated in, rows of like lengths
+        together, to save memory and padding. The result is the same.
+      chunk_tokens: tokens a device whose logits exist at once, all of them or a tile of the
+        vocabulary; 0 is all tokens. The result is the same.
+      vocabulary_stage: "auto" sums over tiles of the vocabulary where a method has that form and
+        its settings allow it, and is "chunked" elsewhere: whole logits of a few positions at a
+        time. The result is the same to rounding.
       seed: of the data order, the rollouts and new parameters.
-      output: folder; empty, it is `runs/PRESET-METHOD-seedN` with what differs from the preset
-        (`jopd.training.folder`).
+      output: folder, or gs://BUCKET/RUN; empty, it is `runs/PRESET-METHOD-seedN` with what differs
+        from the preset (`jopd.training.folder`).
     """
 
     method: Method
@@ -55,7 +60,10 @@ class Config:
     steps: int = 200
     prompts: int = 64
     micro_batches: int = dataclasses.field(default=1, metadata=SAME_NUMBERS)
-    chunk: int = dataclasses.field(default=128, metadata=SAME_NUMBERS)
+    chunk_tokens: int = dataclasses.field(default=4096, metadata=SAME_NUMBERS)
+    vocabulary_stage: Literal["auto", "chunked"] = dataclasses.field(
+        default="auto", metadata=SAME_NUMBERS
+    )
     watch: int = dataclasses.field(default=10, metadata=SAME_NUMBERS)
     seed: int = 0
     output: str = dataclasses.field(default="", metadata=SAME_NUMBERS)
@@ -63,7 +71,7 @@ class Config:
     def __post_init__(self):
         for name in ("steps", "prompts", "micro_batches"):
             at_least(1, name, getattr(self, name))
-        for name in ("chunk", "watch", "seed"):
+        for name in ("chunk_tokens", "watch", "seed"):
             at_least(0, name, getattr(self, name))
         check(self)
 

@@ -5,12 +5,14 @@ first token stands in the column after the context's last: completions are align
 lengths. Each view has one width for the whole run, hence one compilation.
 
 All prompts are rendered at once (a fraction of a millisecond each): the widths must be known, and
-what does not fit is reported before the first step.
+what does not fit is reported before the first step. Of several processes each renders a share of
+them for that, and holds the texts of that share and of the rows that it feeds.
 """
 
+import functools
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import grain
@@ -76,6 +78,31 @@ def _pad(sequences: Sequence[Ids], width: int, pad_id: int, *, left: bool):
     return tokens, written
 
 
+def _alone(count: int, compute: Callable[[range], np.ndarray]) -> np.ndarray:
+    return compute(range(count))
+
+
+def _rendered(
+    names: list[str],
+    example: Example,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ViewConfig,
+    references: bool,
+) -> list[np.ndarray]:
+    """The ids of an example's context in each of the views, then of its reference."""
+    contexts = [render(example, view, tokenizer, config) for view in names]
+    reference = render_reference(example, tokenizer, config) if references else []
+    return [np.asarray(ids, np.int32) for ids in (*contexts, reference)]
+
+
+def _digest(example: Example, rendered: list[np.ndarray]) -> bytes:
+    digest = hashlib.blake2b(repr(example).encode(), digest_size=8)
+    for ids in rendered:
+        digest.update(len(ids).to_bytes(4, "big") + ids.tobytes())
+    return digest.digest()
+
+
 class Batches:
     """`batches[step]` is the batch of that step; nothing is remembered between two calls.
 
@@ -87,6 +114,8 @@ class Batches:
     Attributes:
       examples: those that fit, in the order of the source.
       widths: view to the width of its contexts: the longest one, rounded up to a multiple of 16.
+      fingerprint: of the examples and of all that readers see of them, in their order: others would
+        be another run.
       dropped: what was too long ("student prompt", "reference", ...) to the number of examples;
         each counts once.
       report: how many examples are used and dropped and why, in one line.
@@ -105,6 +134,8 @@ class Batches:
         seed: int | None = None,
         references: bool = False,
         max_completion_tokens: int = 0,
+        fed: Sequence[int] | None = None,
+        pooled: Callable[[int, Callable[[range], np.ndarray]], np.ndarray] = _alone,
     ):
         """Renders every example.
 
@@ -116,6 +147,9 @@ class Batches:
           references: whether batches carry the solutions as completions; a solution longer than
             `max_completion_tokens`, its stop token included, has its example dropped.
           max_completion_tokens: the width of the references.
+          fed: the rows of a batch that this process feeds, where there are several; the others are
+            left empty, and their texts are not held.
+          pooled: computes rows of numbers, a share of them on each process.
 
         Raises:
           ValueError: nothing is left; or an example can't be rendered (`jopd.data.views`).
@@ -128,34 +162,47 @@ class Batches:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.prompts_per_step, self.pad_id, self.seed = prompts_per_step, pad_id, seed
         self.max_completion_tokens, self._has_references = max_completion_tokens, references
+        self._fed = fed
 
         # Views that show the same are rendered once, under the name of the first of them.
         first: dict = {}
         self._rendered_as = {
             view: first.setdefault(shown(view), view) for view in dict.fromkeys(("student", *views))
         }
-        self._contexts: dict[str, list[np.ndarray]] = {view: [] for view in first.values()}
-        self._references: list[np.ndarray] = []
-        self.examples: list[Example] = []
-        limits = {f"{view} prompt": max_prompt_tokens for view in self._contexts} | {
+        names = list(first.values())
+        self._all = examples
+        self._render = functools.partial(
+            _rendered, names, tokenizer=tokenizer, config=config, references=references
+        )
+        # By place in `examples`: what this process has rendered.
+        self._held: dict[int, list[np.ndarray]] = {}
+        limits = {f"{name} prompt": max_prompt_tokens for name in names} | {
             "reference": max_completion_tokens
         }
-        dropped, longest = Counter(), Counter()
-        for example in examples:
-            contexts = {view: render(example, view, tokenizer, config) for view in self._contexts}
-            reference = render_reference(example, tokenizer, config) if references else []
-            sizes = {f"{view} prompt": len(ids) for view, ids in contexts.items()} | {
-                "reference": len(reference)
-            }
-            over = next((what for what, size in sizes.items() if size > limits[what]), None)
-            if over is not None:
-                dropped[over] += 1
-                longest[over] = max(longest[over], sizes[over])
+
+        def measure(indices: Sequence[int]) -> np.ndarray:
+            """Of each example the length of each text, and a digest of 64 bits."""
+            sizes = np.zeros((len(indices), len(limits) + 2), np.uint32)
+            for row, index in enumerate(indices):
+                ids = self._held[index] = self._render(examples[index])
+                sizes[row, :-2] = [len(part) for part in ids]
+                sizes[row, -2:] = np.frombuffer(_digest(examples[index], ids), np.uint32)
+            return sizes
+
+        measured = pooled(len(examples), measure)
+        lengths, digests = measured[:, :-2].astype(int), measured[:, -2:]
+        dropped, longest, kept = Counter(), Counter(), []
+        for index, sizes in enumerate(lengths):
+            by_name = dict(zip(limits, sizes.tolist(), strict=True))
+            over = next((what for what, size in by_name.items() if size > limits[what]), None)
+            if over is None:
+                kept.append(index)
                 continue
-            self.examples.append(example)
-            for view, ids in contexts.items():
-                self._contexts[view].append(np.asarray(ids, np.int32))
-            self._references.append(np.asarray(reference, np.int32))
+            dropped[over] += 1
+            longest[over] = max(longest[over], by_name[over])
+            self._held.pop(index, None)
+        self._kept, self.examples = kept, [examples[index] for index in kept]
+        self.fingerprint = hashlib.blake2b(digests[kept].tobytes(), digest_size=8).hexdigest()
 
         self.dropped = dict(dropped)
         setting = {
@@ -174,11 +221,12 @@ class Batches:
                 else "examples is empty: nothing to make batches of"
             )
             raise ValueError(what)
-        longest_kept = {view: max(map(len, ids)) for view, ids in self._contexts.items()}
+        longest_kept = dict(zip(names, lengths[kept].max(axis=0).tolist(), strict=False))
         self.widths = {
             view: -(-longest_kept[name] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
             for view, name in self._rendered_as.items()
         }
+        self._names = names
         self._order: Any = None
         if seed is not None:
             # Random access to an endless shuffled sequence, so the data position of a run is its
@@ -187,28 +235,17 @@ class Batches:
                 grain.MapDataset.source(range(len(self.examples))).seed(seed).shuffle().repeat()
             )
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the examples and of all that readers see of them, in their order: others would be
-        another run.
-        """
-        digest = hashlib.blake2b(digest_size=8)
-        for example in self.examples:
-            digest.update(repr(example).encode())
-        for ids in (*(ids for view in self._contexts.values() for ids in view), *self._references):
-            digest.update(len(ids).to_bytes(4, "big") + ids.tobytes())
-        return digest.hexdigest()
-
     def __len__(self) -> int:
         """The batches that one pass takes."""
         return -(-len(self.examples) // self.prompts_per_step)
 
     def __getitem__(self, step: int) -> Batch:
         indices = self._indices(step)
+        fed = range(len(indices)) if self._fed is None else set(self._fed)
+        texts = [self._ids(i) if row in fed else None for row, i in enumerate(indices)]
+        of = lambda name: [() if it is None else it[name] for it in texts]
         contexts = {
-            view: left_pad(
-                [self._contexts[name][i] for i in indices], self.widths[view], self.pad_id
-            )
+            view: left_pad(of(name), self.widths[view], self.pad_id)
             for view, name in self._rendered_as.items()
         }
         first = step * self.prompts_per_step
@@ -216,9 +253,20 @@ class Batches:
             rows=np.arange(first, first + self.prompts_per_step, dtype=np.int32), contexts=contexts
         )
         if self._has_references:
-            references = [self._references[i] for i in indices]
-            batch["reference"] = right_pad(references, self.max_completion_tokens, self.pad_id)
+            width = self.max_completion_tokens
+            batch["reference"] = right_pad(of("reference"), width, self.pad_id)
         return batch
+
+    def reference(self, index: int) -> np.ndarray:
+        """The reference completion of one of `examples`, its stop token included."""
+        return self._ids(index)["reference"]
+
+    def _ids(self, index: int) -> dict[str, np.ndarray]:
+        """What was rendered of one of `examples`, or is now, on a process that has not yet."""
+        place = self._kept[index]
+        if place not in self._held:
+            self._held[place] = self._render(self._all[place])
+        return dict(zip([*self._names, "reference"], self._held[place], strict=True))
 
     def examples_at(self, step: int) -> list[Example]:
         """The examples of a batch's rows; of a filled-up last batch only of its real rows, which

@@ -69,7 +69,7 @@ def hugging_face(name: str) -> Table:
         for i, row in enumerate(tables[split]):
             yield f"{path}/{split}:{i}", plain(row)
 
-    return Table(list(tables), rows)
+    return Table([*map(str, tables)], rows)
 
 
 def plain(value: Any) -> Any:

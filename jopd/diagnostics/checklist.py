@@ -1,6 +1,6 @@
 """The least that a paper on on-policy distillation should tell, after the survey
 (arXiv:2606.22793): its six variables, which name a method, and four groups of facts beside what
-was run.
+was run; and how fast it was, which the survey doesn't ask for.
 """
 
 VARIABLES = ("state", "support", "credit", "routing", "gates", "regularisation")
@@ -43,6 +43,18 @@ CHECKLIST: dict[str, tuple[str, ...]] = {
         "optimizer",
     ),
     "resource": ("tokens_generated", "teacher_tokens", "device_hours", "seeds", "grade"),
+    "speed": (
+        "device",
+        "peak",
+        "model_flops_utilisation",
+        "model_teraflops_per_second",
+        "tokens_per_second",
+        "median_step_seconds",
+        "peak_memory_bytes",
+        "seconds",
+        "time_share",
+        "bound_by",
+    ),
 }
 TITLES = {
     "run": "What was run",
@@ -50,4 +62,5 @@ TITLES = {
     "feedback": "Feedback: what the teacher said",
     "update": "Update: how the student moved",
     "resource": "Resource and evidence",
+    "speed": "Speed: medians over the steps, and what the time went into",
 }

@@ -4,10 +4,11 @@ An evaluation record is a dict of numbers; of measures with an interval, `{"valu
 "count"}`; of groups of these (`{"identity": {...}, "ordinary": {...}}`); and of profiles, lists
 along the completion or over its length. The unit follows from the words of the name's last part:
 `accuracy` and `*_rate` are shares of problems, `*_share`, `*_agreement`, `*_overlap`, `*_mass*` and
-`stop_gap` are shares of tokens or probabilities, `*kl*`, `*_entropy`, `entropy_gap` and
-`log_ratio*` are nats a token, `length*` counts tokens. Under "teacher" a record may hold the
-teacher's own measures on the same problems; under "by_problem" it holds how each problem came out,
-in their order, which `jopd.diagnostics.paired` compares.
+`stop_gap` are shares of tokens or probabilities, `*_utilisation` one of a peak, `*kl*`,
+`*_entropy`, `entropy_gap` and `log_ratio*` are nats a token, `length*` counts tokens. Under
+"teacher" a record may hold the teacher's own measures on the same problems; under "by_problem" it
+holds how each problem came out, in their order, which `jopd.diagnostics.paired` compares; under
+"seconds" how long it took.
 """
 
 import math
@@ -83,7 +84,7 @@ def unit(name: str) -> str:
     words = name.split("/")[-1].split("_")
     if (
         "mass" in words
-        or words[-1] in ("accuracy", "rate", "share", "agreement", "overlap")
+        or words[-1] in ("accuracy", "rate", "share", "utilisation", "agreement", "overlap")
         or words == ["stop", "gap"]
     ):
         return "%"

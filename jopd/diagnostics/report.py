@@ -152,7 +152,7 @@ def _markdown(
         "## The method in the survey's six variables",
         _facts({name: variables[name] for name in VARIABLES}),
     ]
-    for group in ("state", "feedback", "update", "resource"):
+    for group in ("state", "feedback", "update", "resource", "speed"):
         parts += [f"## {TITLES[group]}", _facts(groups[group])]
     return "\n\n".join(parts) + "\n"
 
@@ -198,9 +198,11 @@ def _words(key: str, value: Any) -> str:
     if isinstance(value, (int, float)):
         if unit(key) == "%":
             return f"{100 * value:.1f} %"
+        if key.endswith("bytes"):
+            return f"{value / 2**30:,.2f} GiB"
         return (
             duration(value)
-            if key == "seconds"
+            if key.endswith("seconds")
             else str(value)
             if key.startswith("seed")
             else number(value)

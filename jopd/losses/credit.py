@@ -43,7 +43,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from jopd.losses import base
-from jopd.losses.divergences import comparison, reverse_kl
+from jopd.losses.divergences import comparison, comparison_of, reverse_kl
 from jopd.losses.vocabulary import accumulator, log_prob_of, log_softmax
 
 
@@ -320,6 +320,20 @@ class PolicyGradient(base.Method):
             "teacher_logp": log_prob_of(teacher, tokens),
             **terms,
         }
+
+    @property
+    def tiled(self) -> bool:
+        return self.temperature == 1
+
+    def tiled_sampled_terms(
+        self, moments: base.Moments, view: str, *, expected: bool = False
+    ) -> base.Terms:
+        """`sampled_terms` of the view; the expectation is that without a clip."""
+        of_view = moments.teachers[view]
+        terms = comparison_of(moments, view)
+        if expected:
+            terms["expected_reward"] = -terms["kl"]
+        return {"student_logp": moments.student.logp, "teacher_logp": of_view.logp, **terms}
 
     def log_ratio(
         self, terms: base.Terms, mask: base.Mask

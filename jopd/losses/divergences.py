@@ -26,10 +26,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jopd.losses.checks import check_known
-from jopd.losses.types import Terms
+from jopd.losses.types import Moments, Terms
 from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax
 
 Name = Literal["reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3"]
+# Those that sums over the vocabulary are enough for, in full.
+OF_MOMENTS = ("reverse_kl", "forward_kl", "k2", "k3")
 Divergence = Callable[
     [Float[Array, "*n V"], Float[Array, "*n V"], Int[Array, "*n"]], Float[Array, "*n"]
 ]
@@ -293,6 +295,44 @@ def comparison(student_logits: Float[Array, "*n V"], teacher_logits: Float[Array
             student.dtype
         ),
     }
+
+
+def comparison_of(moments: Moments, view: str) -> Terms:
+    """`comparison` of the student and a view, from sums over the vocabulary.
+
+    >>> from jopd.losses.types import Compared, Reading
+    >>> one = jnp.ones(())
+    >>> moments = Moments(Reading(-one, one, one), {"teacher": Compared(-one, one, one, one, one)})
+    >>> print(comparison_of(moments, "teacher")["kl"])
+    1.0
+    """
+    of_view = moments.teachers[view]
+    compared = {
+        "kl": of_view.reverse_kl,
+        "student_entropy": moments.student.entropy,
+        "teacher_entropy": of_view.entropy,
+        "top1_agreement": of_view.top1_agreement,
+    }
+    return jax.lax.stop_gradient(compared)
+
+
+def chosen_of(name: str, moments: Moments, view: str) -> Float[Array, "*n"]:
+    """The divergence of that name between the student and a view, from sums over the vocabulary.
+
+    >>> from jopd.losses.types import Compared, Reading
+    >>> one = jnp.ones(())
+    >>> moments = Moments(Reading(-one, one, one), {"teacher": Compared(-one, one, one, one, one)})
+    >>> print(chosen_of("k2", moments, "teacher"))
+    0.0
+
+    Args:
+      name: one of `OF_MOMENTS`.
+    """
+    student, of_view = moments.student, moments.teachers[view]
+    sampled = {"k2": k2, "k3": k3}
+    if name in sampled:
+        return sampled[name](student.logp, of_view.logp)
+    return {"reverse_kl": of_view.reverse_kl, "forward_kl": of_view.forward_kl}[name]
 
 
 def _present(logp, values):

@@ -141,6 +141,14 @@ class Evidence:
         of = lambda view: log_prob_of(log_softmax(teacher_logits[view], self.temperature), tokens)
         return {"evidence": evidence(of("privileged"), of("plain"))}
 
+    @property
+    def tiled(self) -> bool:
+        return self.temperature == 1
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        teachers = moments.teachers
+        return {"evidence": evidence(teachers["privileged"].logp, teachers["plain"].logp)}
+
 
 @dataclasses.dataclass(frozen=True)
 class EvidenceGuidedOPD(PolicyGradient):
@@ -217,6 +225,12 @@ class EvidenceGuidedOPD(PolicyGradient):
                 log_softmax(z, self.temperature) for z in (student_logits, teacher_logits["plain"])
             )
             terms["kl_plain"] = reverse_kl(student, plain)
+        return terms
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        terms = self.tiled_sampled_terms(moments, "privileged")
+        if self.kl_coefficient:
+            terms["kl_plain"] = moments.teachers["plain"].reverse_kl
         return terms
 
     def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:

@@ -21,6 +21,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jopd.losses import base
 from jopd.losses.credit import Estimate, PolicyGradient
@@ -63,9 +64,14 @@ class GOPD(PolicyGradient):
         if self.scale == 1:
             return terms
         initial = log_prob_of(log_softmax(teacher_logits[base.INITIAL], self.temperature), tokens)
-        # A token that both rule out (-inf twice) has no reward.
-        reward = jnp.where(terms["teacher_logp"] == initial, 0, terms["teacher_logp"] - initial)
-        return {**terms, "reward": reward}
+        return {**terms, "reward": _reward(terms["teacher_logp"], initial)}
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        terms = self.tiled_sampled_terms(moments, "teacher")
+        if self.scale == 1:
+            return terms
+        initial = moments.teachers[base.INITIAL].logp
+        return {**terms, "reward": _reward(terms["teacher_logp"], initial)}
 
     def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         target = terms["teacher_logp"] + (
@@ -85,3 +91,8 @@ class GOPD(PolicyGradient):
             else f"KL to the initial model, against {self.scale:g} × reward",
             **self.described("immediate"),
         )
+
+
+def _reward(teacher_logp: Float[Array, "*n"], initial_logp: Float[Array, "*n"]):
+    """Their difference; a token that both rule out (-inf twice) has no reward."""
+    return jnp.where(teacher_logp == initial_logp, 0, teacher_logp - initial_logp)

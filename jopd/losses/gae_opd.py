@@ -135,6 +135,13 @@ class GAEOPD(PolicyGradient):
             student_logits, teacher_logits["teacher"], tokens, expected=self.critic == "kl_split"
         )
 
+    @property
+    def tiled(self) -> bool:
+        return super().tiled and (self.critic == "plain" or self.log_ratio_clip is None)
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        return self.tiled_sampled_terms(moments, "teacher", expected=self.critic == "kl_split")
+
     def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         reward, metrics = self.log_ratio(terms, mask)
         values, bootstrap = (inputs[name].astype(reward.dtype) for name in self.module_inputs)

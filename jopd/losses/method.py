@@ -10,6 +10,11 @@ The time stage may ask for `inputs`, arrays [B, T] or [B, 1] that others provide
     weight            a factor on each token's loss, by whoever wants to stress or to silence
                       tokens; absent, it is 1
 
+`token_terms` says what a method's terms are. Where all that they need are log-probabilities of the
+sampled token, entropies and KLs at temperature 1, a method may have a tiled form beside it,
+`tiled_terms`, which a trainer prefers: its logits are made in tiles of the vocabulary, and no more
+often than they must be (`jopd.losses.tiled`). Tests hold the two to each other.
+
 What needs the whole batch, or decides what is counted, and depends on logits comes from a scoring
 pass without gradient: a method's `scoring` is its vocabulary stage and `prepare` makes inputs of
 its terms.
@@ -25,6 +30,7 @@ from jopd.losses.types import (
     Inputs,
     Logits,
     Mask,
+    Moments,
     Profiles,
     Stage,
     Sums,
@@ -39,6 +45,7 @@ from jopd.losses.windows import Windows
 INITIAL = "initial"
 
 INPUTS = ("behaviour_logp", "truncated", "reward", "group_advantage", "step")
+JUDGED = ("reward", "group_advantage")  # by the task's verifier, on the host
 
 
 class Alert(NamedTuple):
@@ -66,6 +73,8 @@ class Loss(abc.ABC):
         last token.
       why_not_zero: why loss or gradient are not 0 where student and teacher say the same in every
         view; empty where they are.
+      tiled: whether the settings allow the vocabulary stage's tiled form. A subclass that writes
+        `token_terms` anew has none until it writes `tiled_terms` too.
     """
 
     name: ClassVar[str]
@@ -75,6 +84,12 @@ class Loss(abc.ABC):
     module_inputs: tuple[str, ...] = ()
     ordered: bool = False
     why_not_zero: str = ""
+    tiled: bool = False
+
+    def __init_subclass__(cls, **keywords: Any):
+        super().__init_subclass__(**keywords)
+        if "token_terms" in vars(cls) and "tiled_terms" not in vars(cls):
+            cls.tiled = False
 
     @property
     def vanishes_at_teacher(self) -> bool:
@@ -87,6 +102,10 @@ class Loss(abc.ABC):
         """Vocabulary stage, differentiable in the student's logits: per-token terms, [*n] or [*n,
         k] each.
         """
+
+    def tiled_terms(self, moments: Moments) -> Terms:
+        """The same terms of sums over the vocabulary, where `tiled` says so: for speed."""
+        raise NotImplementedError(f"{self.name} has no tiled form under its settings")
 
     @abc.abstractmethod
     def reduce(self, terms: Terms, mask: Mask, inputs: Inputs) -> Sums:
@@ -173,6 +192,16 @@ class Method(Loss):
             if self.on_policy_share > 0
             else "reference"
         )
+
+    @property
+    def scorings(self) -> int:
+        """How often a step's completions are graded: by a teacher that moves, for each update."""
+        return 1 if self.teacher_update == "frozen" else self.updates
+
+    @property
+    def teacher_share(self) -> float:
+        """The share of the completions that the teacher writes."""
+        return self.guided_share if self.guided_writer == "teacher" else 0.0
 
     def init_modules(self, width: int, key: PRNGKeyArray) -> dict[str, Array]:
         """Parameters, float32, of small modules that the method owns and trains on the student's

@@ -15,7 +15,7 @@ import dataclasses
 from typing import Literal
 
 from jopd.losses import base
-from jopd.losses.divergences import Name, choose, comparison
+from jopd.losses.divergences import OF_MOMENTS, Name, choose, chosen_of, comparison, comparison_of
 from jopd.losses.vocabulary import log_softmax
 
 
@@ -84,6 +84,14 @@ class OPD(base.Method):
             tokens,
         )
         return {"divergence": divergence, **comparison(student_logits, teacher)}
+
+    @property
+    def tiled(self) -> bool:
+        return self.divergence in OF_MOMENTS and self.top_k is None and self.temperature == 1
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        divergence = chosen_of(self.divergence, moments, "teacher")
+        return {"divergence": divergence, **comparison_of(moments, "teacher")}
 
     def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         loss = base.token_mean(terms["divergence"], mask, inputs)

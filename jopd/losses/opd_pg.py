@@ -126,6 +126,13 @@ class OPDPolicyGradient(PolicyGradient):
             student_logits, teacher_logits["teacher"], tokens, expected=self.baseline == "kl"
         )
 
+    @property
+    def tiled(self) -> bool:
+        return super().tiled and (self.baseline == "none" or self.log_ratio_clip is None)
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        return self.tiled_sampled_terms(moments, "teacher", expected=self.baseline == "kl")
+
     def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         reward, metrics = self.log_ratio(terms, mask)
         if self.credit == "immediate":

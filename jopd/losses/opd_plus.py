@@ -101,6 +101,9 @@ class OPDPlus(PolicyGradient):
     ) -> base.Terms:
         return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens)
 
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        return self.tiled_sampled_terms(moments, "teacher")
+
     def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         log_ratio, metrics = self.log_ratio(terms, mask)
         advantage = faithful_advantage(

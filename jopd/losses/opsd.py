@@ -27,7 +27,14 @@ from typing import Literal
 import jax.numpy as jnp
 
 from jopd.losses import base
-from jopd.losses.divergences import choose, comparison, kl_entries
+from jopd.losses.divergences import (
+    OF_MOMENTS,
+    choose,
+    chosen_of,
+    comparison,
+    comparison_of,
+    kl_entries,
+)
 from jopd.losses.vocabulary import log_softmax
 
 
@@ -111,6 +118,14 @@ class OPSD(base.Method):
         terms["clamped_entries"] = jnp.sum(clamped, axis=-1, dtype=entries.dtype)
         terms["clamped_mass"] = jnp.sum(jnp.where(clamped, jnp.exp(teacher), 0), axis=-1)
         return {"divergence": jnp.sum(jnp.minimum(entries, self.entry_clamp), axis=-1), **terms}
+
+    @property
+    def tiled(self) -> bool:
+        return self.divergence in OF_MOMENTS and self.entry_clamp is None and self.temperature == 1
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        divergence = chosen_of(self.divergence, moments, "privileged")
+        return {"divergence": divergence, **comparison_of(moments, "privileged")}
 
     def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         loss = base.token_mean(terms["divergence"], mask, inputs)

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jopd.losses import base
-from jopd.losses.divergences import comparison
+from jopd.losses.divergences import comparison, comparison_of
 from jopd.losses.edge_opd import check_guidance, evidence, guided_rollouts
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 
@@ -160,6 +160,18 @@ class RLSD(base.Method):
             "student_logp": of(student_logits),
             **terms,
             **comparison(student_logits, teacher_logits["privileged"]),
+        }
+
+    @property
+    def tiled(self) -> bool:
+        return self.temperature == 1
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        terms = {f"{view}_logp": of.logp for view, of in moments.teachers.items()}
+        return {
+            "student_logp": moments.student.logp,
+            **terms,
+            **comparison_of(moments, "privileged"),
         }
 
     def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:

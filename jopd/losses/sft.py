@@ -43,6 +43,16 @@ class SFT(base.Method):
             "top1_accuracy": first.astype(student.dtype),
         }
 
+    tiled = True
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        student = moments.student
+        return {
+            "cross_entropy": -student.logp,
+            "student_entropy": jax.lax.stop_gradient(student.entropy),
+            "top1_accuracy": student.is_top,
+        }
+
     def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         loss = base.token_mean(terms["cross_entropy"], mask, inputs)
         return {"cross_entropy": base.LossTerm(1.0, *loss)}, base.masked_totals(terms, mask)

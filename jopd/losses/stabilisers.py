@@ -137,6 +137,7 @@ class Stabilised(base.Method):
     one_model = _passed_on("one_model")
     sampled_gradient = _passed_on("sampled_gradient")
     alerts = _passed_on("alerts")
+    tiled = _passed_on("tiled")
 
     @property
     def ordered(self) -> bool:
@@ -187,6 +188,13 @@ class Stabilised(base.Method):
             **terms,
             _KL: reverse_kl(log_softmax(student_logits), log_softmax(teacher_logits[base.INITIAL])),
         }
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        own = {view: moments.teachers[view] for view in self.method.views}
+        terms = self.method.tiled_terms(moments._replace(teachers=own))
+        if not self.stabilisers.kl_to_initial:
+            return terms
+        return {**terms, _KL: moments.teachers[base.INITIAL].reverse_kl}
 
     def scoring(self) -> base.Stage | None:
         of_method = self.method.scoring()

@@ -7,6 +7,9 @@ The first alone sees the vocabulary, the second alone sees time. A method writes
 `reduce`; whoever runs it calls `vocabulary_stage` and `time_stage`, which hold what no method
 should have to remember: the teacher's logits carry no gradient, and what stands outside the mask,
 NaN included, does not exist.
+
+The vocabulary stage of many methods has a tiled form too, of sums over the vocabulary in place of
+logits (`jopd.losses.tiled`); `token_terms` is its reference.
 """
 
 from collections.abc import Mapping

@@ -40,7 +40,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jopd.losses import base
-from jopd.losses.divergences import comparison, reverse_kl
+from jopd.losses.divergences import comparison, comparison_of, reverse_kl
 from jopd.losses.vocabulary import accumulator, log_softmax
 from jopd.losses.windows import Compared, Places, Window, Windows
 
@@ -129,6 +129,14 @@ class TOPD(base.Method):
             student_logits, teacher_logits, tokens, extras
         )
         return divergence | comparison(student_logits, teacher_logits["teacher"])
+
+    @property
+    def tiled(self) -> bool:
+        return self.temperature == 1
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        divergence = Divergence(self.temperature).tiled_terms(moments)
+        return divergence | comparison_of(moments, "teacher")
 
     def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:
         loss = base.token_mean(terms["divergence"], mask, inputs)
@@ -328,6 +336,13 @@ class Divergence:
                 log_softmax(student, self.temperature), log_softmax(teacher, self.temperature)
             )
         }
+
+    @property
+    def tiled(self) -> bool:
+        return self.temperature == 1
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        return {"divergence": moments.teachers["teacher"].reverse_kl}
 
 
 def transport(

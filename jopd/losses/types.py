@@ -73,3 +73,58 @@ class Stage(Protocol):
     ) -> Terms:
         """Per-token terms, [*n] or [*n, k] each, of logits on any leading axes."""
         ...
+
+
+class Reading(NamedTuple):
+    """What the student's distribution says at every token, in nats or shares.
+
+    Attributes:
+      logp: log-probability of the sampled token.
+      entropy: of the distribution.
+      is_top: 1 where no token is likelier than the sampled one.
+    """
+
+    logp: Float[Array, "*n"]
+    entropy: Float[Array, "*n"]
+    is_top: Float[Array, "*n"]
+
+
+class Compared(NamedTuple):
+    """What a teacher view's distribution q says, alone and against the student's p.
+
+    Attributes:
+      logp: log-probability of the sampled token.
+      entropy: of the distribution.
+      reverse_kl: KL(p || q) over the whole vocabulary.
+      forward_kl: KL(q || p).
+      top1_agreement: 1 where a token is the likeliest of both.
+    """
+
+    logp: Float[Array, "*n"]
+    entropy: Float[Array, "*n"]
+    reverse_kl: Float[Array, "*n"]
+    forward_kl: Float[Array, "*n"]
+    top1_agreement: Float[Array, "*n"]
+
+
+class Moments(NamedTuple):
+    """What sums over the vocabulary tell of every token, at temperature 1; the student's gradient
+    flows through log-probability, entropy and KLs, and none into a teacher.
+    """
+
+    student: Reading
+    teachers: dict[str, Compared]
+
+
+@runtime_checkable
+class TiledStage(Stage, Protocol):
+    """A vocabulary stage that, where its settings allow it, needs no whole row of logits."""
+
+    @property
+    def tiled(self) -> bool:
+        """Whether `tiled_terms` is the same as `token_terms` under these settings."""
+        ...
+
+    def tiled_terms(self, moments: Moments) -> Terms:
+        """The terms of `token_terms`, by the same names, of what `Moments` has."""
+        ...

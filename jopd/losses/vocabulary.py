@@ -15,8 +15,8 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-# A vocabulary axis cut evenly over up to 16 devices keeps every group whole on one of them.
-_GROUPS = 16
+# A vocabulary axis cut evenly over up to 128 devices keeps every group whole on one of them.
+_GROUPS = 128
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -108,7 +108,7 @@ def _search(x, k):
 
 
 def _grouped_top_k(x, k):
-    """Two levels: the best of each of up to 16 groups of the vocabulary, then the best of those
+    """Two levels: the best of each of up to 128 groups of the vocabulary, then the best of those
     candidates.
     """
     groups = math.gcd(x.shape[-1], _GROUPS)

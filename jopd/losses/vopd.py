@@ -38,6 +38,13 @@ class VOPD(PolicyGradient):
     ) -> base.Terms:
         return self.sampled_terms(student_logits, teacher_logits["teacher"], tokens, expected=True)
 
+    @property
+    def tiled(self) -> bool:
+        return super().tiled and self.log_ratio_clip is None
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        return self.tiled_sampled_terms(moments, "teacher", expected=True)
+
     def estimate(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> Estimate:
         reward, metrics = self.log_ratio(terms, mask)
         advantage = immediate(reward - terms["expected_reward"], mask)

@@ -185,7 +185,8 @@ def save(
     file_bytes: int = 4 << 30,
 ) -> None:
     """Writes a Hugging Face folder, adapters merged into the kernels; the folder appears whole, or
-    not at all.
+    not at all. On several processes all call this: each gives its parts of a tensor, and the first
+    writes.
 
     Args:
       folder: is replaced where it holds a saved model.
@@ -205,13 +206,20 @@ def save(
         raise ValueError(f"{folder} holds something that is not a saved model: give another folder")
     arrays, model = flat(params), models.merge(graph, params)
 
-    def value(key):
-        array, owner = np.asarray(arrays[key]), key[:-1]
+    def value(key, layer):
+        part = lambda key: sharding.on_host(arrays[key] if layer is None else arrays[key][layer])
+        array, owner = part(key), key[:-1]
         if key[-1] != "kernel" or (*owner, "lora_a") not in arrays:
             return array
-        a, b = (np.asarray(arrays[(*owner, name)], np.float32) for name in ADAPTER)
+        a, b = (part((*owner, name)).astype(np.float32) for name in ADAPTER)
         linear: Any = functools.reduce(getattr, owner, model)
         return array.astype(np.float32) + np.float32(linear.scale) * (a @ b)
+
+    shapes = {key: leaf.shape for key, leaf in arrays.items()}
+    if jax.process_index() != 0:
+        for key, layer in weights.tensors(shapes):
+            value(key, layer)
+        return
 
     eos = tokenizer.eos_token_id
     stops = [eos] if stop_tokens is None and eos is not None else list(stop_tokens or ())
@@ -224,7 +232,6 @@ def save(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
-        shapes = {key: leaf.shape for key, leaf in arrays.items()}
         weights.write_safetensors(new, shapes, value, jnp.dtype(dtype), file_bytes)
         tokenizer.save_pretrained(new)
         for name, content in (

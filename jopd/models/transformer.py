@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jopd.models import sharding
+from jopd.models.attention import Branched, Causal, Kind, Mask, attend, causal, chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +66,15 @@ class Compute:
     Attributes:
       dtype: of activations and of the matrix products; norms, softmax and logits are float32
         whatever it is.
-      attention: "matmul" (explicit batched products, fastest on CPU) or "dot_product"
-        (`jax.nn.dot_product_attention`, which picks a fused kernel where the platform has one).
+      attention: "auto", which takes the platform's kernel, or the name of one; see
+        `jopd.models.attention`.
       remat: what the backward pass recomputes: "none", "layer" (everything inside a layer) or
         "dots" (all but matrix products). On a CPU "layer" is also the fastest: it is memory traffic
         that costs there.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["matmul", "dot_product"] = "matmul"
+    attention: Kind = "auto"
     remat: Literal["none", "layer", "dots"] = dataclasses.field(
         default="layer", metadata={"changes_numbers": False}
     )
@@ -193,27 +194,10 @@ class Attention(nnx.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         return rotate(q, turns), rotate(k, turns), split(self.value(x), self.architecture.kv_heads)
 
-    def __call__(self, q, k, v, mask: Bool[Array, "b s t"]) -> Float[Array, "b s d"]:
+    def __call__(self, q, k, v, mask: Mask) -> Float[Array, "b s d"]:
         b, heads, s, d = q.shape
-        if self.compute.attention == "dot_product":
-            swap = lambda y: y.swapaxes(1, 2)
-            out = jax.nn.dot_product_attention(
-                swap(q), swap(k), swap(v), mask=mask[:, None]
-            ).reshape(b, s, heads * d)
-            return self.output(out)
-        # The query heads of one key head side by side make each product one plain batched matmul;
-        # XLA's CPU backend is 2.5 times slower on the einsum that says the same.
-        groups = heads // self.architecture.kv_heads
-        q = q.reshape(b, -1, groups * s, d) * jnp.asarray(d**-0.5, q.dtype)
-        scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32).reshape(
-            b, -1, groups, s, k.shape[2]
-        )
-        # A finite floor: a padded query sees no key at all, and must give numbers, not NaN.
-        weights = jax.nn.softmax(
-            jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1
-        )
-        out = weights.astype(v.dtype).reshape(b, -1, groups * s, k.shape[2]) @ v
-        return self.output(out.reshape(b, heads, s, d).swapaxes(1, 2).reshape(b, s, heads * d))
+        out = attend(self.compute.attention, q, k, v, mask)
+        return self.output(out.swapaxes(1, 2).reshape(b, s, heads * d))
 
 
 class MLP(nnx.Module):
@@ -254,7 +238,8 @@ class Transformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         a = architecture
-        self.architecture, self.compute = a, compute
+        self.architecture = a
+        self.compute = compute = chosen(compute, jax.default_backend())
         self.embedding = nnx.Param(
             0.02 * jax.random.normal(rngs.params(), (a.vocabulary_size, a.width))
         )
@@ -278,7 +263,7 @@ class Transformer(nnx.Module):
         self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"]
     ) -> Float[Array, "b s d"]:
         """Final hidden states, normalised, in the compute dtype; padding may be on either side."""
-        return self._forward(tokens, jnp.cumsum(valid, axis=1) - 1, causal(valid))
+        return self._forward(tokens, jnp.cumsum(valid, axis=1) - 1, self._causal(valid))
 
     def branched(
         self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"], branches: Branches
@@ -296,19 +281,19 @@ class Transformer(nnx.Module):
         # Of the columns row | branches, a branch sees its row's first ones and its own.
         same = jnp.repeat(jnp.eye(w, dtype=bool), k, axis=0).repeat(k, axis=1)
         to_branches = causal(in_branch.reshape(b, w * k)) & same[None]
-        mask = jnp.block(
-            [
-                [causal(valid), jnp.zeros((b, s, w * k), bool)],
-                [jnp.repeat(before, k, axis=1), to_branches],
-            ]
-        )
+        seen = jnp.concatenate([jnp.repeat(before, k, axis=1), to_branches], axis=2)
+        mask = Branched(self._causal(valid), seen)
         side = lambda row, branch: jnp.concatenate([row, branch.reshape(b, w * k)], axis=1)
         x = self._forward(
             side(tokens, branches.tokens), side(jnp.cumsum(valid, axis=1) - 1, positions), mask
         )
         return x[:, :s], x[:, s:].reshape(b * w, k, -1)
 
-    def _forward(self, tokens, positions, mask: Bool[Array, "b s t"]):
+    def _causal(self, valid: Bool[Array, "b s"]) -> Causal | Bool[Array, "b s s"]:
+        """What the columns of a row see of it, made once for all layers where it is an array."""
+        return causal(valid) if self.compute.attention == "matmul" else Causal(valid)
+
+    def _forward(self, tokens, positions, mask: Mask):
         turns = rotary_turns(self.architecture, positions)
 
         def layer(x, block):
@@ -336,6 +321,12 @@ class Transformer(nnx.Module):
         mask = (slots[:, None] >= jnp.arange(cache.valid.shape[1])[None])[None] & all_valid[
             :, None, :
         ]
+        # Without room for anything before them the tokens are a row's first, and see each other.
+        alone = self._causal(valid) if tokens.shape[1] == cache.valid.shape[1] else None
+
+        # All rows are equally long, so those slots that none has filled yet are left out.
+        bounds = slot_bounds(cache.valid.shape[1])
+        filled = jnp.searchsorted(jnp.asarray(bounds), slots[-1] + 1)
 
         # The cache rides in the carry, not in scanned inputs and outputs, so that each layer writes
         # its slice in place.
@@ -350,10 +341,20 @@ class Transformer(nnx.Module):
                 at = (index, zero, zero, cache.length, zero)
                 keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), at)
                 values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), at)
-                one_layer = lambda all_layers: jax.lax.dynamic_index_in_dim(
-                    all_layers, index, keepdims=False
-                )
-                return attention(q, one_layer(keys), one_layer(values), mask)
+                if alone is not None:
+                    return attention(q, k, v, alone)
+
+                def over(slots: int):
+                    """Attention to the first so many slots of this layer; the rest is not read."""
+                    size = (1, *keys.shape[1:3], slots, keys.shape[4])
+                    first = lambda x: jax.lax.dynamic_slice(x, (index, *[zero] * 4), size)[0]
+                    return lambda q, keys, values, mask: attention(
+                        q, first(keys), first(values), mask[:, :, :slots]
+                    )
+
+                if len(bounds) == 1:
+                    return over(bounds[0])(q, keys, values, mask)
+                return jax.lax.switch(filled, [*map(over, bounds)], q, keys, values, mask)
 
             return (block(x, attend), keys, values), None
 
@@ -386,17 +387,19 @@ class Transformer(nnx.Module):
         return project(hidden, self.head())
 
 
+def slot_bounds(slots: int) -> list[int]:
+    """How many slots of a cache may be read: quarters of it, in whole lanes; few, as each is a
+    program of its own.
+    """
+    quarter = -(-slots // 4 // 128) * 128
+    return [slots] if slots < 512 else [*range(quarter, slots, quarter), slots]
+
+
 def project(hidden: Float[Array, "*n d"], head: Float[Array, "d v"]) -> Float[Array, "*n v"]:
     """Float32 logits of hidden states: the one definition that the sampler shares with everything
     that scores.
     """
     return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-
-
-def causal(valid: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
-    """Which columns a column sees: those up to itself that hold a token."""
-    slots = jnp.arange(valid.shape[1])
-    return (slots[:, None] >= slots[None])[None] & valid[:, None, :]
 
 
 def rotary_turns(

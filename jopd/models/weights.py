@@ -8,7 +8,7 @@ its own.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -208,26 +208,40 @@ def truncation(file: Path) -> str | None:
     return f"truncated: {size} bytes of {whole}" if size < whole else None
 
 
+def tensors(shapes: Mapping[Key, tuple[int, ...]]) -> Iterator[tuple[Key, int | None]]:
+    """Every tensor that is written of some parameters: its key, and its layer where all are stacked
+    in one parameter.
+    """
+    for key in (key for key in NAMES if key in shapes):
+        if key[0] == "layers":
+            yield from ((key, layer) for layer in range(shapes[key][0]))
+        else:
+            yield key, None
+
+
 def write_safetensors(
     folder: Path,
     shapes: Mapping[Key, tuple[int, ...]],
-    value: Callable[[Key], np.ndarray],
+    value: Callable[[Key, int | None], np.ndarray],
     dtype,
     limit: int,
 ) -> None:
     """Writes parameters under their Hugging Face names: one file, or, above `limit` bytes, several
     and an index.
 
-    `value` is asked for each parameter once, when its file is written, so the host holds no more
-    than a file of them at a time.
+    `value` of a parameter and, where they are stacked, a layer is asked for once, when its file is
+    written, so the host holds no more than a file of them at a time. They come in the order of
+    `tensors`.
     """
     groups, size = [[]], 0
-    for key in (key for key in NAMES if key in shapes):
-        size += math.prod(shapes[key]) * np.dtype(dtype).itemsize
+    for key, layer in tensors(shapes):
+        whole = math.prod(shapes[key]) * np.dtype(dtype).itemsize
+        count = whole if layer is None else whole // shapes[key][0]
+        size += count
         if groups[-1] and size > limit:
             groups.append([])
-            size = math.prod(shapes[key]) * np.dtype(dtype).itemsize
-        groups[-1].append(key)
+            size = count
+        groups[-1].append((key, layer))
     index = {}
     for number, group in enumerate(groups, 1):
         file = (
@@ -235,17 +249,17 @@ def write_safetensors(
             if len(groups) == 1
             else f"model-{number:05}-of-{len(groups):05}.safetensors"
         )
-        tensors = {}
-        for key in group:
-            for layer, part in enumerate(value(key) if key[0] == "layers" else [value(key)]):
-                tensors[NAMES[key].format(layer)] = np.ascontiguousarray(
-                    part.T if key[-1] in TRANSPOSED else part, dtype
-                )
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        named = {}
+        for key, layer in group:
+            part = value(key, layer)
+            named[NAMES[key].format(layer)] = np.ascontiguousarray(
+                part.T if key[-1] in TRANSPOSED else part, dtype
+            )
+        save_file(named, folder / file, metadata={"format": "pt"})
         # safetensors writes for the owner's eyes alone; whoever may read the folder may read the
         # model.
         (folder / file).chmod((folder / file).stat().st_mode | 0o044)
-        index |= dict.fromkeys(tensors, file)
+        index |= dict.fromkeys(named, file)
     if len(groups) > 1:
         (folder / "model.safetensors.index.json").write_text(
             json.dumps({"metadata": {}, "weight_map": index}, indent=1), encoding="utf-8"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jopd.models.sharding import for_decoding
 from jopd.models.transformer import Transformer
 from jopd.rollout.sampler import Decoding, Rollout, decode, in_compute_dtype, widen
 
@@ -33,7 +34,7 @@ def write_on(
       rows: an id for each window (`window_rows`); its noise is made of it, as that of
         `jopd.rollout.sampler.sample` is.
     """
-    model, windows = in_compute_dtype(model), positions.shape[1]
+    model, windows = for_decoding(in_compute_dtype(model)), positions.shape[1]
     whole, valid = (
         jnp.concatenate([context, tokens], axis=1),
         jnp.concatenate([context_valid, mask], axis=1),

@@ -8,9 +8,24 @@ from typing import Any
 from jopd.losses.method import Alert
 from jopd.training.console import say
 
+# Of the mean, by the student's precision: importance weights that are off by a thousandth and by
+# two hundredths, far above what rounding makes. A reconstruction: no paper states one.
+DRIFT = {"float32": 1e-3, "bfloat16": 2e-2}
+
+
+def of_drift(dtype: str) -> Alert:
+    """Where sampler and trainer no longer compute the same policy."""
+    return Alert(
+        "sampler_drift_mean",
+        DRIFT[dtype],
+        f"sampler and trainer differ by more than {DRIFT[dtype]:g} nats a token in {dtype}: what "
+        "is learnt from is no longer what the policy wrote; `python -m jopd.check device` says "
+        "which kernel or precision it is",
+    )
+
 
 class Alerts:
-    """The alerts of a run's method."""
+    """The alerts of a run."""
 
     def __init__(self, alerts: Sequence[Alert]):
         self._alerts = alerts

@@ -5,6 +5,8 @@ import math
 import jax
 
 from jopd.data.views import PRIVILEGED
+from jopd.models.attention import chosen
+from jopd.training import speed
 from jopd.training.setup import Run
 
 
@@ -12,7 +14,8 @@ def describe(run: Run) -> dict[str, str]:
     """What the run will do, a line each, for the console."""
     config, method = run.config, run.config.method
     size = lambda loaded, role: (
-        f"{loaded.source}, {parameters(loaded.params):,} parameters, {role.compute.dtype}"
+        f"{loaded.source}, {parameters(loaded.params):,} parameters, {role.compute.dtype}, "
+        f"attention {chosen(role.compute, jax.default_backend()).attention}"
     )
     lora = f", LoRA rank {config.student.lora.rank}" if config.student.lora.rank else ""
     teacher = "none"
@@ -39,7 +42,11 @@ def describe(run: Run) -> dict[str, str]:
         "run": f"{config.steps} steps, learning rate {config.optimizer.learning_rate:g} "
         f"({config.optimizer.schedule}), seed {config.seed}",
         "mesh": f"{shape} on {devices}",
-        "output": str(run.folder),
+        "logits": f"{'tiles' if run.program.in_tiles(run.program.method) else 'chunks'}, "
+        f"as many at once as {f'{config.chunk_tokens:,}' if config.chunk_tokens else 'all'} tokens "
+        "a device have",
+        "peak": speed.peak(),
+        "output": str(run.home),
     }
 
 

@@ -5,23 +5,29 @@ A checkpoint that cannot be read is damaged: the newest whole one stands in for 
 ones are moved aside, into `damaged-checkpoints/` of the run.
 """
 
+import contextlib
 import math
-import shutil
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from jopd.training import processes
 from jopd.training.console import say
-from jopd.training.failures import is_out_of_room
+from jopd.training.failures import is_out_of_room, is_unreachable
 from jopd.training.room import check_room_for_one
 from jopd.training.state import TrainState
 
-# Of what a checkpoint holds; one without a format is of format 1.
-FORMAT = 1
+# Of what a checkpoint holds; one without a format is of format 1, whose fingerprints of data are
+# made in another way.
+FORMAT = 2
+DATA = ("train_fingerprint", "held_out_fingerprint")
 # May differ between two starts of a run: which version it is does not say what it computes.
 INFORMATIVE = ("format", "jopd")
 
@@ -30,16 +36,20 @@ class DamagedCheckpoints(Exception):
     """A run has checkpoints, and none of them can be read."""
 
 
-def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+def check_facts(folder: Path | epath.Path, facts: Mapping[str, Any]) -> None:
     """Refuses to go on from checkpoints that were made of something else, before anything large is
-    read.
+    read. One process asks for all.
 
     Raises:
       ValueError: naming what differs; or a checkpoint of a later format.
     """
     if not folder.is_dir():
         return
-    with ocp.CheckpointManager(folder.absolute()) as manager:
+    alone = ocp.options.MultiprocessingOptions(
+        active_processes={0}, barrier_sync_key_prefix="facts"
+    )
+    options = ocp.CheckpointManagerOptions(multiprocessing_options=alone, create=False)
+    with ocp.CheckpointManager(epath.Path(folder), options=options) as manager:
         saved = None
         for step in sorted(manager.all_steps(), reverse=True):
             if (saved := _facts(manager, step)) is not None:
@@ -51,10 +61,11 @@ def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
             f"the checkpoints in {folder} have format {saved['format']}, and this version reads up "
             f"to {FORMAT}: update jopd, or choose another --output"
         )
+    left_out = INFORMATIVE if saved.get("format", 1) > 1 else (*INFORMATIVE, *DATA)
     if changed := [
         f"{name} was {saved.get(name)}, is {value}"
         for name, value in facts.items()
-        if name not in INFORMATIVE and saved.get(name) != value
+        if name not in left_out and saved.get(name) != value
     ]:
         raise ValueError(
             f"cannot resume from step {step}: {'; '.join(changed)}. Bring back what they were, or "
@@ -71,6 +82,14 @@ def _facts(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
         return None
 
 
+class _Manager(ocp.CheckpointManager):
+    def _wait_for_checkpointers(self):
+        # A write that fails on one process is told before Orbax waits for the others, which wait
+        # for this one.
+        with processes.telling():
+            super()._wait_for_checkpointers()
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a run.
 
@@ -82,7 +101,7 @@ class Checkpoints:
         beside each state.
     """
 
-    def __init__(self, folder: Path, *, keep: int, facts: dict[str, Any]):
+    def __init__(self, folder: Path | epath.Path, *, keep: int, facts: dict[str, Any]):
         score_of = lambda metrics: metrics["score"]
         # All have a score: what has none is what a kill left of deleting one.
         best = BestN(get_metric_fn=score_of, n=1, keep_checkpoints_without_metrics=False)
@@ -94,8 +113,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self.folder, self.facts = folder, {"format": FORMAT, **facts}
-        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.folder, self.facts = epath.Path(folder), {"format": FORMAT, **facts}
+        self.manager = _Manager(self.folder, options=options)
 
     def save(self, step: int, state: TrainState, score: float | None) -> None:
         """Starts saving; `score` (higher is better) is the evaluation's at this step, if there was
@@ -133,9 +152,16 @@ class Checkpoints:
             try:
                 state = self.manager.restore(step, args=args)["state"]
             except Exception as error:
-                if is_out_of_room(error):
+                if is_out_of_room(error) or is_unreachable(error):
                     raise
                 damaged.append(step)
+                if processes.count() > 1:
+                    # The others may have read their parts, and wait.
+                    self._set_aside(damaged)
+                    raise DamagedCheckpoints(
+                        f"the checkpoint of step {step} in {self.folder} is damaged and was put "
+                        "aside: the same command goes on from the one before"
+                    ) from None
                 continue
             self._set_aside(damaged)
             return step, TrainState(**state)
@@ -151,12 +177,14 @@ class Checkpoints:
         """Moves damaged checkpoints out of the way of those that are written when their step comes
         again.
         """
-        aside = self.folder.with_name("damaged-checkpoints")
+        aside = self.folder.parent / "damaged-checkpoints"
+        files, _ = fsspec.url_to_fs(str(aside))
         for step in steps:
-            aside.mkdir(exist_ok=True)
-            shutil.rmtree(aside / str(step), ignore_errors=True)
-            (self.folder / str(step)).rename(aside / str(step))
-            say(f"the checkpoint of step {step} is damaged: it is now in {aside}")
+            files.makedirs(aside, exist_ok=True)
+            target = f"{aside}/{step}-{secrets.token_hex(2)}"
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                files.mv(f"{self.folder}/{step}", target, recursive=True)
+            say(f"the checkpoint of step {step} is damaged: it is now {target}")
         if steps:
             self.manager.reload()
 

@@ -1,23 +1,24 @@
 """What stops a run that has nothing to learn from, or whose numbers have gone."""
 
+import contextlib
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from orbax.checkpoint.utils import checkpoint_steps
 
 from jopd.diagnostics.measures import measures
-from jopd.training.folder import saved_steps
+from jopd.training.home import Disk
 
 
-def check_step(step: int, metrics: dict[str, Any], folder: Path) -> None:
+def check_step(step: int, metrics: dict[str, Any]) -> None:
     """Raises FloatingPointError at a batch without a token to learn from, and at a loss or gradient
     that is not finite, with the step and the rows.
     """
     if metrics["tokens"] == 0:
         raise FloatingPointError(
-            f"step {step}: no token of the batch is inside the mask. {what_is_saved(folder)}; see "
-            "what the student answers in samples.jsonl"
+            f"step {step}: no token of the batch is inside the mask; see what the student answers "
+            "in samples.jsonl"
         )
     rows = np.flatnonzero(~metrics["finite_rows"])
     if rows.size or not np.isfinite([metrics[name] for name in ("loss", *norms(metrics))]).all():
@@ -26,12 +27,12 @@ def check_step(step: int, metrics: dict[str, Any], folder: Path) -> None:
             where = f"rows {rows[:10].tolist()}{' and more' if rows.size > 10 else ''}"
         raise FloatingPointError(
             f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; not "
-            f"finite in {where}. {what_is_saved(folder)}; try a lower --optimizer.learning-rate, "
-            "or float32 where bfloat16 is set, with another --output"
+            f"finite in {where}. Try a lower --optimizer.learning-rate, or float32 where bfloat16 "
+            "is set, with another --output"
         )
 
 
-def check_evaluation(step: int, record: dict[str, Any], folder: Path) -> None:
+def check_evaluation(step: int, record: dict[str, Any]) -> None:
     """Raises FloatingPointError where the last update has made the student say nothing."""
     if lost := [
         name
@@ -39,16 +40,17 @@ def check_evaluation(step: int, record: dict[str, Any], folder: Path) -> None:
         if name.endswith("kl") and math.isnan(measure.value)
     ]:
         raise FloatingPointError(
-            f"step {step}: the evaluation's {lost[0]} is not a number. {what_is_saved(folder)}; "
-            "try a lower --optimizer.learning-rate, with another --output"
+            f"step {step}: the evaluation's {lost[0]} is not a number. Try a lower "
+            "--optimizer.learning-rate, with another --output"
         )
 
 
-def what_is_saved(folder: Path) -> str:
-    """Where a run that stops has left its checkpoints."""
-    if not saved_steps(folder):
-        return "Nothing was saved yet"
-    return f"What was saved before is in {folder / 'checkpoints'}"
+def what_is_saved(home: Disk) -> str:
+    """Where a run that has stopped has left its checkpoints."""
+    with contextlib.suppress(Exception):  # a bucket may be away, which may be why the run stops
+        if not checkpoint_steps(home.checkpoints):
+            return "Nothing was saved yet"
+    return f"What was saved before is in {home.checkpoints}"
 
 
 def norms(metrics: dict[str, Any]) -> list[str]:

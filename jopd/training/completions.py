@@ -17,10 +17,9 @@ def references(mesh: Mesh, reference: Reference, samples: int) -> Rollout:
     behaviour log-probabilities, and all of them end.
     """
     repeated = lambda name: np.repeat(reference[name], samples, axis=0)
-    tokens, mask = meshes.place_batch(mesh, (repeated("tokens"), repeated("mask")))
-    return Rollout(
-        tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.ones(tokens.shape[:1], jnp.int32)
-    )
+    tokens, mask = repeated("tokens"), repeated("mask")
+    logp, stopped = np.zeros(tokens.shape, np.float32), np.ones(len(tokens), np.int32)
+    return Rollout(*meshes.place_batch(mesh, (tokens, mask, logp, stopped)))
 
 
 def chosen(rows: Int[Array, " b"], key: PRNGKeyArray, share: float) -> Bool[Array, " b"]:

@@ -316,13 +316,19 @@ class Progress:
         )
         self._task = self._bar.add_task("", total=total, completed=done, left="")
 
-    def update(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, Any]) -> None:
-        """Step `step` is done. Of its metrics "loss" and "kl" are shown, and "tokens", those
-        written, as a rate.
+    def update(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        seconds: Mapping[str, float],
+        speed: Mapping[str, float],
+    ) -> None:
+        """Step `step` is done. Of its metrics "loss" and "kl" are shown, of its speed tokens a
+        second and, where it is known, the utilisation.
         """
         now = time.monotonic()
         self._ends.append((step, now))
-        numbers, left = "  ".join(_numbers(metrics, seconds)), self._left(step)
+        numbers, left = "  ".join(_numbers(metrics, seconds, speed)), self._left(step)
         if _draws():
             self._bar.numbers = numbers
             self._bar.update(self._task, completed=step, left=left)
@@ -357,15 +363,20 @@ class _Bar(rich.progress.Progress):
         yield Text(self.numbers, style="cyan", no_wrap=True, overflow="ellipsis")
 
 
-def _numbers(metrics: Mapping[str, Any], seconds: Mapping[str, Any]) -> Iterator[str]:
+def _numbers(
+    metrics: Mapping[str, Any], seconds: Mapping[str, float], speed: Mapping[str, float]
+) -> Iterator[str]:
     for name, title in (("loss", "loss"), ("kl", "KL")):
         if name in metrics:
             yield f"{title} {float(metrics[name]):.4f}"
+    yield f"{speed['tokens_per_second']:,.0f} tokens/s"
+    if "model_flops_utilisation" in speed:
+        yield f"MFU {100 * speed['model_flops_utilisation']:.1f} %"
     total = sum(seconds.values())
-    if "tokens" in metrics and total > 0:
-        yield f"{float(metrics['tokens']) / total:,.0f} tokens/s"
     for phase, value in seconds.items():
-        yield f"{phase} {duration(value)}"
+        # What is no phase is told where it matters.
+        if phase not in ("waiting", "compiling") or value > 0.05 * total:
+            yield f"{phase} {duration(value)}"
 
 
 # The result.

@@ -14,6 +14,7 @@ from jopd.data.batching import Batches
 from jopd.data.texts import texts
 from jopd.diagnostics.tokens import Comparison, Diagnostics
 from jopd.losses.method import INITIAL
+from jopd.models.sharding import on_host
 from jopd.rollout.buckets import bucket, trim
 from jopd.rollout.sampler import Decoding, Rollout
 from jopd.training.batch import Batch, Context
@@ -95,7 +96,7 @@ class Evaluator(NamedTuple):
                 view: Context(**place_batch(self.mesh, context))
                 for view, context in host["contexts"].items()
             }
-            rollout, terms = jax.device_get(answer(contexts, place_batch(self.mesh, host["rows"])))
+            rollout, terms = on_host(answer(contexts, place_batch(self.mesh, host["rows"])))
             # The last batch is filled up with problems that came before, and lengths differ between
             # batches.
             padding = [(0, 0), (0, self.decoding.max_new_tokens - rollout.tokens.shape[1])]

@@ -25,11 +25,10 @@ def show(run: Run, answers: Answers) -> None:
     """
     example, tokens, mask = answers.examples[0], answers.tokens[0], answers.mask[0]
     values, title = answers.terms.get("kl"), "The student writes"
-    batch = run.train[0]
-    if "reference" in batch and run.program.method.completions == "reference":
-        example, reference = run.train.examples_at(0)[0], batch["reference"]
-        tokens, mask = reference["tokens"][0], reference["mask"][0]
-        values, title = None, "The reference, which is learnt from"
+    if run.program.method.completions == "reference":
+        example, tokens = run.train.examples[0], run.train.reference(0)
+        mask, values = np.ones(len(tokens), bool), None
+        title = "The reference, which is learnt from"
     written = int(np.sum(mask))
     show_example(
         views_of(run, example),

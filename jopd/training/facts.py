@@ -9,34 +9,36 @@ from typing import Any
 
 import jax
 
+from jopd.diagnostics import speed
 from jopd.losses.credit import PolicyGradient
 from jopd.losses.method import INITIAL, Method
+from jopd.models.attention import chosen
 from jopd.training import logs
 from jopd.training.folder import lengthened
 from jopd.training.setup import Run
+from jopd.training.speed import peak
 
 
 def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
     """By group of `jopd.diagnostics.checklist.CHECKLIST`, its items."""
     config, method = run.config, run.program.method
     sampling, loss, teacher = config.rollout.sampling, vars(config.method), run.teacher
+    device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     total = lambda name: int(sum(line.get(name, 0) for line in records.training))
     tokens, seconds = (
         total("tokens"),
         sum(sum(line["seconds"].values()) for line in records.training),
     )
-    scorings = method.updates if method.teacher_update != "frozen" else 1
-    by_teacher = method.guided_share if method.guided_writer == "teacher" else 0.0
     masked = run.student.tokenizer.convert_ids_to_tokens(list(config.stabilise.mask_tokens))
     return {
         "run": {
             "preset": run.name,
             "method": method.name,
             "seed": config.seed,
-            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            "device": device,
             "mesh": dict(run.mesh.shape),
             "seconds": seconds,
-            **({"lengthened": longer} if (longer := lengthened(run.folder)) else {}),
+            **({"lengthened": longer} if (longer := lengthened(run.home.folder)) else {}),
         },
         "state": {
             "prompts": f"{config.data.source}, {run.train.report}",
@@ -70,6 +72,8 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
             "precision": {
                 "student": config.student.compute.dtype,
                 "teacher": config.teacher.compute.dtype,
+                "attention": chosen(config.student.compute, jax.default_backend()).attention,
+                "vocabulary_stage": "tiled" if run.program.in_tiles(method) else "chunked",
                 "softmax_and_divergences": "float32",
                 "matrix_products": jax.config.values["jax_default_matmul_precision"]
                 or "the device's default",
@@ -96,14 +100,19 @@ def of(run: Run, records: logs.Records) -> dict[str, dict[str, Any]]:
         "resource": {
             # Of what was kept: a mixed or teacher-guided batch also draws completions that it
             # drops.
-            "tokens_generated": round(tokens * (method.on_policy_share - by_teacher))
+            "tokens_generated": round(tokens * (method.on_policy_share - method.teacher_share))
             + total("student_window_tokens"),
-            "teacher_tokens_generated": round(tokens * by_teacher) + total("teacher_window_tokens"),
-            "teacher_tokens": tokens * sum(view != INITIAL for view in method.views) * scorings,
+            "teacher_tokens_generated": round(tokens * method.teacher_share)
+            + total("teacher_window_tokens"),
+            "teacher_tokens": tokens
+            * sum(view != INITIAL for view in method.views)
+            * method.scorings,
             "device_hours": seconds * jax.device_count() / 3600,
             "seeds": [config.seed],
             "grade": grade(config.method),
         },
+        "speed": {"device": device, "peak": peak()}
+        | speed.facts(records.training, records.evaluations),
     }
 
 

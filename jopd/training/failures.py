@@ -1,4 +1,6 @@
-"""What libraries say when a machine is out of memory or room, in one line with the way out."""
+"""What libraries say when a machine is out of memory or room, or a bucket is away, in one line with
+the way out.
+"""
 
 import contextlib
 import errno
@@ -23,9 +25,11 @@ def explaining(*, memory: str) -> Iterator[None]:
 
 def say_it_once() -> None:
     """Keeps the libraries below from printing what they raise as well: Orbax logs every error of
-    its threads, and tensorstore, whose writes end after the loop that waited for them, prints that.
+    its threads, gcsfs every request that failed, and tensorstore, whose writes end after the loop
+    that waited for them, prints that.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     usual = sys.unraisablehook
 
     def hook(unraisable):
@@ -52,9 +56,23 @@ def is_out_of_room(error: BaseException) -> str | None:
     return None
 
 
+def is_unreachable(error: BaseException) -> bool:
+    """Whether a bucket, or the right to it, was away for the moment."""
+    while error is not None:
+        if type(error).__module__.split(".")[0] in ("gcsfs", "aiohttp", "google"):
+            return True
+        if re.search(
+            r"UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|PERMISSION_DENIED", str(error)
+        ):
+            return True
+        error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
+    return False
+
+
 TRAINING = (
-    "raise --micro-batches, lower --chunk (0 is the most memory), set --student.compute.remat "
-    "layer, spread the model with --mesh.fsdp, or lower --prompts or --rollout.max-new-tokens"
+    "raise --micro-batches, lower --chunk-tokens (0 is the most memory), set "
+    "--student.compute.remat layer, spread the model with --mesh.fsdp, or lower --prompts or "
+    "--rollout.max-new-tokens"
 )
 SAMPLING = "spread the model with --mesh.fsdp, or lower the rows at once or --max-new-tokens"
 
@@ -76,4 +94,7 @@ def explained(error: BaseException, *, memory: str = TRAINING) -> str | None:
         asked = re.search(r"allocat\w+ (\d+) bytes", str(error))
         size = f" allocating {int(asked[1]) / 1e9:,.1f} GB" if asked else ""
         return f"out of memory{size}: {memory}"
+    if is_unreachable(error):
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return f"the bucket can't be reached ({said})"
     return None

@@ -9,33 +9,38 @@ from pathlib import Path
 import numpy as np
 
 from jopd import config as configs
-from jopd.diagnostics import plots, report
+from jopd.diagnostics import plots, report, speed
 from jopd.diagnostics.findings import comparison
 from jopd.models.load import save
-from jopd.training import facts, logs
+from jopd.training import facts, logs, processes
 from jopd.training.console import results_table, say
+from jopd.training.home import Disk
+from jopd.training.setup import Run
 from jopd.training.state import TrainState
 from jopd.training.worker import Worker
 
 
-def finished(folder: Path, steps: int) -> bool:
-    """Whether the run of this folder has come to its end, after so many steps."""
-    path = folder / "report.json"
+def finished(home: Disk, steps: int) -> bool:
+    """Whether the run that is there has come to its end, after so many steps."""
+    path = home.folder / "report.json"
     return (
         path.is_file() and json.loads(path.read_text(encoding="utf-8"))["config"]["steps"] == steps
     )
 
 
-def show_result(folder: Path) -> None:
-    say(f"{folder} is finished; its result:")
-    results_table(comparison(logs.read(folder).evaluations))
+def show_result(home: Disk) -> None:
+    say(f"{home} is finished; its result:")
+    results_table(comparison(logs.read(home.folder).evaluations))
 
 
 def finish(worker: Worker, state: TrainState) -> None:
-    """Writes what is left when the last step is done, and prints the result."""
-    run, folder = worker.run, worker.run.folder
-    for leftover in folder.glob(".student-*"):  # of a kill while the student was written
-        shutil.rmtree(leftover)
+    """Writes what is left when the last step is done, and prints the result. What is spread over
+    several processes is gathered by all of them, and written by the first.
+    """
+    run, folder = worker.run, worker.run.home.folder
+    if processes.first():
+        for leftover in folder.glob(".student-*"):  # of a kill while the student was written
+            shutil.rmtree(leftover)
     save(
         folder / "student",
         run.student.graph,
@@ -44,8 +49,14 @@ def finish(worker: Worker, state: TrainState) -> None:
         run.student.tokenizer,
         stop_tokens=run.student.stop_tokens,
     )
+    pictured = worker.look(run.config.steps, state)
+    processes.decided(_write_down, run, pictured)
+
+
+def _write_down(run: Run, pictured: dict[str, np.ndarray]) -> None:
+    folder = run.home.folder
     records = logs.read(folder)
-    draw(records, worker.look(run.config.steps, state), folder / "plots")
+    draw(records, pictured, folder / "plots")
     report.write(
         folder,
         config=configs.to_dict(run.config),
@@ -53,11 +64,10 @@ def finish(worker: Worker, state: TrainState) -> None:
         variables=run.program.method.variables()._asdict(),
         evaluations=records.evaluations,
     )
+    run.home.push()
     results_table(comparison(records.evaluations))
-    say(
-        f"everything is in {folder}; try  python -m jopd.generate --model {folder / 'student'} "
-        "--prompt '...'"
-    )
+    say(speed.sentence(records.training, records.evaluations))
+    say(f"everything is in {run.home}; try  {run.home.trial}")
 
 
 def draw(records: logs.Records, pictured: dict[str, np.ndarray], folder: Path) -> None:

@@ -6,6 +6,8 @@ from jax.sharding import Mesh
 
 from jopd.config import Config
 from jopd.data.example import Example
+from jopd.losses.method import JUDGED
+from jopd.models import Architecture
 from jopd.training import mesh as meshes
 
 
@@ -26,6 +28,22 @@ def check_divides(config: Config, mesh: Mesh) -> None:
         )
 
 
+def split_remarks(role: str, architecture: Architecture, mesh: Mesh) -> list[str]:
+    """What the tensor axis does not divide, and so every device of it holds whole."""
+    ways = mesh.shape["tensor"]
+    sizes = {
+        "key and value heads, hence their cache": architecture.kv_heads,
+        "entries of the vocabulary": architecture.vocabulary_size,
+        "entries of the MLP": architecture.mlp_width,
+    }
+    return [
+        f"mesh.tensor={ways} does not divide the {size:,} {what} of the {role}: each of the {ways} "
+        f"devices holds all of them; a divisor of {size:,} would split them"
+        for what, size in sizes.items()
+        if size % ways
+    ]
+
+
 def evaluation_batch(problems: int, micro_batches: int, mesh: Mesh) -> int:
     """How many problems are answered at once: what is asked for, rounded up to fill the devices in
     every part that it is scored in.
@@ -36,7 +54,7 @@ def evaluation_batch(problems: int, micro_batches: int, mesh: Mesh) -> int:
 
 def check_answers(config: Config, examples: Sequence[Example]) -> None:
     """A method that is rewarded by a verifier needs something to verify."""
-    asked = {"reward", "group_advantage"} & {*config.objective.inputs}
+    asked = {*JUDGED} & {*config.objective.inputs}
     if asked and all(example.answer is None for example in examples):
         raise ValueError(
             f"method {config.method.name} is rewarded by a verifier, but no example of "

@@ -2,14 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather
 from jaxtyping import Array, Float
 
 from jopd.data import answers
 from jopd.data.texts import texts
 from jopd.losses.credit import group_advantage
 from jopd.rollout.sampler import Rollout
-from jopd.training import mesh
+from jopd.training import mesh, processes
 from jopd.training.setup import Run
 
 
@@ -30,14 +29,22 @@ def of(run: Run, name: str, step: int, rollout: Rollout) -> Float[Array, "b _"]:
 
 
 def rewards(run: Run, step: int, rollout: Rollout) -> np.ndarray:
-    """What the task's verifier says of each completion, `[B]`; 0 where an example has no answer."""
+    """What the task's verifier says of each completion, `[B]`; 0 where an example has no answer.
+
+    The rollout is on the host. Each row is scored once, by one process, as a time-out may come on
+    one host and not on another.
+    """
     samples = run.config.rollout.samples
     examples = [it for it in run.train.examples_at(step - 1) for _ in range(samples)]
-    tokens, mask = process_allgather((rollout.tokens, rollout.mask), tiled=True)
-    text = texts(run.student.tokenizer, tokens, mask)
-    answerable = [i for i, example in enumerate(examples) if example.answer is not None]
-    reward = np.zeros(len(examples), np.float32)
-    reward[answerable] = answers.scores(
-        [examples[i] for i in answerable], [text[i] for i in answerable]
-    )
-    return reward
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+
+    def score(rows: range) -> np.ndarray:
+        text = texts(run.student.tokenizer, tokens[rows], mask[rows])
+        answerable = [n for n, i in enumerate(rows) if examples[i].answer is not None]
+        reward = np.zeros(len(rows), np.float32)
+        reward[answerable] = answers.scores(
+            [examples[rows[n]] for n in answerable], [text[n] for n in answerable]
+        )
+        return reward
+
+    return processes.pooled(len(examples), score)

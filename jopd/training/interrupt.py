@@ -32,7 +32,8 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
     def restore():
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # None: not one of Python's, and it is not to be had back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     before = {number: signal.signal(number, hear) for number in SIGNALS}
     try:

@@ -2,14 +2,16 @@
 TensorBoard.
 
     metrics.jsonl      one object a training step:
-                       {"step": 7, "loss": 0.41, ..., "seconds": {"rollout": 1.2, ...}}
+                       {"step": 7, "loss": 0.41, ..., "seconds": {"rollout": 1.2, ...},
+                       "speed": {"tokens_per_second": 830.0, ...}}
     evaluations.jsonl  one object an evaluation:
-                       {"step": 50, "accuracy": {"value": 0.6, "low": ...}, ...}
+                       {"step": 50, "accuracy": {"value": 0.6, "low": ...}, ..., "seconds": 4.1}
     samples.jsonl      some of the student's answers at each evaluation:
                        {"step": 50, "prompt": ..., ...}
 
 A run that was killed goes on from its last checkpoint, so its files are first cut back to that
-step: what is then appended makes them the files of a run that was never stopped. Whoever writes a
+step: what is then appended makes them the files of a run that was never stopped, but for "seconds"
+(`jopd.training.laps`) and "speed" (`jopd.training.speed`), which a clock measures. Whoever writes a
 checkpoint calls `flush` before it.
 """
 
@@ -88,11 +90,17 @@ class RunLog:
         # TensorBoard drops the events from this step on that older files hold.
         self._event(restored_step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def training(self, step: int, metrics: Mapping[str, Any], seconds: Mapping[str, Any]) -> None:
-        """One training step: its scalars, and how long each of its phases took."""
-        self._append(METRICS, {"step": step, **metrics, "seconds": seconds})
-        self._scalars("train", step, metrics)
-        self._scalars("seconds", step, seconds)
+    def training(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        seconds: Mapping[str, float],
+        speed: Mapping[str, float],
+    ) -> None:
+        """One training step: its scalars, how long each of its phases took, and how fast it was."""
+        self._append(METRICS, {"step": step, **metrics, "seconds": seconds, "speed": speed})
+        for group, scalars in (("train", metrics), ("seconds", seconds), ("speed", speed)):
+            self._scalars(group, step, scalars)
 
     def evaluation(
         self, step: int, record: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()
@@ -144,6 +152,28 @@ class RunLog:
 
     def _event(self, step: int, **what: Any) -> None:
         self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+
+
+class NoLog:
+    """Of a process that writes nothing down: a `RunLog` that does nothing."""
+
+    def __init__(self, folder: Path, *, restored_step: int = 0):
+        pass
+
+    def training(self, step, metrics, seconds, speed) -> None:
+        pass
+
+    def evaluation(self, step, record, samples=()) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
 
 
 def _dump(line: Mapping[str, Any]) -> str:

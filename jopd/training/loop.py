@@ -6,16 +6,17 @@ bottom.
 How this differs from a textbook loop: a batch is a function of (seed, step), so the data position
 is the step itself; a row's noise is a function of (seed, row), so it does not matter where it is
 drawn; checkpoints fall between steps and logs are cut back to the restored one, so a run that was
-killed and started again writes the same files as one that was not.
+killed and started again writes the same files as one that was not, apart from what clocks say.
 """
 
 import contextlib
+import functools
+import time
 from typing import Any
 
 import jax
 
-from jopd.training import logs
-from jopd.training.alerts import Alerts
+from jopd.training import alerts, logs, processes
 from jopd.training.announcement import describe
 from jopd.training.checkpoint import Checkpoints
 from jopd.training.checks import check_evaluation, check_step, why_nothing_was_learnt
@@ -25,9 +26,10 @@ from jopd.training.finish import finish
 from jopd.training.folder import settle
 from jopd.training.interrupt import deferred
 from jopd.training.setup import Run
+from jopd.training.speed import Meter
 from jopd.training.state import TrainState
 from jopd.training.summary import samples
-from jopd.training.worker import Worker
+from jopd.training.worker import Stepped, Worker
 
 
 class Stopped(Exception):
@@ -42,18 +44,20 @@ def train(run: Run) -> None:
         the step and the rows.
       Stopped: by Ctrl-C or SIGTERM, at the end of the step in hand, which is saved.
     """
-    config, folder = run.config, run.folder
+    config, home = run.config, run.home
     announce(describe(run))
-    settle(folder, run.name, config, run.program.method.updates)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, facts=run.facts)
+    processes.decided(settle, home, run.name, config, run.program.method.updates)
+    checkpoints = Checkpoints(home.checkpoints, keep=config.checkpoint.keep, facts=run.facts)
     done, state = checkpoints.restore(run.state) or (0, run.state)
-    worker, alerts = Worker(run), Alerts(run.program.method.alerts)
+    of_drift = alerts.of_drift(config.student.compute.dtype)
+    worker, alarm = Worker(run), alerts.Alerts([*run.program.method.alerts, of_drift])
     # Closing waits for what is being written: a run that stops with an error keeps its last
     # checkpoint.
     with (
         jax.set_mesh(run.mesh),
         contextlib.closing(checkpoints),
-        logs.RunLog(folder, restored_step=done) as log,
+        (logs.RunLog if processes.first() else logs.NoLog)(home.folder, restored_step=done) as log,
+        processes.telling(),
     ):
         if done:
             say(f"resuming after step {done} of {config.steps}")
@@ -62,21 +66,30 @@ def train(run: Run) -> None:
         if done < config.steps:
             say("compiling the first step; later steps compile when a new shape first occurs ...")
         with Progress(config.steps, done=done) as progress, deferred() as stopping:
-            for step in range(done + 1, config.steps + 1):
-                state, metrics, seconds = worker.step(step, state)
-                check_step(step, metrics, folder)
-                if step == 1 and (why := why_nothing_was_learnt(metrics)):
-                    say(f"the gradient of step 1 is exactly 0, nothing was learnt: {why}")
-                record = alerts.added(logs.loggable(metrics))
-                log.training(step, record, seconds)
-                progress.update(step, record, seconds)
-
-                score, last, every = None, step == config.steps, config.evaluation.every
-                if last or (every and step % every == 0):
+            steps = range(done + 1, config.steps + 1)
+            first_measured = next(filter(worker.watches, steps), None)
+            write_down = functools.partial(_write_down, alarm, log, progress, Meter(run))
+            meanwhile = lambda: None
+            for step in steps:
+                if step == first_measured:
+                    say(f"step {step} is the first that is measured (--watch), and compiles ...")
+                stepped = worker.step(step, state, meanwhile)
+                state, score = stepped.state, None
+                last, every = step == config.steps, config.evaluation.every
+                measure = last or (every and step % every == 0)
+                stop = processes.any_of(stopping())
+                save = last or stop or step % config.checkpoint.every == 0
+                # What a step has measured is read while the next one writes, or before anything is
+                # made of its result.
+                meanwhile = functools.partial(write_down, step, stepped)
+                if measure or save:
+                    meanwhile()
+                    meanwhile = lambda: None
+                if measure:
                     score = evaluate(worker, step, state, log)
-                stop = stopping()
-                if last or stop or step % config.checkpoint.every == 0:
+                if save:
                     log.flush()
+                    home.push()
                     checkpoints.save(step, state, score)
                 if stop and not last:
                     raise Stopped(
@@ -87,19 +100,40 @@ def train(run: Run) -> None:
         finish(worker, state)
 
 
-def evaluate(worker: Worker, step: int, state: TrainState, log: logs.RunLog) -> float:
+def _write_down(
+    alarm: alerts.Alerts,
+    log: logs.RunLog | logs.NoLog,
+    progress: Progress,
+    meter: Meter,
+    step: int,
+    stepped: Stepped,
+) -> None:
+    """Checks what a step has measured, logs it and shows it."""
+    metrics, seconds, work = stepped.measured()
+    check_step(step, metrics)
+    if step == 1 and (why := why_nothing_was_learnt(metrics)):
+        say(f"the gradient of step 1 is exactly 0, nothing was learnt: {why}")
+    record = alarm.added(logs.loggable(metrics))
+    speed = meter.read(metrics, seconds, work)
+    log.training(step, record, seconds, speed)
+    progress.update(step, record, seconds, speed)
+
+
+def evaluate(worker: Worker, step: int, state: TrainState, log: logs.RunLog | logs.NoLog) -> float:
     """Measures the student on the held-out problems, before training the teacher too, and writes it
     down; its score, higher being better.
     """
-    run, first = worker.run, step == 0
+    run, first, begin = worker.run, step == 0, time.monotonic()
     what = f"evaluating on {len(run.held_out.examples)} held-out problems"
     with waiting(what + (" (compiles first)" if first else "")):
         record, answers = worker.evaluate(state, teacher_too=first)
-    check_evaluation(step, record, run.folder)
+    check_evaluation(step, record)
+    record |= {"seconds": time.monotonic() - begin}
     log.evaluation(step, record, samples(answers, run.config.evaluation.samples_shown))
     if first:
         show(run, answers)
-    return score_of(record)
+    # What is counted as right may hang on a time-out.
+    return processes.decided(score_of, record)
 
 
 def score_of(record: dict[str, Any]) -> float:

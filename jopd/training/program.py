@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jopd import models
 from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.method import INITIAL, Method
+from jopd.losses.types import Stage, TiledStage
 from jopd.rollout.sampler import Decoding
 from jopd.training.state import Fixed, Params, TrainState, union
 
@@ -25,6 +26,7 @@ class Program:
       views: the teacher's, those of the method and those that are only measured.
       decoding: of a training rollout; its vocabulary holds the entries that student and teacher
         share, and rows that only pad one of the heads are cut off.
+      tiled: whether a vocabulary stage takes its tiled form where it has one.
       diagnostics: what a watched update measures besides, of the same logits; nothing without a
         teacher.
     """
@@ -39,8 +41,13 @@ class Program:
     optimizer: optax.GradientTransformation
     decoding: Decoding
     micro_batches: int
-    chunk: int
+    chunk_tokens: int
+    tiled: bool
     diagnostics: Diagnostics | None = None
+
+    def in_tiles(self, stage: Stage) -> TiledStage | None:
+        """The stage where it runs in tiles of the vocabulary; None where in chunks of time."""
+        return stage if self.tiled and isinstance(stage, TiledStage) and stage.tiled else None
 
     def student_params(self, state: TrainState, fixed: Fixed) -> Params:
         return union(fixed.base, state.params)

@@ -8,16 +8,26 @@ import shutil
 from pathlib import Path
 
 import jax
+from etils import epath
 
+from jopd.training.home import Bucket, Disk
 from jopd.training.state import TrainState
 
 
-def check_room(folder: Path, state: TrainState, *, keep: int) -> None:
-    """Raises ValueError where the disk of `folder` has less room than a run's checkpoints and its
-    student can take: the `keep` latest, the best, and one that is being written.
+def check_room(home: Disk, state: TrainState, *, keep: int) -> None:
+    """Raises ValueError where the disk of a run has less room than its checkpoints and its student
+    can take: the `keep` latest, the best, and one that is being written.
 
-    What the folder holds already counts as room, as a run that goes on replaces it.
+    What its folder holds already counts as room, as a run that goes on replaces it.
     """
+    folder = home.folder
+    if isinstance(home, Bucket):
+        if (free := free_at(folder)) < size(state.params):
+            raise ValueError(
+                f"output={home}: the student takes {megabytes(size(state.params))} and is written "
+                f"to {folder} first, where {megabytes(free)} are free: name a larger disk by TMPDIR"
+            )
+        return
     needed = (keep + 2) * size(state) + size(state.params)
     free = free_at(folder) + sum(path.stat().st_size for path in folder.rglob("*"))
     if free < needed:
@@ -29,9 +39,11 @@ def check_room(folder: Path, state: TrainState, *, keep: int) -> None:
         )
 
 
-def check_room_for_one(folder: Path, state: TrainState) -> None:
-    """Raises OSError, as a full disk does, where one more checkpoint does not fit."""
-    if free_at(folder) < size(state):
+def check_room_for_one(folder: epath.Path, state: TrainState) -> None:
+    """Raises OSError, as a full disk does, where one more checkpoint does not fit; there is always
+    room in a bucket.
+    """
+    if "://" not in str(folder) and free_at(Path(folder)) < size(state):
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
 

@@ -2,15 +2,18 @@
 is counted before any part of it is differentiated.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jopd import models
 from jopd.losses.chunked import Scored, chunked_terms
+from jopd.losses.tiled import tiled_terms
 from jopd.losses.types import Stage, Terms
 from jopd.models import sharding
-from jopd.training.batch import Batch, Context, batch_rows, parts, whole, widen
+from jopd.training.batch import Batch, Context, batch_rows, in_width, parts, whole, widen
 from jopd.training.program import Program
 from jopd.training.state import Fixed, TrainState
 
@@ -23,7 +26,7 @@ def score(
     # One shape for all views: methods look at small differences between them.
     width = max((batch.contexts[view].tokens.shape[1] for view in views), default=0)
 
-    def micro(part: Batch):
+    def micro(part: Batch) -> dict[str, Array]:
         context = {
             view: jax.tree.map(lambda x: widen(x, width), part.contexts[view]) for view in views
         }
@@ -48,7 +51,7 @@ def measure(program: Program, state: TrainState, fixed: Fixed, batch: Batch, sta
     student = program.student_model(state, fixed)
     heads = program.heads(state, fixed, batch.hidden)
 
-    def micro(part: Batch):
+    def micro(part: Batch) -> Terms:
         hidden = completion_hidden(student, part.contexts["student"], part.tokens, part.mask)
         return terms(program, student, hidden[:, :-1], heads, part, stage)
 
@@ -62,27 +65,61 @@ def terms(
     heads: dict[str, Float[Array, "_ _"]],
     part: Batch,
     stage: Stage,
+    *,
+    chunks: int = 1,
 ) -> Terms:
-    """A vocabulary stage over the completions: chunked, so that no `[B, T, V]` array exists."""
-    # Gathered over fsdp here, once, and not again in every chunk.
-    gathered = lambda head: sharding.constrain(head, None, "vocabulary")
-    teachers = {view: Scored(value, gathered(heads[view])) for view, value in part.hidden.items()}
-    return chunked_terms(
-        stage,
-        Scored(hidden, gathered(student.head())),
-        teachers,
-        part.tokens,
-        part.mask,
-        part.extras,
-        chunk=program.chunk,
-        vocabulary=program.decoding.vocabulary,
-    )
+    """A vocabulary stage over the completions, in tiles of the vocabulary where the stage has that
+    form and otherwise in chunks of time, so that no `[B, T, V]` array exists; a stage that keeps
+    more logits at once than others asks for more `chunks` in place of each.
+
+    The vocabulary lies over all devices but those that split the batch alone: no head is whole
+    anywhere, and its gradient is summed where its columns are.
+    """
+    split = lambda head: sharding.constrain(head, None, "stage_entries")
+    teachers = {view: Scored(value, split(heads[view])) for view, value in part.hidden.items()}
+    readers = Scored(hidden, split(student.head())), teachers
+    chunk = columns(program.chunk_tokens, len(part.tokens) * chunks)
+    vocabulary = program.decoding.vocabulary
+    if (tiled := program.in_tiles(stage)) is not None:
+        terms = tiled_terms(
+            tiled,
+            *readers,
+            part.tokens,
+            part.mask,
+            chunk=chunk,
+            vocabulary=vocabulary,
+            shards=sharding.ways(vocabulary, "stage_entries"),
+            constrain=sharding.constrain,
+        )
+    else:
+        terms = chunked_terms(
+            stage,
+            *readers,
+            part.tokens,
+            part.mask,
+            part.extras,
+            chunk=chunk,
+            vocabulary=vocabulary,
+            gather=lambda hidden: sharding.constrain(hidden, "stage_rows", None, None),
+        )
+    by_row = lambda x: sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))
+    return jax.tree.map(by_row, terms)
 
 
-def in_parts(program: Program, micro, batch: Batch):
-    """`micro` of each micro-batch in turn, put together again."""
-    split = parts(batch_rows(batch), program.micro_batches, len(batch.tokens))
-    return whole(jax.lax.map(micro, split))
+def columns(chunk_tokens: int, rows: int) -> int:
+    """How many columns of time a chunk of so many tokens a device has; 0 for all of them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    return max(1, chunk_tokens * ways // rows) if chunk_tokens else 0
+
+
+def in_parts(
+    program: Program, micro: Callable[[Batch], dict[str, Array]], batch: Batch
+) -> dict[str, Array]:
+    """Per-token arrays `[B, T, ...]`, made of each micro-batch in turn, put together again."""
+    count = program.micro_batches
+    of_part = lambda part: in_width(lambda it: (micro(it), ()), part, count=count)[0]
+    return whole(jax.lax.map(of_part, parts(batch_rows(batch), count, len(batch.tokens))))
 
 
 def completion_hidden(

@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 
 import jopd
@@ -23,10 +23,11 @@ from jopd.models.load import Loaded, Opened, open_model, read, require_same_toke
 from jopd.models.sharding import parameter_shardings
 from jopd.rollout.sampler import Decoding
 from jopd.training import mesh as meshes
-from jopd.training import optimizer
+from jopd.training import optimizer, processes
 from jopd.training.checkpoint import check_facts
-from jopd.training.fit import check_answers, check_divides, evaluation_batch
-from jopd.training.folder import output_folder
+from jopd.training.fit import check_answers, check_divides, evaluation_batch, split_remarks
+from jopd.training.folder import home_of
+from jopd.training.home import Disk
 from jopd.training.program import Program
 from jopd.training.room import check_room
 from jopd.training.state import LORA, MODULES, Fixed, Params, TrainState, real_copy, separate
@@ -41,7 +42,7 @@ class Run(NamedTuple):
 
     name: str
     config: Config
-    folder: Path
+    home: Disk
     mesh: Mesh
     program: Program
     student: Loaded
@@ -77,29 +78,36 @@ class Models(NamedTuple):
     teacher: Loaded | None
 
 
-def prepare(name: str, config: Config) -> Run:
+def prepare(name: str, config: Config, home: Disk | None = None) -> Run:
     """Loads data and models and builds the state of step 0.
+
+    Args:
+      home: of the run, where it has been decided; see `jopd.training.folder.home_of`.
 
     Raises:
       ValueError: anything in the config, the data or the models that does not fit together.
     """
-    folder = output_folder(name, config)
+    home = home or home_of(name, config)
     mesh = meshes.make_mesh(config.mesh)
     check_divides(config, mesh)
     examples = {split: sources.load(config.data, split) for split in ("train", "held_out")}
     check_answers(config, examples["train"])
     readers, method = open_models(config), config.objective
+    for role, model in (("student", readers.student), ("teacher", readers.teacher)):
+        for remark in split_remarks(role, model.architecture, mesh) if model else ():
+            warnings.warn(remark, stacklevel=2)
     train = make_batches(
         config,
         readers,
         examples["train"],
         config.prompts,
+        mesh,
         seed=config.seed,
         references=method.completions != "student",
         max_completion_tokens=config.rollout.max_new_tokens,
     )
     at_once = evaluation_batch(config.evaluation.batch, config.micro_batches, mesh)
-    held_out = make_batches(config, readers, examples["held_out"], at_once)
+    held_out = make_batches(config, readers, examples["held_out"], at_once, mesh)
     facts: dict[str, Any] = {
         "jopd": jopd.__version__,
         "stop_tokens": list(readers.student.stop_tokens),
@@ -111,7 +119,8 @@ def prepare(name: str, config: Config) -> Run:
             "teacher_fingerprint": readers.teacher.fingerprint,
         }
     facts |= {"train_fingerprint": train.fingerprint, "held_out_fingerprint": held_out.fingerprint}
-    check_facts(folder / "checkpoints", facts)
+    processes.agree("data or models", facts)
+    processes.decided(check_facts, home.checkpoints, facts)
     student, teacher = read_models(config, readers, mesh)
 
     trained, base = (
@@ -122,12 +131,13 @@ def prepare(name: str, config: Config) -> Run:
         config.optimizer, config.steps * method.updates, method.modules_learning_rate
     )
     state, shardings = initial_state(trained, transform, mesh, config, student.architecture.width)
-    check_room(folder, state, keep=config.checkpoint.keep)
-    program = make_program(config, readers, teacher, transform)
+    if processes.first():
+        check_room(home, state, keep=config.checkpoint.keep)
+    program = make_program(config, readers, teacher and teacher.graph, transform)
     return Run(
         name,
         config,
-        folder,
+        home,
         mesh,
         program,
         student,
@@ -219,7 +229,12 @@ def read_models(config: Config, readers: Readers, mesh: Mesh) -> Models:
 
 
 def make_batches(
-    config: Config, readers: Readers, examples: Sequence[Example], prompts_per_step: int, **settings
+    config: Config,
+    readers: Readers,
+    examples: Sequence[Example],
+    prompts_per_step: int,
+    mesh: Mesh,
+    **settings,
 ) -> Batches:
     """Batches of every view that is read; see `jopd.data.batching`."""
     return Batches(
@@ -230,6 +245,8 @@ def make_batches(
         pad_id=readers.student.pad_id,
         max_prompt_tokens=config.rollout.max_prompt_tokens,
         config=config.view,
+        fed=meshes.rows_fed(mesh, prompts_per_step),
+        pooled=processes.pooled,
         **settings,
     )
 
@@ -237,7 +254,7 @@ def make_batches(
 def make_program(
     config: Config,
     readers: Readers,
-    teacher: Loaded | None,
+    teacher: nnx.GraphDef | None,
     transform: optax.GradientTransformation,
 ) -> Program:
     student = readers.student
@@ -245,7 +262,7 @@ def make_program(
     return Program(
         method=config.objective,
         student=student.graph,
-        teacher=student.graph if teacher is None else teacher.graph,
+        teacher=student.graph if teacher is None else teacher,
         initial=models.abstract(student.architecture, config.student.compute, models.LoRA())[0],
         width=student.architecture.width,
         views=readers.views,
@@ -259,7 +276,8 @@ def make_program(
             config.rollout.sampling,
         ),
         micro_batches=config.micro_batches,
-        chunk=config.chunk,
+        chunk_tokens=config.chunk_tokens,
+        tiled=config.vocabulary_stage == "auto",
         diagnostics=Diagnostics(watched[0], student.stop_tokens) if watched else None,
     )
 

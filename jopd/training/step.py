@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jopd.training import score, update, windows, write
 from jopd.training.program import Program
@@ -33,6 +34,12 @@ class Jitted(NamedTuple):
     measure: Callable
 
 
+def everywhere(shardings: TrainState | None) -> NamedSharding | None:
+    """A whole copy on each device of the state's mesh."""
+    leaves = jax.tree.leaves(shardings)
+    return NamedSharding(leaves[0].mesh, PartitionSpec()) if leaves else None
+
+
 def jitted(program: Program, state_shardings: TrainState | None = None) -> Jitted:
     """Jits the phases of a program; `update` reuses the state's memory and, told where it lives,
     leaves it there.
@@ -48,8 +55,12 @@ def jitted(program: Program, state_shardings: TrainState | None = None) -> Jitte
         score=compiled(score.score, "views"),
         prepare=compiled(score.prepare),
         windows=compiled(windows.windows, "decoding"),
+        # Every host has all metrics at once, whatever else is being computed when they are read.
         update=compiled(
-            update.update, "watch", donate_argnums=0, out_shardings=(state_shardings, None)
+            update.update,
+            "watch",
+            donate_argnums=0,
+            out_shardings=(state_shardings, everywhere(state_shardings)),
         ),
         measure=compiled(score.measure, "stage"),
     )

@@ -19,7 +19,8 @@ from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.method import Loss
 from jopd.losses.stages import profiled_tokens, time_stage, whole_batch_counts
 from jopd.losses.types import Inputs, Profiles, Terms, Total, share
-from jopd.training.batch import Batch, batch_rows, parts, stream_of, whole
+from jopd.losses.vocabulary import log_prob_of, log_softmax
+from jopd.training.batch import Batch, batch_rows, in_width, parts, stream_of, whole
 from jopd.training.program import Program
 from jopd.training.score import completion_hidden, terms
 from jopd.training.state import Fixed, Params, TrainState, union
@@ -50,13 +51,15 @@ def update(
 
     Returns:
       The next state, and the metrics: scalars; `finite_rows` `[B]`, false where a row's terms are
-      not finite numbers; and with `watch` the `diagnostics`, a dictionary of scalars and profiles.
+      not finite numbers; and with `watch` the `diagnostics`, a dictionary of scalars and profiles,
+      and `rescored` `[B, T]`, what the trainer makes of each token at the sampling temperature.
     """
     batch = batch_rows(batch)
     gradient, outcome = differentiate(program, state, fixed, batch, watch)
     metrics = measured(gradient, outcome)
     if watch and program.diagnostics is not None:
         diagnostics, profiles = whole((outcome.diagnostics, outcome.profiles))
+        metrics["rescored"] = diagnostics.pop("rescored")
         edges = quarters(program.decoding.max_new_tokens)
         metrics["diagnostics"] = of_a_batch(diagnostics, batch.tokens, batch.mask, edges, profiles)
     return moved(program, state, gradient), metrics
@@ -93,14 +96,19 @@ def differentiate(
         outcome = merged(outcomes)
         return jnp.stack([*outcome.shares.values()]).sum(), outcome
 
+    def of_part(part: Batch):
+        (_, outcome), gradient = jax.value_and_grad(loss, has_aux=True)(trained, part)
+        of_tokens = (outcome.diagnostics, outcome.profiles)
+        return of_tokens, (outcome._replace(diagnostics={}, profiles={}), gradient)
+
     def accumulate(gradient, part: Batch):
-        (_, outcome), gradient_of_part = jax.value_and_grad(loss, has_aux=True)(trained, part)
+        (diagnostics, profiles), (outcome, gradient_of_part) = in_width(of_part, part, count=count)
+        outcome = outcome._replace(diagnostics=diagnostics, profiles=profiles)
         return jax.tree.map(jnp.add, gradient, gradient_of_part), outcome
 
-    trained = {"student": state.params, "modules": state.modules}
+    trained, count = {"student": state.params, "modules": state.modules}, program.micro_batches
     zero = jax.tree.map(jnp.zeros_like, trained)
-    micro_batches = parts(batch, program.micro_batches, len(batch.tokens))
-    return jax.lax.scan(accumulate, zero, micro_batches)
+    return jax.lax.scan(accumulate, zero, parts(batch, count, len(batch.tokens)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +137,12 @@ def forward(
 ) -> Outcome:
     """Both stages of one stream's loss on a micro-batch."""
     loss, watched = stream.loss, stream.diagnostics
-    stage = loss if watched is None else Watched(loss, watched)
-    of_both = terms(program, student, hidden[:, :-1], stream.heads, part, stage)
+    temperature = program.decoding.sampling.temperature or 1.0
+    stage = loss if watched is None else Watched(loss, watched, temperature)
+    # Measuring holds several times as many logits: in smaller chunks a watched step needs no more
+    # memory than others.
+    chunks = 1 if watched is None else 8
+    of_both = terms(program, student, hidden[:, :-1], stream.heads, part, stage, chunks=chunks)
     own_terms, diagnostics = apart(of_both)
     inputs = part.inputs
     if modules:
@@ -209,14 +221,19 @@ WATCHED = "diagnostics/"
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """A loss's vocabulary stage and, of the very same logits, the diagnostics'."""
+    """A loss's vocabulary stage and, of the very same logits, the diagnostics' and the sampled
+    token's log-probability, at the sampling temperature.
+    """
 
     loss: Loss
     diagnostics: Diagnostics
+    temperature: float
 
     def token_terms(self, student_logits, teacher_logits, tokens, extras) -> Terms:
         of_loss = self.loss.token_terms(student_logits, teacher_logits, tokens, extras)
         watched = self.diagnostics.token_terms(student_logits, teacher_logits, tokens, {})
+        logp = log_softmax(jax.lax.stop_gradient(student_logits), self.temperature)
+        watched["rescored"] = log_prob_of(logp, tokens)
         return of_loss | {f"{WATCHED}{name}": values for name, values in watched.items()}
 
 

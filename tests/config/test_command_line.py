@@ -156,6 +156,7 @@ def test_a_presets_setting_that_the_method_cannot_have_may_be_changed_beside_it(
         (["--method"], "--method needs a value"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
         (["default", "--config", "x.yaml"], "leave out the preset 'default'"),
+        (["--chunk", "16"], "say --chunk-tokens 512, on several divide by data"),
         (["--resume"], "the same command goes on by itself from the last checkpoint"),
         (["--resume_from_checkpoint=True"], "leave this out"),
     ],
@@ -199,6 +200,21 @@ def test_a_wrong_flag_or_value_is_named_with_the_cure(arguments, words, capsys, 
     assert stop.value.code == 2
     shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
     assert all(word in shown for word in words), shown
+
+
+WITHOUT_TORCH = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+import jopd, transformers
+print(transformers.is_torch_available())
+"""
+
+
+def test_where_there_is_no_torch_nothing_is_said_of_it():
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "False\n" and not done.stderr
 
 
 def test_a_reader_that_has_had_enough_ends_it_quietly():

@@ -45,7 +45,7 @@ def test_every_setting_survives_the_file(tmp_path):
     config = Config(
         method=losses.get("ar_opd", scale=0.25, teacher_update="ema"),
         student=Student(
-            model="a", compute=Compute("bfloat16", "dot_product", "dots"), lora=LoRA(3, 6.0)
+            model="a", compute=Compute("bfloat16", "matmul", "dots"), lora=LoRA(3, 6.0)
         ),
         teacher=Teacher(model="self", ema_rate=1e-05, compute=Compute("bfloat16")),
         data=DataConfig(
@@ -67,7 +67,8 @@ def test_every_setting_survives_the_file(tmp_path):
         steps=11,
         prompts=10,
         micro_batches=5,
-        chunk=0,
+        chunk_tokens=0,
+        vocabulary_stage="chunked",
         watch=3,
         seed=12,
         output="out put: 'é'",
@@ -182,13 +183,30 @@ def test_a_file_without_a_format_is_read_and_a_later_one_refused(tmp_path):
     config = Config(method=losses.get("opd"))
     save_yaml(path, "default", config)
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert data.pop("format") == 2
+    assert data.pop("format") == 3
     # What a run of before wrote: no format, and no setting that has come since.
     del data["view"]["date"], data["data"]["columns"]["group"]
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     assert load_yaml(path) == ("default", config)
-    path.write_text(yaml.safe_dump({"format": 3, **data}), encoding="utf-8")
-    with pytest.raises(ValueError, match="has format 3, and this version reads up to 2"):
+    path.write_text(yaml.safe_dump({"format": 4, **data}), encoding="utf-8")
+    with pytest.raises(ValueError, match="has format 4, and this version reads up to 3"):
+        load_yaml(path)
+
+
+def test_settings_of_the_second_format_are_converted(tmp_path):
+    """Sixteen columns of 64 prompts x 2 samples in 4 parts are 512 tokens on one device."""
+    path = tmp_path / "config.yaml"
+    config = Config(
+        losses.get("opd"), rollout=RolloutConfig(samples=2), micro_batches=4, chunk_tokens=512
+    )
+    save_yaml(path, "default", config)
+    data = yaml.safe_load(path.read_text(encoding="utf-8")) | {"format": 2, "chunk": 16}
+    del data["chunk_tokens"]
+    data["teacher"]["compute"]["attention"] = "dot_product"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    assert load_yaml(path) == ("default", config)
+    path.write_text(yaml.safe_dump(data | {"format": 3}), encoding="utf-8")
+    with pytest.raises(ValueError, match="chunk"):
         load_yaml(path)
 
 

@@ -72,7 +72,7 @@ def test_values_out_of_range_are_refused(cls, settings, message):
     "method, settings, message",
     [
         ("opd", {"prompts": 0}, "prompts=0 must be at least 1"),
-        ("opd", {"chunk": -1}, "chunk=-1 must be at least 0"),
+        ("opd", {"chunk_tokens": -1}, "chunk_tokens=-1 must be at least 0"),
         ("opd", {"seed": -1}, "seed=-1 must be at least 0"),
         (
             "opd",

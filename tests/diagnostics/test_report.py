@@ -31,6 +31,14 @@ FACTS = {
     },
     "feedback": {"teacher": "a | b", "views": ["partial", "full"], "tokenizer_match": True},
     "resource": {"tokens_generated": 1234567, "teacher_tokens": 2345678, "seeds": [1234]},
+    "speed": {
+        "peak": "989 TFLOP/s a device (H100, bfloat16, published)",
+        "model_flops_utilisation": 0.413,
+        "peak_memory_bytes": 61 * 2**30,
+        "median_step_seconds": 3.21,
+        "time_share": {"rollout": 0.6, "update": 0.4},
+        "bound_by": "the rollout",
+    },
 }
 
 
@@ -79,6 +87,12 @@ def test_it_says_what_was_run_with_what(written):
         "| views | partial, full |",
         "| tokenizer match | yes |",
         r"| teacher | a \| b |",
+        "| peak | 989 TFLOP/s a device (H100, bfloat16, published) |",
+        "| model flops utilisation | 41.3 % |",
+        "| tokens per second | not recorded |",
+        "| peak memory bytes | 61.00 GiB |",
+        "| median step seconds | 3.2 s |",
+        "| time share | rollout 60.0 %, update 40.0 % |",
         "![KL to the teacher by position](plots/kl_by_position.png)",
     ):
         assert expected in text

@@ -146,3 +146,16 @@ def plain_loss(method: losses.Method, student_logits, teacher_logits, rest: Prob
 
 def logits_of(scored: Scored) -> jax.Array:
     return scored.hidden @ scored.head
+
+
+def largest_array(jaxpr) -> int:
+    """Size of the largest intermediate of a program, those of its inner programs included."""
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        sizes += [variable.aval.size for variable in equation.outvars]
+        for inner in jax.tree.leaves(
+            equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                sizes.append(largest_array(getattr(inner, "jaxpr", inner)))
+    return max(sizes)

@@ -16,6 +16,7 @@ from tests.losses.problem import (
     METHODS,
     REGISTERED,
     VOCABULARY,
+    largest_array,
     logits_of,
     loss_of,
     plain_loss,
@@ -95,19 +96,6 @@ def test_any_chunk_gives_the_same_loss_and_gradient(chunk):
     given = problem(method)
     loss = jax.jit(jax.value_and_grad(lambda student: loss_of(method, student, given, chunk=chunk)))
     assert_same(loss(given.student), unchunked(method))
-
-
-def largest_array(jaxpr) -> int:
-    """Size of the largest intermediate of a program, those of its inner programs included."""
-    sizes = [0]
-    for equation in jaxpr.eqns:
-        sizes += [variable.aval.size for variable in equation.outvars]
-        for inner in jax.tree.leaves(
-            equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
-        ):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                sizes.append(largest_array(getattr(inner, "jaxpr", inner)))
-    return max(sizes)
 
 
 def largest_of_a_step(method, chunk):

@@ -287,7 +287,8 @@ def test_everything_else_is_the_methods_own():
     # later.
     missing = {name for name in dir(Method) if not name.startswith("_")} - vars(Stabilised).keys()
     # What is computed of the others, and what is read off the class before there is a run.
-    assert missing == {"completions", "vanishes_at_teacher", "run_defaults", "identity_settings"}
+    computed = {"completions", "vanishes_at_teacher", "scorings", "teacher_share"}
+    assert missing == computed | {"run_defaults", "identity_settings"}
     assert steady.views == ("privileged", "plain", "initial")
     mask = jnp.ones((1, 3), bool)
     made = steady.apply_modules({}, jnp.ones((1, 4, 2)), mask)

@@ -1,5 +1,8 @@
 import dataclasses
+import functools
+import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jopd import models
-from jopd.models import Compute, LoRA
+from jopd.models import Compute, LoRA, attention
 
 
 def cubed_hidden(graph, tokens, valid):
@@ -53,19 +56,41 @@ def test_prefill_and_decode_equal_the_whole_forward(name, architectures, random_
     np.testing.assert_allclose(pieces[valid], whole[valid], atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["matmul", "dot_product"])
-def test_branches_are_what_they_would_be_alone(
-    attention, architectures, random_model, batch, logits_of
-):
-    graph, params = random_model(architectures["qwen3"], compute=Compute(attention=attention))
-    tokens, valid = (jnp.asarray(x) for x in batch)
-    b = len(tokens)
-    first = np.argmax(np.asarray(valid), axis=1)  # where the left padding ends
+def test_a_long_cache_is_read_as_far_as_it_is_filled(architectures, random_model):
+    """Of 600 slots first 256, then 512, then all; pieces end before, on and after each bound."""
+    graph, params = random_model(architectures["qwen3"])
+    tokens = jnp.asarray(np.random.default_rng(0).integers(10, size=(2, 600)), jnp.int32)
+    valid = jnp.asarray(np.arange(600)[None] >= np.array([[0], [3]]))
+
+    @jax.jit
+    def piecewise(params):
+        model = models.merge(graph, params)
+        cache, hidden = model.empty_cache(2, 600), []
+        for start, stop in itertools.pairwise((0, 254, 255, 256, 257, 511, 512, 513, 599, 600)):
+            piece, cache = model.extend(tokens[:, start:stop], valid[:, start:stop], cache)
+            hidden.append(piece)
+        return jnp.concatenate(hidden, axis=1), model(tokens, valid)
+
+    pieces, whole = piecewise(params)
+    np.testing.assert_allclose(pieces[valid], whole[valid], atol=2e-5)
+
+
+def two_branches(valid: np.ndarray) -> models.Branches:
+    """Of every row, after its first token and after its third."""
+    first = np.argmax(valid, axis=1)  # where the left padding ends
     starts = np.stack([first + 1, first + 3], axis=1).astype(np.int32)
     draw = np.random.default_rng(5).integers
-    branch = draw(10, size=(b * 2, 4)).astype(np.int32)
-    written = np.arange(4)[None] < draw(1, 5, size=(b * 2, 1))
-    given = models.Branches(jnp.asarray(branch), jnp.asarray(written), jnp.asarray(starts))
+    branch = draw(10, size=(len(valid) * 2, 4)).astype(np.int32)
+    written = np.arange(4)[None] < draw(1, 5, size=(len(valid) * 2, 1))
+    return models.Branches(jnp.asarray(branch), jnp.asarray(written), jnp.asarray(starts))
+
+
+def test_branches_are_what_they_would_be_alone(architectures, random_model, batch, logits_of):
+    graph, params = random_model(architectures["qwen3"])
+    tokens, valid = (jnp.asarray(x) for x in batch)
+    b, given = len(tokens), two_branches(batch[1])
+    branch, written, starts = (np.asarray(x) for x in given)
+    first = np.argmax(np.asarray(valid), axis=1)
     run = jax.jit(
         lambda params: [
             models.merge(graph, params).branched(tokens, valid, given),
@@ -86,16 +111,38 @@ def test_branches_are_what_they_would_be_alone(
             np.testing.assert_allclose(logits[2 * row + w, :n], expected, atol=1e-4)
 
 
-def test_the_attention_implementations_agree(architectures, random_model, batch, logits_of):
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_a_kernel_reads_and_writes_as_the_reference_does(
+    kernel, architectures, random_model, batch, logits_of, monkeypatch
+):
+    """In the forward pass, its gradient, the prefill of a cache, and with what branches off."""
+    portable = {
+        "splash": functools.partial(attention.by_splash, interpret=True),
+        "cudnn": functools.partial(attention.by_cudnn, implementation="xla"),
+    }
+    monkeypatch.setattr(attention, f"by_{kernel}", portable[kernel])
     (tokens, valid), each = batch, []
-    for attention in ("matmul", "dot_product"):
-        graph, params = random_model(architectures["qwen3"], compute=Compute(attention=attention))
-        each.append(logits_of(graph, params, tokens, valid)[valid])
-    gradient = jax.jit(jax.grad(cubed_hidden(graph, tokens, valid)))(
-        params
-    )  # a padded query sees no key
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    np.testing.assert_allclose(each[0], each[1], atol=1e-5)
+    branches = two_branches(valid)
+    for name in ("matmul", kernel):
+        graph, params = random_model(architectures["qwen3"], compute=Compute(attention=name))
+        gradient = jax.jit(jax.grad(cubed_hidden(graph, tokens, valid)))(params)
+
+        @jax.jit
+        def prefill(params, graph=graph):
+            model = models.merge(graph, params)
+            read = jnp.asarray(tokens), jnp.asarray(valid)
+            return model.extend(*read, model.empty_cache(*tokens.shape))[0]
+
+        @jax.jit
+        def branched(params, graph=graph):
+            read = jnp.asarray(tokens), jnp.asarray(valid)
+            return models.merge(graph, params).branched(*read, branches)
+
+        logits = logits_of(graph, params, tokens, valid)[valid]
+        trunk, found = branched(params)
+        of_branches = (trunk[valid], found[np.asarray(branches.valid)])
+        each.append((logits, gradient, prefill(params)[valid], of_branches))
+    chex.assert_trees_all_close(*each, rtol=1e-4, atol=1e-5)
 
 
 def test_rematerialisation_changes_no_gradient(architectures, random_model, batch):

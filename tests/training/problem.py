@@ -25,7 +25,7 @@ from jopd.models import Architecture, Transformer
 from jopd.models.sharding import MESH_AXES, parameter_shardings
 from jopd.rollout.sampler import Decoding, Sampling
 from jopd.training.batch import Batch, Context
-from jopd.training.mesh import place_batch
+from jopd.training.mesh import batch_ways, place_batch
 from jopd.training.program import Program
 from jopd.training.state import Fixed, TrainState, real_copy
 from jopd.training.step import Jitted, jitted
@@ -168,6 +168,7 @@ def problem(
     method: losses.Method,
     *,
     chunk: int = 0,
+    tiled: bool = True,
     micro_batches: int = 1,
     mesh: Mesh | None = None,
     optimizer: optax.GradientTransformation = SGD,
@@ -201,7 +202,8 @@ def problem(
         optimizer=lenient(optimizer),
         decoding=Decoding(max_new_tokens, (1,), 0, vocabulary),
         micro_batches=micro_batches,
-        chunk=chunk,
+        chunk_tokens=chunk * (ROWS // micro_batches) // batch_ways(mesh),
+        tiled=tiled,
         diagnostics=diagnostics,
     )
     place = lambda tree: jax.tree.map(jax.device_put, tree, parameter_shardings(mesh, tree))

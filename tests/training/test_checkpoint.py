@@ -180,7 +180,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(damage
     again.close()
     last = Checkpoints(folder, keep=3, facts=FACTS)
     step, state = last.restore(state_of(0))
-    assert step == 4 and (tmp_path / "damaged-checkpoints" / "4").is_dir()
+    assert step == 4 and [*(tmp_path / "damaged-checkpoints").glob("4-*")]
     assert_equal(state, state_of(4))
     last.close()
 
@@ -204,7 +204,21 @@ def test_a_later_format_is_refused_and_another_version_of_the_same_is_not(tmp_pa
     check_facts(tmp_path, FACTS | {"jopd": "0.2.0"})
     path = tmp_path / "2" / "facts" / "metadata"
     facts = json.loads(path.read_text())
-    assert facts["format"] == 1
-    path.write_text(json.dumps(facts | {"format": 2}))
-    with pytest.raises(ValueError, match="have format 2, and this version reads up to 1"):
+    assert facts["format"] == 2
+    path.write_text(json.dumps(facts | {"format": 3}))
+    with pytest.raises(ValueError, match="have format 3, and this version reads up to 2"):
         check_facts(tmp_path, FACTS)
+
+
+def test_the_data_fingerprints_of_the_first_format_are_not_compared(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, facts=FACTS | {"train_fingerprint": "made so"})
+    checkpoints.save(2, state_of(2), None)
+    checkpoints.close()
+    now = FACTS | {"train_fingerprint": "and so"}
+    with pytest.raises(ValueError, match="train_fingerprint was made so, is and so"):
+        check_facts(tmp_path, now)
+    path = tmp_path / "2" / "facts" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    check_facts(tmp_path, now)
+    with pytest.raises(ValueError, match="student was a, is b"):
+        check_facts(tmp_path, now | {"student": "b"})

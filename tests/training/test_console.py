@@ -168,8 +168,9 @@ def test_an_example_that_does_not_fit_together_is_refused(views, mask, message):
 def run(progress: console.Progress, steps: range) -> None:
     with progress:
         for step in steps:
-            metrics = {"loss": np.float32(0.5), "kl": 0.25, "tokens": 1000, "gradient_norm": 3.0}
-            progress.update(step, metrics, {"rollout": 1.5, "score": 0.02, "update": 0.48})
+            metrics = {"loss": np.float32(0.5), "kl": 0.25, "gradient_norm": 3.0}
+            seconds = {"rollout": 1.5, "score": 0.02, "update": 0.48, "waiting": 0.01}
+            progress.update(step, metrics, seconds, {"tokens_per_second": 500.0})
 
 
 @pytest.fixture
@@ -188,6 +189,15 @@ def test_a_log_file_gets_a_line_every_ten_seconds(printed, two_seconds_a_step):
     )
     assert lines[1].startswith("step   6/100") and lines[1].endswith("  3 min 08 s left")
     assert lines[-1].startswith("step 100/100") and "left" not in lines[-1]
+
+
+def test_utilisation_and_a_busy_host_are_shown_where_they_are_known_and_large(printed):
+    with console.Progress(1) as progress:
+        seconds = {"rollout": 1.5, "waiting": 0.5, "compiling": 0.0}
+        speed = {"tokens_per_second": 1.0, "model_flops_utilisation": 0.4132}
+        progress.update(1, {"loss": 0.5}, seconds, speed)
+    line = "step 1/1  loss 0.5000  1 tokens/s  MFU 41.3 %  rollout 1.5 s  waiting 0.5 s"
+    assert printed().splitlines() == [line]
 
 
 def test_a_resumed_run_counts_from_where_it_goes_on(printed, two_seconds_a_step):

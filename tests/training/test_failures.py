@@ -12,7 +12,14 @@ def test_what_the_backend_says_of_memory_becomes_a_line_with_the_way_out():
         jnp.zeros(1 << 40)
     line = explained(error.value)
     assert line.startswith("out of memory allocating 4,398.0 GB: raise --micro-batches")
-    assert "--chunk" in line and "--student.compute.remat" in line and "\n" not in line
+    assert "--chunk-tokens" in line and "--student.compute.remat" in line and "\n" not in line
+
+
+def test_a_bucket_that_is_away_is_a_line_too():
+    outer = RuntimeError("while saving")
+    outer.__cause__ = ValueError("UNAVAILABLE: Error writing\n to bucket")
+    assert explained(outer) == "the bucket can't be reached (RuntimeError: while saving)"
+    assert explained(RuntimeError("INTERNAL: something else")) is None
 
 
 @pytest.mark.parametrize(

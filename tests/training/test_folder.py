@@ -2,34 +2,12 @@ import dataclasses
 import re
 from pathlib import Path
 
-import filelock
 import pytest
 
 from jopd.config import load_yaml, parse, save_yaml
 from jopd.training import folder
+from jopd.training.home import Disk
 from tests.training.tiny import arguments
-
-
-def test_a_folder_that_another_process_is_at_is_refused(tiny, tmp_path, refused):
-    lock = folder.claim(tmp_path / "run")
-    error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "run"))
-    assert (
-        f"output={tmp_path / 'run'} is in use by another process" in error and "--output" in error
-    )
-    lock.release()
-    folder.claim(tmp_path / "run").release()
-
-
-def test_where_there_are_no_locks_a_run_is_warned(tmp_path, monkeypatch):
-    def none(lock):
-        raise NotImplementedError
-
-    monkeypatch.setattr(filelock.FileLock, "_acquire", none)
-    with pytest.warns(
-        UserWarning, match=f"output={tmp_path / 'run'} lies on a file system without locks"
-    ):
-        lock = folder.claim(tmp_path / "run")
-    folder.leave(tmp_path / "run", lock)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tiny, tmp_path, refused):
@@ -55,7 +33,7 @@ def test_a_folder_that_holds_something_else_is_refused(tiny, tmp_path, refused):
     command = arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".config.yaml.partial").write_text("a kill left this")
-    assert folder.output_folder(*parse(command)) == tmp_path / "run"
+    assert folder.home_of(*parse(command)).folder == tmp_path / "run"
     (tmp_path / "run" / "thesis.txt").touch()
     error = refused(command)
     assert (
@@ -84,7 +62,7 @@ def started(path, command, step=None) -> Path:
 def test_a_folder_of_another_run_is_refused_naming_what_differs(tiny, tmp_path, refused):
     command = arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
     run = started(tmp_path / "run", command, step=2)
-    assert folder.output_folder(*parse(command)) == run
+    assert folder.home_of(*parse(command)).folder == run
     error = refused(
         [*command, "--method.divergence", "forward_kl", "--rollout.sampling.top-k", "5"]
     )
@@ -98,7 +76,7 @@ def test_a_folder_of_another_run_is_refused_naming_what_differs(tiny, tmp_path, 
     "flags",
     [
         ("--micro-batches", "2"),
-        ("--chunk", "0"),
+        ("--chunk-tokens", "0"),
         ("--mesh.data", "1", "--mesh.fsdp", "-1"),
         ("--checkpoint.keep", "5", "--checkpoint.every", "1"),
         ("--evaluation.every", "0", "--evaluation.batch", "3", "--evaluation.samples-shown", "0"),
@@ -111,7 +89,7 @@ def test_a_folder_of_another_run_is_refused_naming_what_differs(tiny, tmp_path, 
 def test_what_changes_no_number_may_differ_and_a_run_may_become_longer(tiny, tmp_path, flags):
     command = arguments(tiny["student"], tiny["teacher"], tmp_path / "run")
     run = started(tmp_path / "run", command, step=2)
-    assert folder.output_folder(*parse([*command, *flags])) == run
+    assert folder.home_of(*parse([*command, *flags])).folder == run
 
 
 def test_a_run_does_not_become_shorter(tiny, tmp_path, refused):
@@ -128,11 +106,11 @@ def test_a_run_that_has_saved_nothing_is_cleared_away(tiny, tmp_path):
     (run / "events.out.tfevents.1").touch()
     (run / "plots").mkdir()
     (run / "notes.txt").touch()
-    folder.settle(run, *parse(command), updates=1)
+    folder.settle(Disk(run), *parse(command), updates=1)
     assert (run / "evaluations.jsonl").exists()  # of the same settings: it may go on
     name, config = parse([*command, "--optimizer.learning-rate", "0.5"])
-    assert folder.output_folder(name, config) == run
-    folder.settle(run, name, config, updates=1)
+    assert folder.home_of(name, config).folder == run
+    folder.settle(Disk(run), name, config, updates=1)
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "notes.txt"]
     assert load_yaml(run / "config.yaml") == (name, config)
 
@@ -143,7 +121,7 @@ def test_a_longer_run_says_how_the_learning_rate_jumps_and_keeps_it_on_file(tiny
     run = started(tmp_path / "run", [*command, "--optimizer.learning-rate", "0.5"], step=6)
     name, config = parse([*command, "--optimizer.learning-rate", "0.5", "--steps", "12"])
     for _ in range(2):  # a kill right after the first start
-        folder.settle(run, name, config, updates=1)
+        folder.settle(Disk(run), name, config, updates=1)
     # Half of the longer way down, where the shorter one had arrived.
     said = capsys.readouterr().out
     assert "12 steps instead of 6" in said and "0.25 instead of 0" in said
@@ -154,7 +132,7 @@ def test_a_longer_run_says_how_the_learning_rate_jumps_and_keeps_it_on_file(tiny
     ("flags", "name"),
     [
         ((), "default-opd-seed0"),
-        (("--seed", "3", "--steps", "9", "--chunk", "4"), "default-opd-seed3"),
+        (("--seed", "3", "--steps", "9", "--chunk-tokens", "4"), "default-opd-seed3"),
         (("--method", "opsd"), "default-opsd-seed0"),
         (("--method.top-k", "16"), "default-opd-seed0-top_k=16"),
         (
@@ -164,17 +142,17 @@ def test_a_longer_run_says_how_the_learning_rate_jumps_and_keeps_it_on_file(tiny
     ],
 )
 def test_default_folders_tell_settings_apart(flags, name):
-    assert folder.output_folder(*parse([*flags])) == Path("runs") / name
+    assert folder.home_of(*parse([*flags])).folder == Path("runs") / name
 
 
 def test_long_settings_and_unknown_presets_are_told_apart_by_a_digest(tmp_path):
-    of = lambda *flags: folder.output_folder(*parse([*flags])).name
+    of = lambda *flags: folder.home_of(*parse([*flags])).folder.name
     one, other = of("--student.model", "/some/where"), of("--student.model", "/else/where")
     assert one != other and one == of("--student.model", "/some/where")
     assert re.fullmatch(r"default-opd-seed0-[0-9a-f]{6}", one)
     _, config = parse([])
     # A preset that no other test of this process has read from a file.
-    unknown = folder.default_folder("unheard-of", config).name
+    unknown = folder.default_folder("unheard-of", config).removeprefix("runs/")
     assert re.fullmatch(r"unheard-of-opd-seed0-[0-9a-f]{6}", unknown)
     (tmp_path / "study.py").write_text(
         "from jopd.config import preset\nconfig = lambda: preset('default')\n"
@@ -184,7 +162,7 @@ def test_long_settings_and_unknown_presets_are_told_apart_by_a_digest(tmp_path):
 
 def test_a_folder_may_begin_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert folder.output_folder(*parse(["--output", "~/run"])) == tmp_path / "run"
+    assert folder.home_of(*parse(["--output", "~/run"])).folder == tmp_path / "run"
 
 
 def test_the_output_of_a_run_is_not_one_of_its_settings(tiny, tmp_path, monkeypatch):
@@ -193,6 +171,5 @@ def test_the_output_of_a_run_is_not_one_of_its_settings(tiny, tmp_path, monkeypa
     name, config = parse(arguments(tiny["student"], tiny["teacher"], "run"))
     started(tmp_path / "run", arguments(tiny["student"], tiny["teacher"], "run"), step=2)
     (tmp_path / "run").rename(tmp_path / "moved")
-    assert folder.output_folder(name, dataclasses.replace(config, output="./moved")) == Path(
-        "moved"
-    )
+    moved = dataclasses.replace(config, output="./moved")
+    assert folder.home_of(name, moved).folder == Path("moved")

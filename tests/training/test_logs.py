@@ -10,6 +10,7 @@ from tensorboardX.proto import event_pb2
 from jopd.training.logs import EVALUATIONS, METRICS, SAMPLES, RunLog, read
 
 SECONDS = {"rollout": 1.25, "score": 0.5, "update": 0.75}
+SPEED = {"tokens_per_second": 400.0, "memory_bytes": 2**31}
 
 
 def steps(log: RunLog, first: int, last: int) -> None:
@@ -17,7 +18,7 @@ def steps(log: RunLog, first: int, last: int) -> None:
     even step.
     """
     for step in range(first, last + 1):
-        log.training(step, {"loss": np.float32(1 / step), "kl": 0.1 * step}, SECONDS)
+        log.training(step, {"loss": np.float32(1 / step), "kl": 0.1 * step}, SECONDS, SPEED)
         if step % 2 == 0:
             share = {"value": step / 10, "low": 0.0, "high": 1.0, "count": 10}
             log.evaluation(
@@ -49,7 +50,10 @@ def events(folder: Path) -> list[list[event_pb2.Event]]:
 def test_reads_back_what_was_written(tmp_path):
     with RunLog(tmp_path / "run") as log:
         log.training(
-            1, {"loss": np.float32(0.1), "bins": np.array([1.5, np.nan]), "tokens": 12}, SECONDS
+            1,
+            {"loss": np.float32(0.1), "bins": np.array([1.5, np.nan]), "tokens": 12},
+            SECONDS,
+            SPEED,
         )
         log.evaluation(
             1,
@@ -64,6 +68,7 @@ def test_reads_back_what_was_written(tmp_path):
             "bins": [1.5, None],
             "tokens": 12,
             "seconds": SECONDS,
+            "speed": SPEED,
         }
     ]
     assert np.float32(records.training[0]["loss"]) == np.float32(
@@ -189,12 +194,13 @@ def test_tensorboard_gets_the_scalars_and_forgets_what_was_cut(tmp_path):
     with RunLog(tmp_path) as log:
         steps(log, 1, 4)
     with RunLog(tmp_path, restored_step=2) as log:
-        log.training(3, {"loss": float("nan"), "kl": 0.5}, SECONDS)
+        log.training(3, {"loss": float("nan"), "kl": 0.5}, SECONDS, SPEED)
     first, second = events(tmp_path)
     tags = {(value.tag, event.step) for event in first for value in event.summary.value}
     assert {
         ("train/loss", 4),
         ("seconds/rollout", 4),
+        ("speed/memory_bytes", 4),
         ("evaluation/accuracy", 4),
         ("evaluation/kl", 2),
     } <= tags
@@ -204,4 +210,5 @@ def test_tensorboard_gets_the_scalars_and_forgets_what_was_cut(tmp_path):
     assert {value.tag for event in second for value in event.summary.value} == {
         "train/kl",
         *(f"seconds/{n}" for n in SECONDS),
+        *(f"speed/{n}" for n in SPEED),
     }

@@ -17,10 +17,21 @@ from jopd.losses.totals import masked_total
 from jopd.losses.types import LossTerm, Stage
 from jopd.models import Architecture, LoRA, Transformer
 from jopd.rollout.sampler import Sampling
+from jopd.training import batch as batch_module
 from jopd.training import score, update, windows
-from jopd.training.batch import Batch, Context, parts, whole
+from jopd.training.batch import (
+    Batch,
+    Context,
+    by_length,
+    in_rollout,
+    parts,
+    rearranged,
+    whole,
+    widths,
+)
 from jopd.training.state import LORA, Fixed, separate
 from tests.losses.test_chunked import largest_array
+from tests.training import problem as problem_module
 from tests.training.problem import (
     FORMULAS,
     LENGTH,
@@ -109,12 +120,64 @@ def test_chunks_micro_batches_and_devices_give_what_whole_logits_give(
     )
 
 
+def test_tiles_and_chunks_of_the_vocabulary_are_one_step():
+    """`--vocabulary-stage chunked` in the place of the tiles that opd has by itself."""
+    ways = [problem(losses.get("opd"), chunk=7, tiled=tiled) for tiled in (True, False)]
+    opd, chunked = losses.get("opd"), losses.get("ar_opd")
+    assert ways[0].program.in_tiles(opd) == opd and ways[0].program.in_tiles(chunked) is None
+    assert ways[1].program.in_tiles(opd) is None
+    for way in ways:
+        same(loss_and_gradient(way), expected(opd), atol=2e-6)
+
+
 def test_parts_and_whole_are_inverse_and_each_part_takes_every_nth_row():
     rows = jnp.arange(24).reshape(12, 2)
     np.testing.assert_array_equal(parts(rows, 3)[1, :, 0] // 2, [1, 4, 7, 10])
     np.testing.assert_array_equal(whole(parts(rows, 3)), rows)
     # Twelve windows of six completions: with its completion goes each.
     np.testing.assert_array_equal(parts(rows, 3, rows=6)[1, :, 0] // 2, [2, 3, 8, 9])
+
+
+@pytest.mark.parametrize("method", [losses.get("gae_opd"), TOPD], ids=lambda method: method.name)
+def test_narrow_parts_give_what_wide_ones_give(method, monkeypatch):
+    """Four parts, whose longest rows have 9, 3, 9 and 4 tokens, each in the narrowest of three
+    widths that holds it.
+    """
+    scored = problem(method, micro_batches=4).scored()
+    wanted, metrics = problem(method, micro_batches=4).updated(scored, watch=True)
+    monkeypatch.setattr(problem_module, "_JITTED", {})
+    monkeypatch.setattr(batch_module, "widths", lambda length: (length, 5, 3))
+    seen = []
+    cut = batch_module.cut
+    monkeypatch.setattr(batch_module, "cut", lambda it, width: seen.append(width) or cut(it, width))
+    given = problem(method, micro_batches=4)
+    narrow = given.scored()
+    state, found = given.updated(narrow, watch=True)
+    assert {*seen} == {9, 5, 3}
+    counts = lambda batch: jax.tree.map(
+        lambda x: jnp.where(batch.mask[..., None] if x.ndim == 3 else batch.mask, x, 0),
+        batch.hidden,
+    )
+    same(counts(narrow), counts(scored))
+    same(state.params, wanted.params, atol=2e-5 if method.name == "gae_opd" else 2e-6)
+    same(found, metrics, atol=2e-5)
+
+
+def test_rows_of_like_lengths_come_together_on_their_own_device():
+    lengths = np.array([5, 1, 9, 2, 8, 3, 7, 6, 4, 4, 1, 9])
+    with jax.set_mesh(mesh_of(2)):
+        mask = jnp.asarray(np.arange(9) < lengths[:, None])
+        places = by_length(mask, 3)
+        found = rearranged({"lengths": jnp.asarray(lengths)}, places)["lengths"]
+    np.testing.assert_array_equal(lengths[in_rollout(np.asarray(places))], found)
+    for device, rows in enumerate(np.split(np.asarray(found), 2)):
+        np.testing.assert_array_equal(np.sort(rows), np.sort(lengths[6 * device :][:6]))
+    np.testing.assert_array_equal(parts(found, 3), [[1, 2, 1, 4], [3, 5, 4, 6], [8, 9, 7, 9]])
+
+
+def test_only_long_batches_have_narrow_parts():
+    assert widths(127) == () and widths(255) == (255,) and widths(256) == (256, 128)
+    assert widths(768) == (768, 384, 192) and widths(3072) == (3072, 1536, 768)
 
 
 def test_windows_grow_out_of_the_completions_and_add_their_loss_on_any_mesh():

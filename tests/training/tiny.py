@@ -49,7 +49,7 @@ def arguments(student: Path, teacher: Path | str, output: Path, **changes) -> li
         "output": output,
         "steps": 6,
         "prompts": 8,
-        "chunk": 4,
+        "chunk-tokens": 4,
         "data.limit": 32,
         "data.held-out": 8,
         "rollout.max-new-tokens": 8,
