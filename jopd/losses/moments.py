@@ -50,7 +50,7 @@ from jopd.losses.tiles import (
     tiles,
 )
 from jopd.losses.types import Compared, Moments, Reading
-from jopd.losses.vocabulary import accumulator
+from jopd.losses.vocabulary import accumulator, product
 
 
 def moments(
@@ -174,7 +174,6 @@ def _block_gradient(tiling, readers, of_head, tokens, of_student, of_views, *nor
     """The head's gradient with what a block of positions adds, and that of its hidden states."""
     tile_at = tiles(tiling, readers, tokens)
     hidden = gathered(tiling, readers[OWN].hidden)
-    product = functools.partial(jnp.einsum, preferred_element_type=accumulator(hidden.dtype))
 
     def add(gradients, first):
         of_hidden, of_head = gradients

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jopd.losses.chunked import Scored
-from jopd.losses.vocabulary import accumulator
+from jopd.losses.vocabulary import product
 
 # The student among the readers; a view has a name.
 OWN = ""
@@ -198,12 +198,7 @@ def tiles(
     heads = {name: by_shard(tiling, of.head) for name, of in readers.items()}
 
     def logits(name, head):
-        z = jnp.einsum(
-            "btd,dsv->btsv",
-            hidden[name],
-            head,
-            preferred_element_type=accumulator(hidden[name].dtype),
-        )
+        z = product("btd,dsv->btsv", hidden[name], head)
         return tiling.constrain(z, "stage_rows", None, "stage_entries", None)
 
     def tile(first) -> Tile:

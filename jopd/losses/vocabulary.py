@@ -29,6 +29,21 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
+def product(equation: str, left: Float[Array, "..."], right: Float[Array, "..."]) -> Array:
+    """`einsum` of two arrays of one type, summed in float32 or wider.
+
+    >>> product("i,i->", *jnp.ones((2, 3), jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+    wide = accumulator(left.dtype)
+    narrow = lambda a, b: jnp.einsum(equation, a, b, preferred_element_type=wide)
+    if left.dtype == wide:
+        return narrow(left, right)
+    # XLA's CPU backend stops at some products of 16 bits that are summed in 32 (jax 0.10, 0.11).
+    widened = lambda a, b: jnp.einsum(equation, a.astype(wide), b.astype(wide))
+    return jax.lax.platform_dependent(left, right, cpu=widened, default=narrow)
+
+
 def log_softmax(logits: Float[Array, "*n V"], temperature: float = 1.0) -> Float[Array, "*n V"]:
     """Log-probabilities of `logits / temperature`, in float32 or wider whatever the logits' type.
 

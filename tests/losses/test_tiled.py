@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jopd import losses
 from jopd.losses import tiled
-from jopd.losses.chunked import Scored
+from jopd.losses.chunked import Scored, chunked_terms
 from jopd.losses.moments import moments
 from jopd.losses.stages import vocabulary_stage
 from jopd.losses.tiled import tiled_terms
@@ -227,6 +227,27 @@ def test_a_bfloat16_forward_leaves_the_heads_gradient_float32():
     assert gradient.hidden.dtype == jnp.bfloat16 and gradient.head.dtype == jnp.float32
     exact = expected(OPD)[1].head
     assert np.linalg.norm(gradient.head - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_a_bfloat16_student_has_a_way_back_through_a_tied_head(monkeypatch):
+    """Whose head is the embedding on its side; of products large enough for a CPU's fast paths."""
+    monkeypatch.setattr(tiled, "_ENTRIES", 4096)
+    normal = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+    embedding, hidden, teacher = (normal(i, *shape, 128) for i, shape in enumerate([(4096,), (2, 768), (2, 768)]))
+    tokens, mask = jnp.zeros((2, 768), jnp.int32), jnp.ones((2, 768), bool)
+
+    def gradient(terms_of, dtype):
+        read = lambda hidden, table: Scored(hidden.astype(dtype), table.T)
+        loss = lambda hidden, table: terms_of(
+            OPD, read(hidden, table), {"teacher": read(teacher, table)}, tokens, mask
+        )["divergence"].mean()
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden, embedding)
+
+    in_tiles = functools.partial(tiled_terms, chunk=0, vocabulary=4096)
+    whole = functools.partial(chunked_terms, extras={}, chunk=0, vocabulary=4096)
+    found, exact = gradient(in_tiles, jnp.bfloat16), gradient(whole, jnp.float32)
+    for narrow, wide in zip(found, exact, strict=True):
+        assert np.linalg.norm(narrow - wide) < 0.02 * np.linalg.norm(wide)
 
 
 # Against numbers of their own: with the identity as the head, hidden states are logits.
