@@ -8,9 +8,11 @@ model. All lengths are forced: nothing stops a row but its limit. What compiles,
 clock runs, but in `first_step`.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -25,6 +27,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from turns import alone
 
 from jopd.config import parse
 from jopd.models import Architecture
@@ -39,29 +42,31 @@ def timed(call: Callable, rounds: int = 3) -> float:
     """Median seconds of a call, after one that compiles."""
     jax.block_until_ready(call())
     seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
+    with alone():
+        for _ in range(rounds):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
 
 def machine(model: str, flags: list[str]) -> dict:
     """What the device does at best: products of square matrices, float32 on a CPU and bfloat16
-    elsewhere; reading a matrix for the product with eight rows, which is what decoding does; and
-    copying, read and written bytes together.
+    elsewhere; reading, to sum up; and copying, read and written bytes together. Long enough for
+    what it takes to start them not to count.
     """
     del model, flags
     cpu = jax.default_backend() == "cpu"
-    size, dtype = (3072, jnp.float32) if cpu else (8192, jnp.bfloat16)
-    key = jax.random.key(0)
-    square = jax.random.normal(key, (size, size), dtype)
-    rows, wide = jnp.ones((8, 8192), dtype), jnp.ones((8192, 24_576), dtype)  # in no cache
+    size, products, dtype = (3072, 1, jnp.float32) if cpu else (8192, 20, jnp.bfloat16)
+    square = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    many = jnp.ones((1 if cpu else 20, 8192, 24_576), dtype)  # in no cache
+    multiply = lambda x: jax.lax.fori_loop(0, products, lambda _, y: (y @ x) / size**0.5, x)
+    add = lambda x: jnp.sum(x, dtype=jnp.float32)
     return {
         "device": jax.devices()[0].device_kind,
-        "flops": 2 * size**3 / timed(partial(jax.jit(jnp.matmul), square, square), 5),
-        "read": wide.nbytes / timed(partial(jax.jit(jnp.matmul), rows, wide), 5),
-        "copy": 2 * wide.nbytes / timed(partial(jax.jit(lambda x: x + 1), wide), 5),
+        "flops": products * 2 * size**3 / timed(partial(jax.jit(multiply), square), 5),
+        "read": many.nbytes / timed(partial(jax.jit(add), many), 5),
+        "copy": 2 * many.nbytes / timed(partial(jax.jit(lambda x: x + 1), many), 5),
     }
 
 
@@ -149,10 +154,11 @@ def step(
     whole, by_phase = [], []
     with jax.set_mesh(run.mesh):
         for number in range(1, steps + 2):
-            start = time.perf_counter()
-            stepped = worker.step(number, state)
-            state, measured = stepped.state, stepped.measured()
-            whole.append(time.perf_counter() - start)
+            with alone() if number > 1 else contextlib.nullcontext():
+                start = time.perf_counter()
+                stepped = worker.step(number, state)
+                state, measured = stepped.state, stepped.measured()
+                whole.append(time.perf_counter() - start)
             by_phase.append(measured.seconds)
     assert measured.metrics["tokens"] == rows * new
     of = lambda phase: statistics.median(seconds[phase] for seconds in by_phase[1:])
@@ -164,18 +170,26 @@ def step(
 
 
 def profile(model: str, flags: list[str], rows: int = 8, prompt: int = 96, new: int = 128) -> dict:
-    """What a step spends its device time on: of each kind of operation the seconds, the twenty
-    largest.
+    """What a step spends its time on: of each kind of operation the seconds, the twenty largest; of
+    the whole step those by the clock, and those in which the device computed.
     """
     run = run_of(model, rows, prompt, new, flags)
     worker, state = Worker(run), run.state
     with jax.set_mesh(run.mesh), tempfile.TemporaryDirectory() as folder:
         state = worker.step(1, state).state
         state = worker.step(1, jax.block_until_ready(state)).state
-        with jax.profiler.trace(folder):
-            jax.block_until_ready(worker.step(1, jax.block_until_ready(state)).state)
+        jax.block_until_ready(state)
+        with alone(), jax.profiler.trace(folder):
+            start = time.perf_counter()
+            jax.block_until_ready(worker.step(1, state).state)
+            whole = time.perf_counter() - start
         (file,) = Path(folder).rglob("*.xplane.pb")
-        return {"seconds": by_operation(jax.profiler.ProfileData.from_file(str(file)))}
+        seconds = by_operation(jax.profiler.ProfileData.from_file(str(file)))
+    return {
+        "seconds": whole,
+        "on_device": sum(seconds.values()),
+        "operations": dict(sorted(seconds.items(), key=lambda it: -it[1])[:20]),
+    }
 
 
 # What holds other operations, whose time is theirs, or is none of the program's.
@@ -194,9 +208,8 @@ def by_operation(data: jax.profiler.ProfileData) -> dict[str, float]:
     for line in streams or threads:
         for event in line.events:
             if not event.name.startswith(AROUND):
-                seconds[event.name.split(".")[0]] += event.duration_ns / 1e9
-    largest = sorted(seconds.items(), key=lambda it: -it[1])[:20]
-    return {name: round(value, 4) for name, value in largest}
+                seconds[re.sub(r"[._\d]*$", "", event.name)] += event.duration_ns / 1e9
+    return seconds
 
 
 def default_step(model: str, flags: list[str], steps: int = 8) -> dict:

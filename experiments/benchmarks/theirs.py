@@ -7,6 +7,7 @@ teacher are the same model. The settings are those that make the other side fast
 checkpointing where it fits, no logging, no checkpoints; float32 on a CPU, bfloat16 on a GPU.
 """
 
+import contextlib
 import json
 import resource
 import statistics
@@ -17,6 +18,7 @@ import time
 import torch
 import transformers
 from datasets import Dataset
+from turns import alone
 
 GPU = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if GPU else torch.float32
@@ -49,7 +51,9 @@ def decode(folder: str, rows: int = 8, prompt: int = 32, new: int = 128) -> dict
         tokens, attention_mask=torch.ones_like(tokens), do_sample=True, top_k=0, **lengths
     )
     with torch.inference_mode():
-        seconds = statistics.median([seconds_of(write) for _ in range(3)][1:])
+        write()
+        with alone():
+            seconds = statistics.median([seconds_of(write) for _ in range(2)])
     return {"seconds": seconds, "tokens_per_second": rows * new / seconds}
 
 
@@ -58,14 +62,18 @@ class Clock(transformers.TrainerCallback):
 
     def __init__(self):
         self.seconds = []
+        self.turn = contextlib.ExitStack()
 
     def on_step_begin(self, *args, **kwargs):
+        if self.seconds:
+            self.turn.enter_context(alone())
         self.began = time.perf_counter()
 
     def on_step_end(self, *args, **kwargs):
         if GPU:
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.began)
+        self.turn.close()
 
 
 def trained(trainer) -> dict:

@@ -1,7 +1,8 @@
 """What `run.sh` runs: the parts of the list in README.md, in fresh processes, each with its own
-time limit; one that fails or is too slow is said to, and the others go on.
+time limit; one that fails or is too slow is said to, and the others go on. With TOGETHER=4, say, in
+the environment so many get ready side by side, and still measure one after another.
 
-    python experiments/gpu/measure.py OUT [correct] [speed] [trl] [vocabulary] [profile]
+    python experiments/gpu/measure.py OUT [PART or a piece of what is measured ...]
 """
 
 import json
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -21,11 +23,13 @@ BFLOAT16 = " ".join(
     f"--{flag} bfloat16"
     for flag in ("student.compute.dtype", "teacher.compute.dtype", "teacher.dtype")
 )
+# What is measured, the command, and its limit in seconds.
+Given = tuple[str, str, int]
 TESTS = "tests/models/test_attention.py tests/losses tests/rollout/test_sampler.py"
 
 
-def commands(part: str, work: Path) -> Iterator[tuple[str, str, int]]:
-    """Of a part: what is measured, the command, and its limit in seconds."""
+def commands(part: str, work: Path) -> Iterator[Given]:
+    """Of a part."""
     ours, theirs = f"python3 {BENCHMARKS / 'ours.py'}", f"python3 {BENCHMARKS / 'theirs.py'}"
     data = f"--data.source {work / 'prompts.jsonl'}"
     small = work / MODELS[0].split("/")[1]
@@ -33,7 +37,7 @@ def commands(part: str, work: Path) -> Iterator[tuple[str, str, int]]:
         yield "check device", "python3 -m jopd.check device", 120
         # Exact float32 products, as the tests' tolerances are those of float32.
         exact = "env JAX_PLATFORMS=cuda,cpu JAX_DEFAULT_MATMUL_PRECISION=highest"
-        yield "tests", f"{exact} python3 -m pytest -q -n 0 -x {TESTS}", 150
+        yield "tests", f"{exact} python3 -m pytest -q -n 8 {TESTS}", 150
     if part == "speed":
         yield "machine", f"{ours} machine -", 60
         for name in MODELS:
@@ -73,27 +77,48 @@ PARTS = ("correct", "speed", "trl", "vocabulary", "profile")
 
 def main(out: str, *chosen: str) -> None:
     rows = []
+    at_once = int(os.environ.get("TOGETHER", "1"))
     with tempfile.TemporaryDirectory() as folder, Path(out, "results.jsonl").open("a") as file:
         work = Path(folder)
-        (work / "prompts.jsonl").write_text((json.dumps({"prompt": "12 + 7 = " * 28}) + "\n") * 256)
-        for part in chosen or PARTS:
-            for what, command, limit in commands(part, work):
-                for name in MODELS:
-                    make(name, work / name.split("/")[1], command)
-                found = measured(command, limit, Path(out))
-                file.write(json.dumps({"what": what, "command": command, **found}) + "\n")
-                file.flush()
-                rows.append((what, found))
-    for what, found in rows:
-        print(f"{what:48} {json.dumps(found)[:300]}")
+        # Different ones of 255 tokens.
+        texts = [f"{number:04d} + 7 = " * 36 for number in range(1000)]
+        lines = [json.dumps({"prompt": text}) + "\n" for text in texts]
+        (work / "prompts.jsonl").write_text("".join(lines))
+        if at_once > 1:
+            os.environ["TURNS"] = str(work / "turns")
+        run = lambda given: (*given[:2], measured(*given[1:], Path(out)))
+        for batch in batches(chosen, work):
+            with ThreadPoolExecutor(at_once) as pool:
+                for done in as_completed([pool.submit(run, given) for given in batch]):
+                    what, command, found = done.result()
+                    file.write(json.dumps({"what": what, "command": command, **found}) + "\n")
+                    file.flush()
+                    rows.append((what, found))
+                    print(f"{what}: {json.dumps(found)[:800]}")
+    print("\n" + "\n".join(f"{what:48} {json.dumps(found)[:300]}" for what, found in rows))
 
 
-def make(name: str, folder: Path, command: str) -> None:
-    """Writes the model down before the first command that reads it."""
-    if str(folder) in command and not folder.exists():
-        subprocess.run(
-            [sys.executable, HERE / "random_model.py", name, folder], check=True, timeout=120
-        )
+def batches(chosen: Sequence[str], work: Path) -> list[list[Given]]:
+    """What is run side by side: first the models that are read, and what takes no turns; then what
+    is measured.
+    """
+    of = {
+        part: [
+            given
+            for given in commands(part, work)
+            if not chosen or any(text == part or text in given[0] for text in chosen)
+        ]
+        for part in PARTS
+    }
+    first, rest = of.pop("correct"), [given for part in of.values() for given in part]
+    maker = f"env JAX_PLATFORMS=cpu python3 {HERE / 'random_model.py'}"
+    folders = {name: work / name.split("/")[1] for name in MODELS}
+    made = [
+        (f"{name} made", f"{maker} {name} {folder}", 120)
+        for name, folder in folders.items()
+        if any(str(folder) in command for _, command, _ in rest)
+    ]
+    return [made + first, rest]
 
 
 def measured(command: str, limit: int, out: Path) -> dict:

@@ -7,6 +7,7 @@ not depend on them. Its tokenizer is the built-in one.
 import sys
 
 import jax
+import numpy as np
 
 from jopd import models
 from jopd.data import tokenizer
@@ -16,10 +17,9 @@ from jopd.planning.shapes import KNOWN
 
 def main(name: str, folder: str) -> None:
     graph, shapes = models.abstract(KNOWN[name])
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [0.02 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
-    params = jax.tree.unflatten(tree, drawn)
+    # The same noise again and again: drawing billions of numbers takes longer than measuring.
+    noise = 0.02 * np.random.default_rng(0).standard_normal(2**22, np.float32)
+    params = jax.tree.map(lambda x: np.resize(noise, x.shape), shapes)
     save(folder, graph, params, KNOWN[name], tokenizer.load(), "bfloat16")
 
 

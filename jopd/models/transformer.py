@@ -105,13 +105,14 @@ class Cache(NamedTuple):
     """Keys and values already computed, for decoding.
 
     Attributes:
-      keys, values: `[layers, batch, kv_heads, slots, head_dim]`.
+      keys, values: `[layers, batch, kv_heads, slots, head_dim]`, or a list of such of one layer
+        each.
       valid: `[batch, slots]`, which slots hold a real token.
       length: scalar, how many slots are filled (padding included); the same for all rows.
     """
 
-    keys: Float[Array, "l b h s d"]
-    values: Float[Array, "l b h s d"]
+    keys: Float[Array, "l b h s d"] | list[Float[Array, "1 b h s d"]]
+    values: Float[Array, "l b h s d"] | list[Float[Array, "1 b h s d"]]
     valid: Bool[Array, "b s"]
     length: Int[Array, ""]
 
@@ -306,11 +307,27 @@ class Transformer(nnx.Module):
         )
         return self.norm(x)
 
+    def one_by_one(self, cache: Cache) -> tuple[list[Block], Cache]:
+        """The layers, and what each has cached, as arrays of their own: for a loop of `extend`."""
+        at = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
+        layers = range(self.architecture.layers)
+        # The barrier keeps the loop from cutting each anew.
+        blocks = jax.lax.optimization_barrier([at(self.layers, i) for i in layers])
+        of_each = lambda x: [x[i : i + 1] for i in layers]
+        return blocks, cache._replace(keys=of_each(cache.keys), values=of_each(cache.values))
+
     def extend(
-        self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"], cache: Cache
+        self,
+        tokens: Int[Array, "b s"],
+        valid: Bool[Array, "b s"],
+        cache: Cache,
+        blocks: list[Block] | None = None,
     ) -> tuple[Float[Array, "b s d"], Cache]:
         """Final hidden states of `tokens` placed after what `cache` holds, and the cache that holds
         them too.
+
+        Args:
+          blocks: the layers where cache and layers are those that `one_by_one` gives.
         """
         slots = cache.length + jnp.arange(tokens.shape[1])
         before = jnp.sum(cache.valid, axis=1, keepdims=True)
@@ -325,7 +342,8 @@ class Transformer(nnx.Module):
         alone = self._causal(valid) if tokens.shape[1] == cache.valid.shape[1] else None
 
         # All rows are equally long, so those slots that none has filled yet are left out.
-        bounds = slot_bounds(cache.valid.shape[1])
+        # To choose among programs a GPU waits for its host, so that there only much is worth it.
+        bounds = slot_bounds(cache.valid.shape[1], at_least=512 if blocks is None else 1024)
         filled = jnp.searchsorted(jnp.asarray(bounds), slots[-1] + 1)
 
         # The cache rides in the carry, not in scanned inputs and outputs, so that each layer writes
@@ -358,10 +376,15 @@ class Transformer(nnx.Module):
 
             return (block(x, attend), keys, values), None
 
-        indices = jnp.arange(self.architecture.layers, dtype=cache.length.dtype)
-        (x, keys, values), _ = jax.lax.scan(
-            layer, (self.embed(tokens), cache.keys, cache.values), (self.layers, indices)
-        )
+        x, keys, values = self.embed(tokens), cache.keys, cache.values
+        if blocks is None:
+            indices = jnp.arange(self.architecture.layers, dtype=cache.length.dtype)
+            (x, keys, values), _ = jax.lax.scan(layer, (x, keys, values), (self.layers, indices))
+        else:
+            keys, values = [*keys], [*values]
+            only = jnp.zeros((), cache.length.dtype)
+            for i, block in enumerate(blocks):
+                (x, keys[i], values[i]), _ = layer((x, keys[i], values[i]), (block, only))
         return self.norm(x), Cache(keys, values, all_valid, cache.length + tokens.shape[1])
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
@@ -387,12 +410,12 @@ class Transformer(nnx.Module):
         return project(hidden, self.head())
 
 
-def slot_bounds(slots: int) -> list[int]:
-    """How many slots of a cache may be read: quarters of it, in whole lanes; few, as each is a
-    program of its own.
+def slot_bounds(slots: int, *, at_least: int) -> list[int]:
+    """How many slots of a cache may be read: all, or of a cache of at least so many quarters, in
+    whole lanes; few, as each is a program of its own.
     """
     quarter = -(-slots // 4 // 128) * 128
-    return [slots] if slots < 512 else [*range(quarter, slots, quarter), slots]
+    return [slots] if slots < at_least else [*range(quarter, slots, quarter), slots]
 
 
 def project(hidden: Float[Array, "*n d"], head: Float[Array, "d v"]) -> Float[Array, "*n v"]:

@@ -160,6 +160,9 @@ def decode(
         read.
     """
     batch, length = len(rows), decoding.max_new_tokens
+    blocks = None
+    if layers_apart():
+        blocks, cache = model.one_by_one(cache)
 
     def write(state: State, hidden: Float[Array, "b d"]) -> State:
         """Draws each row's next token and writes it down; a row that has ended writes padding."""
@@ -187,7 +190,7 @@ def decode(
 
     def step(state: State) -> State:
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.written - 1, 1, axis=1)
-        hidden, cache = model.extend(last, state.stopped[:, None] == 0, state.cache)
+        hidden, cache = model.extend(last, state.stopped[:, None] == 0, state.cache, blocks)
         return write(state._replace(cache=cache), hidden[:, 0])
 
     state = State(
@@ -216,6 +219,14 @@ def decode(
 
     state = finish(write(state, hidden), widths(batch // shards, length))
     return Rollout(state.tokens, state.mask, state.logp, state.stopped)
+
+
+def layers_apart() -> bool:
+    """Whether a token is written layer by layer in a program as long as the model is deep, and not
+    in a scan over the layers, which on a GPU copies each one's weights and cache out of their stack
+    before it reads them.
+    """
+    return jax.default_backend() == "gpu"
 
 
 def widths(rows: int, length: int) -> tuple[int, ...]:
@@ -247,7 +258,9 @@ def running(state: "State", shards: int, width: int) -> "tuple[State, Int[Array,
     cache = state.cache
     part = state._replace(
         cache=cache._replace(
-            keys=take(cache.keys, 1), values=take(cache.values, 1), valid=take(cache.valid)
+            keys=jax.tree.map(lambda x: take(x, 1), cache.keys),
+            values=jax.tree.map(lambda x: take(x, 1), cache.values),
+            valid=take(cache.valid),
         ),
         keys=take(state.keys),
         tokens=take(state.tokens),

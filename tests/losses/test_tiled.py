@@ -233,7 +233,9 @@ def test_a_bfloat16_student_has_a_way_back_through_a_tied_head(monkeypatch):
     """Whose head is the embedding on its side; of products large enough for a CPU's fast paths."""
     monkeypatch.setattr(tiled, "_ENTRIES", 4096)
     normal = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
-    embedding, hidden, teacher = (normal(i, *shape, 128) for i, shape in enumerate([(4096,), (2, 768), (2, 768)]))
+    embedding, hidden, teacher = (
+        normal(i, *shape, 128) for i, shape in enumerate([(4096,), (2, 768), (2, 768)])
+    )
     tokens, mask = jnp.zeros((2, 768), jnp.int32), jnp.ones((2, 768), bool)
 
     def gradient(terms_of, dtype):

@@ -340,6 +340,21 @@ def test_widths_become_narrower_until_few_are_left(rows):
     assert sampler.widths(rows, 100) == ()
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_layers_one_by_one_draw_the_same_tokens(prompts, monkeypatch, samples):
+    """As on a GPU; of other settings than the fixture's, as those are compiled already."""
+    monkeypatch.setattr(sampler, "widths", lambda *_: (2,))
+    of = lambda settings: rollout(
+        random_weights(TINY, settings), prompts, samples=samples, steps=40, stops=(3, 20, 28)
+    )
+    wanted = of(Compute(remat="none"))
+    monkeypatch.setattr(sampler, "layers_apart", lambda: True)
+    found = of(Compute(remat="dots"))
+    assert len(set(wanted.mask.sum(axis=1))) > 2  # some end early, at different times
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    np.testing.assert_allclose(found.logp, wanted.logp, atol=1e-5)
+
+
 def test_short_answers_have_few_widths():
     assert sampler.widths(32, 128) == (16, 8)
     assert sampler.widths(256, 511) == (128, 64, 32, 16)
