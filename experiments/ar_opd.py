@@ -34,7 +34,7 @@ from jopd.config import (
 )
 from jopd.data.sources import DataConfig
 from jopd.diagnostics.intervals import wilson
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 from jopd.training import logs
 
 SEEDS = (0, 1, 2)

@@ -25,7 +25,7 @@ from jopd.config import (
     Teacher,
 )
 from jopd.data.sources import DataConfig
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 
 SEEDS = (0, 1, 2)
 UNGUIDED = ["--method.guided-share", "0"]

@@ -18,7 +18,7 @@ learning rate.
 from jopd import losses
 from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig
 from jopd.data.sources import DataConfig
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 
 SEEDS = (0, 1, 2)
 SAME = ["--teacher.model", "jopd:baby-teacher"]

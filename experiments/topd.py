@@ -11,7 +11,7 @@ that are measured and not learnt from.
 from jopd import losses
 from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig
 from jopd.data.sources import DataConfig
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 
 SEEDS = (0, 1, 2)
 CELLS = {

@@ -19,7 +19,8 @@ from jopd.config import MeshConfig
 from jopd.models import Architecture, Compute, attention
 from jopd.models.attention import Causal
 from jopd.models.sharding import on_host, parameter_shardings
-from jopd.rollout.sampler import Decoding, Rollout, sample
+from jopd.rollout.sampler import Rollout, sample
+from jopd.rollout.settings import Decoding
 from jopd.training.checkpoint import Checkpoints
 from jopd.training.mesh import batch_ways, make_mesh, place_batch
 from jopd.training.state import TrainState

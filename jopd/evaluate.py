@@ -25,7 +25,7 @@ from jopd.data.views import ViewConfig
 from jopd.diagnostics import measures
 from jopd.diagnostics.findings import comparison
 from jopd.models import Compute
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 from jopd.training import console, evaluation, failures, mesh, setup, summary
 from jopd.training.fit import evaluation_batch
 from jopd.training.state import Fixed, TrainState

@@ -21,7 +21,8 @@ from jopd.data.texts import texts
 from jopd.data.views import ViewConfig, render
 from jopd.models import Compute
 from jopd.models.load import load
-from jopd.rollout.sampler import Decoding, Sampling, sample
+from jopd.rollout.sampler import sample
+from jopd.rollout.settings import Decoding, Sampling
 from jopd.training import console, failures, mesh
 
 

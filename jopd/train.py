@@ -9,14 +9,9 @@ the same command is started on each of them; see `jopd.training.processes`.
 import sys
 import warnings
 
-from jopd import config, plugins
+from jopd import config
 from jopd.compilation import keep_compiled
-from jopd.training import console, failures, finish, loop, processes, setup
-from jopd.training.checkpoint import DamagedCheckpoints
-from jopd.training.checks import what_is_saved
-from jopd.training.folder import home_of
-from jopd.training.home import Disk, Taken
-from jopd.training.logs import BadRecord
+from jopd.training import console, failures, processes
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,38 +28,10 @@ def run(arguments: list[str]) -> None:
     keep_compiled()
     name, settings = config.or_exit(config.parse, arguments)
     config.or_exit(processes.agree, "settings", {"preset": name, **config.to_dict(settings)})
-    home = config.or_exit(home_of, name, settings)
-    try:
-        run_at(home, name, settings)
-    finally:
-        home.leave()
+    # Seconds of imports, which nobody should wait for who asks for help or has mistyped a setting.
+    from jopd.training import job
 
-
-def run_at(home: Disk, name: str, settings: config.Config) -> None:
-    if processes.decided(finish.finished, home, settings.steps):
-        if processes.first():
-            config.or_exit(finish.show_result, home)
-        return
-    console.say(f"jopd: preparing {name} with method {settings.method.name} ...")
-    try:
-        config.or_exit(home.claim)
-        loop.train(config.or_exit(setup.prepare, name, settings, home))
-    except loop.Stopped as stopped:
-        raise processes.Agreed(str(stopped)) from None
-    except KeyboardInterrupt:
-        raise SystemExit(
-            f"stopped. {what_is_saved(home)}; the same command goes on from there"
-        ) from None
-    except FloatingPointError as error:
-        raise SystemExit(f"error: {error}. {what_is_saved(home)}") from None
-    except (BadRecord, DamagedCheckpoints, plugins.Failed, Taken) as error:
-        raise SystemExit(f"error: {error}") from None
-    except Exception as error:
-        if (why := failures.explained(error)) is None and not isinstance(error, OSError):
-            raise
-        raise SystemExit(
-            f"error: {why or error}. {what_is_saved(home)}; the same command goes on from there"
-        ) from None
+    job.run(name, settings)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 from jopd import generate
 from jopd.generate import Generate
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 
 GREEDY = Sampling(temperature=0.0)
 

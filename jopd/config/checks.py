@@ -8,7 +8,7 @@ from jopd.config.groups import Teacher
 from jopd.data.views import PRIVILEGED, ViewConfig
 from jopd.losses.method import INITIAL
 from jopd.models import LoRA
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 
 if TYPE_CHECKING:
     from jopd.config.settings import Config

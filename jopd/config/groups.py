@@ -8,7 +8,7 @@ import dataclasses
 from typing import Literal
 
 from jopd.models import Compute, LoRA
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 
 # Of fields that change memory, speed or what is written, and nothing that is computed.
 SAME_NUMBERS = {"changes_numbers": False}

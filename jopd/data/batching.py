@@ -170,7 +170,7 @@ class Batches:
             view: first.setdefault(shown(view), view) for view in dict.fromkeys(("student", *views))
         }
         names = list(first.values())
-        self._all = examples
+        examples = self._all = list(examples)  # a generated one is made anew at each look
         self._render = functools.partial(
             _rendered, names, tokenizer=tokenizer, config=config, references=references
         )

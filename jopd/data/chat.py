@@ -10,12 +10,14 @@ import datetime
 import functools
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
-from transformers import PreTrainedTokenizerBase
 
 from jopd.data.example import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DATE = "2024-07-26"  # what Llama 3's template takes where it can't ask for the day
 THOUGHT, THOUGHT_END = "<think>", "</think>"
@@ -37,7 +39,7 @@ class Chat:
       date: the day that a template may stamp, YYYY-MM-DD.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     template: Literal["chat", "raw"] = "chat"
     thinking: bool | None = None
     date: str = DATE

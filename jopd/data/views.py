@@ -23,13 +23,14 @@ import datetime
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal
 
 from jopd.data import answers, task
 from jopd.data.chat import DATE, THOUGHT, THOUGHT_END, Chat
 from jopd.data.example import Example, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _after(text: str, space: str, more: str) -> str:
 
 
 def render(
-    example: Example, view: str, tokenizer: PreTrainedTokenizerBase, config: ViewConfig
+    example: Example, view: str, tokenizer: "PreTrainedTokenizerBase", config: ViewConfig
 ) -> list[int]:
     """The token ids of a view, up to where the completion begins.
 
@@ -224,7 +225,7 @@ def render(
 
 
 def render_reference(
-    example: Example, tokenizer: PreTrainedTokenizerBase, config: ViewConfig = ViewConfig()
+    example: Example, tokenizer: "PreTrainedTokenizerBase", config: ViewConfig = ViewConfig()
 ) -> list[int]:
     """The token ids of the worked solution as a completion, with the token that ends an assistant's
     turn, so that who learns it learns to stop.
@@ -251,7 +252,7 @@ def render_reference(
     return [*tokenizer.encode(solution, add_special_tokens=False), chat.stop_token]
 
 
-def chat_of(tokenizer: PreTrainedTokenizerBase, config: ViewConfig) -> Chat:
+def chat_of(tokenizer: "PreTrainedTokenizerBase", config: ViewConfig) -> Chat:
     """How prompts are written under these settings; what it finds out, it finds out once."""
     return _chat(
         tokenizer, str(tokenizer.chat_template), config.template, config.thinking, config.date
@@ -265,7 +266,7 @@ def _chat(tokenizer, chat_template, *settings) -> Chat:
 
 
 def remarks(
-    tokenizer: PreTrainedTokenizerBase, views: Sequence[str], config: ViewConfig
+    tokenizer: "PreTrainedTokenizerBase", views: Sequence[str], config: ViewConfig
 ) -> list[str]:
     """What the template brings to these views that nobody asked for, a sentence each."""
     chat, lines = chat_of(tokenizer, config), []
@@ -296,7 +297,7 @@ def remarks(
 
 
 def describe(
-    example: Example, views: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: ViewConfig
+    example: Example, views: Sequence[str], tokenizer: "PreTrainedTokenizerBase", config: ViewConfig
 ) -> dict[str, str]:
     """View name to its text, as the model gets it, special tokens included: what a run shows of its
     first example.

@@ -1,29 +1,15 @@
-"""Decoder-only language models: the definition, and the files that they come from and go to."""
+"""Decoder-only language models: the definition, and the files that they come from and go to.
 
-from flax import nnx
+The definition is imported when it is first asked for: settings are read without it.
+"""
 
-from jopd.models.transformer import Architecture, Branches, Compute, LoRA, RopeScaling, Transformer
+from typing import TYPE_CHECKING, Any
 
+from jopd.models.settings import Architecture, Compute, LoRA, RopeScaling
 
-def split(model: Transformer) -> tuple[nnx.GraphDef, dict]:
-    """A static, hashable description of the model, and its parameters as a nested dict."""
-    graph, state = nnx.split(model)
-    return graph, nnx.to_pure_dict(state)
-
-
-def merge(graph: nnx.GraphDef, params: dict) -> Transformer:
-    """The inverse of `split`, to be called inside the jitted function that uses the model."""
-    return nnx.merge(graph, params)
-
-
-def abstract(
-    architecture: Architecture, compute: Compute = Compute(), lora: LoRA = LoRA()
-) -> tuple[nnx.GraphDef, dict]:
-    """`split` of a model whose parameters are shapes only: nothing is allocated."""
-    return split(
-        nnx.eval_shape(lambda: Transformer(architecture, compute, lora=lora, rngs=nnx.Rngs(0)))
-    )
-
+if TYPE_CHECKING:
+    from jopd.models.functional import abstract, merge, split
+    from jopd.models.transformer import Branches, Transformer
 
 __all__ = [
     "Architecture",
@@ -36,3 +22,15 @@ __all__ = [
     "merge",
     "split",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("abstract", "merge", "split"):
+        from jopd.models import functional
+
+        return getattr(functional, name)
+    if name in ("Branches", "Transformer"):
+        from jopd.models import transformer
+
+        return getattr(transformer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

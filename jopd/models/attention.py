@@ -8,19 +8,16 @@ that holds a token; what stands in the others is finite.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Bool, Float
 
+from jopd.models.settings import Compute
 from jopd.models.sharding import spec
 
-if TYPE_CHECKING:
-    from jopd.models.transformer import Compute
-
-Kind = Literal["auto", "matmul", "splash", "cudnn"]
 LANES = 128
 # Of splash's forward and backward kernels.
 BLOCKS = (
@@ -60,7 +57,7 @@ def causal(valid: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
     return (slots[:, None] >= slots[None])[None] & valid[:, None, :]
 
 
-def chosen(compute: "Compute", platform: str) -> "Compute":
+def chosen(compute: Compute, platform: str) -> Compute:
     """The settings with the platform's kernel in the place of "auto"."""
     if compute.attention != "auto":
         return compute

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jopd.models.transformer import Architecture, RopeScaling
+from jopd.models.settings import Architecture, RopeScaling
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from jopd.data.chat import Chat
 from jopd.models.families import architecture_from
 from jopd.models.files import read_json
+from jopd.models.settings import Architecture
 from jopd.models.tokenizer import tokenizer_from
-from jopd.models.transformer import Architecture
 from jopd.models.weights import Tensor, open_safetensors
 
 

@@ -23,7 +23,8 @@ from jopd.models.families import config_from
 from jopd.models.files import fingerprint
 from jopd.models.find import find
 from jopd.models.gguf import open_gguf
-from jopd.models.transformer import Architecture, Compute, LoRA, Transformer
+from jopd.models.settings import Architecture, Compute, LoRA
+from jopd.models.transformer import Transformer
 
 ADAPTER = ("lora_a", "lora_b")
 

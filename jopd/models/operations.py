@@ -2,7 +2,7 @@
 attention over the columns that the mask allows, so half of a square.
 """
 
-from jopd.models.transformer import Architecture
+from jopd.models.settings import Architecture
 
 
 def layers(a: Architecture) -> int:

@@ -5,7 +5,7 @@ minutes on two CPU cores.
 from jopd import losses
 from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig
 from jopd.data.sources import DataConfig
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 
 
 def config() -> Config:

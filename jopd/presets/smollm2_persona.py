@@ -23,7 +23,7 @@ from jopd.config import (
     Teacher,
 )
 from jopd.data.sources import DataConfig
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 
 
 def config() -> Config:

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jopd.models.sharding import for_decoding
 from jopd.models.transformer import Transformer
-from jopd.rollout.sampler import Decoding, Rollout, decode, in_compute_dtype, widen
+from jopd.rollout.sampler import Rollout, decode, in_compute_dtype, widen
+from jopd.rollout.settings import Decoding
 
 
 def write_on(

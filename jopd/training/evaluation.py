@@ -16,7 +16,8 @@ from jopd.diagnostics.tokens import Comparison, Diagnostics
 from jopd.losses.method import INITIAL
 from jopd.models.sharding import on_host
 from jopd.rollout.buckets import bucket, trim
-from jopd.rollout.sampler import Decoding, Rollout
+from jopd.rollout.sampler import Rollout
+from jopd.rollout.settings import Decoding
 from jopd.training.batch import Batch, Context
 from jopd.training.mesh import place_batch
 from jopd.training.program import Program

@@ -12,7 +12,7 @@ from jopd import models
 from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.method import INITIAL, Method
 from jopd.losses.types import Stage, TiledStage
-from jopd.rollout.sampler import Decoding
+from jopd.rollout.settings import Decoding
 from jopd.training.state import Fixed, Params, TrainState, union
 
 

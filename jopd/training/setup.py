@@ -21,7 +21,7 @@ from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.method import INITIAL
 from jopd.models.load import Loaded, Opened, open_model, read, require_same_tokenizer
 from jopd.models.sharding import parameter_shardings
-from jopd.rollout.sampler import Decoding
+from jopd.rollout.settings import Decoding
 from jopd.training import mesh as meshes
 from jopd.training import optimizer, processes
 from jopd.training.checkpoint import check_facts

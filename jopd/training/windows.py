@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jopd import models
 from jopd.losses.windows import Compared, Window
 from jopd.models import sharding
-from jopd.rollout.sampler import Decoding
+from jopd.rollout.settings import Decoding
 from jopd.rollout.windows import place_noise, window_rows, write_on
 from jopd.training.batch import Batch, batch_rows, parts, whole
 from jopd.training.program import Program

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from jopd.models import Transformer
-from jopd.rollout.sampler import Decoding, Rollout, sample
+from jopd.rollout.sampler import Rollout, sample
+from jopd.rollout.settings import Decoding
 from jopd.training.batch import Context, widen
 from jopd.training.program import Program
 from jopd.training.state import Fixed, TrainState

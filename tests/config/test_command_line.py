@@ -217,6 +217,19 @@ def test_where_there_is_no_torch_nothing_is_said_of_it():
     assert done.stdout == "False\n" and not done.stderr
 
 
+@pytest.mark.parametrize("asked", [["--help"], ["--steps", "-1"], ["--stps", "3"], ["tiny"]])
+def test_help_and_a_refused_setting_wait_for_no_import_of_what_only_a_run_needs(asked):
+    program = (
+        "import sys; from jopd.train import main\n"
+        f"try: main({asked})\nexcept SystemExit: pass\nprint(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "jopd.config" in loaded
+    heavy = {"flax", "matplotlib", "optax", "orbax", "tensorflow_datasets", "transformers", "torch"}
+    assert not loaded & heavy
+
+
 def test_a_reader_that_has_had_enough_ends_it_quietly():
     command = f"{sys.executable} -m jopd.train --help | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)

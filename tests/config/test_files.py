@@ -23,7 +23,7 @@ from jopd.data.persona import Persona
 from jopd.data.sources import Columns, DataConfig
 from jopd.data.views import ViewConfig
 from jopd.models import Compute, LoRA
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 from tests.config.runs import config_of
 
 by_method = pytest.mark.parametrize("name", losses.names())

@@ -14,7 +14,7 @@ from jopd.config import (
     Teacher,
 )
 from jopd.models import LoRA
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 from tests.config.runs import config_of
 
 

@@ -106,7 +106,8 @@ def test_greedy_decoding_equals_generate(smollm2, reference, prompts, logits_of)
     """
     import torch
 
-    from jopd.rollout.sampler import Decoding, Sampling, sample
+    from jopd.rollout.sampler import sample
+    from jopd.rollout.settings import Decoding, Sampling
 
     (tokens, valid), new = prompts, 24
 

@@ -14,7 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jopd import models
 from jopd.models import Architecture, Compute, sharding
 from jopd.rollout import sampler
-from jopd.rollout.sampler import Decoding, Rollout, Sampling, sample
+from jopd.rollout.sampler import Rollout, sample
+from jopd.rollout.settings import Decoding, Sampling
 from tests.reference import truncation as reference
 from tests.training.problem import mesh_of
 

@@ -8,7 +8,8 @@ import pytest
 
 from jopd import models
 from jopd.models import Architecture
-from jopd.rollout.sampler import Decoding, Sampling, sample
+from jopd.rollout.sampler import sample
+from jopd.rollout.settings import Decoding, Sampling
 from jopd.rollout.windows import place_noise, window_rows, write_on
 
 TINY = Architecture(

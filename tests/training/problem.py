@@ -23,7 +23,7 @@ from jopd.losses.types import Stage
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 from jopd.models import Architecture, Transformer
 from jopd.models.sharding import MESH_AXES, parameter_shardings
-from jopd.rollout.sampler import Decoding, Sampling
+from jopd.rollout.settings import Decoding, Sampling
 from jopd.training.batch import Batch, Context
 from jopd.training.mesh import batch_ways, place_batch
 from jopd.training.program import Program

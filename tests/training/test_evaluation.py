@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jopd.data.example import Example, Message
-from jopd.rollout.sampler import Decoding, Rollout
+from jopd.rollout.sampler import Rollout
+from jopd.rollout.settings import Decoding
 from jopd.training.evaluation import Evaluator
 from tests.training.problem import mesh_of
 

@@ -16,7 +16,7 @@ from jopd.diagnostics.tokens import Comparison, Diagnostics
 from jopd.losses.totals import masked_total
 from jopd.losses.types import LossTerm, Stage
 from jopd.models import Architecture, LoRA, Transformer
-from jopd.rollout.sampler import Sampling
+from jopd.rollout.settings import Sampling
 from jopd.training import batch as batch_module
 from jopd.training import score, update, windows
 from jopd.training.batch import (
