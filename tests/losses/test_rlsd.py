@@ -173,8 +173,9 @@ def test_at_the_teacher_it_is_grpo_with_a_verifier_and_nothing_without():
     np.testing.assert_allclose(gradient, size * (pi - one_hot) * MASK[..., None] / 9, atol=1e-6)
     assert not RLSD().vanishes_at_teacher and RLSD(verifier=False).vanishes_at_teacher
     value, gradient = at_random(RLSD(verifier=False), z)
-    assert value == 0
-    np.testing.assert_array_equal(gradient, 0)
+    # Rounding: the same logits go through two programs, which a compiler need not make alike.
+    assert abs(value) < 1e-6
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("verifier", [True, False])
