@@ -2,8 +2,18 @@
 have them.
 """
 
+import dataclasses
+
+import tyro
+
 from jopd import losses
 from jopd.training import console
+
+
+@dataclasses.dataclass(frozen=True)
+class Methods:
+    """Nothing to set."""
+
 
 HEADER = ("method", "source", *losses.Variables._fields)
 
@@ -20,9 +30,15 @@ def markdown() -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the table."""
+    tyro.cli(Methods, args=arguments, prog="python -m jopd.methods", description=__doc__)
     console.table(
         HEADER,
         rows(),
         title="methods (grades: P read in the paper, S secondary sources, R reconstruction)",
     )
+
+
+if __name__ == "__main__":
+    main()

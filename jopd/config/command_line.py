@@ -9,7 +9,9 @@ import copy
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -20,6 +22,13 @@ from jopd.nearest import did_you_mean
 
 # The presets of files that were read, by the name that their runs have.
 _READ: dict[str, Config] = {}
+# What is changed first has short names.
+SHORT = {
+    "--student": "--student.model",
+    "--teacher": "--teacher.model",
+    "--data": "--data.source",
+    "--lr": "--optimizer.learning-rate",
+}
 
 
 def preset(name: str) -> Config:
@@ -34,8 +43,9 @@ def preset(name: str) -> Config:
     path = Path(name).expanduser() if of_user else folder / f"{name.replace('-', '_')}.py"
     if not path.is_file():
         known = preset_names()
+        instead = f": it is a method, --method {name}" if name in losses.names() else ""
         raise ValueError(
-            f"preset {name!r} is not known{did_you_mean(name, known)}; presets: "
+            f"preset {name!r} is not known{instead or did_you_mean(name, known)}; presets: "
             f"{', '.join(known)}, or a path to a Python file"
         )
     make = vars(plugins.module(path)).get("config")
@@ -82,10 +92,10 @@ def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tup
     """The preset's name and the run that a command line asks for.
 
     Raises:
-      ValueError: an unknown preset or method, or settings that contradict each other.
-      SystemExit: after `--help`, and for flags that tyro refuses, with its message.
+      ValueError: an unknown preset, method or flag, or settings that contradict each other.
+      SystemExit: after `--help`, and for values that tyro refuses, with its message.
     """
-    rest = list(arguments)
+    rest = [_spelt_out(argument) for argument in arguments]
     method = take(rest, "--method")
     trust_code = "--trust-code" in rest
     rest = [argument for argument in rest if argument != "--trust-code"]
@@ -107,15 +117,84 @@ def parse(arguments: list[str], *, program: str = "python -m jopd.train") -> tup
     if method is not None:
         method = plugins.absolute(method) if plugins.is_named(method) else method
         base = with_method(base, method)
-    description = (
-        f"Preset {name} (others: {', '.join(n for n in preset_names() if n != name)}), method "
-        f"{base.method.name}. Choose with `{program} PRESET --method NAME`; methods: "
-        f"{', '.join(losses.names())}, or FILE.py:NAME for one of your own. `--config FILE` runs a "
-        "config.yaml again. Below: the settings of this preset and this method, with their values."
-    )
     # tyro reads the method's class off the default, so --method.X are that method's own fields.
-    config = tyro.cli(Config, default=base, args=rest, prog=program, description=description)
+    config, unknown = tyro.cli(
+        Config,
+        default=base,
+        args=rest,
+        prog=program,
+        description=_first_screen(name, base, program),
+        return_unknown_args=True,
+    )
+    if unknown:
+        raise ValueError(_no_setting(unknown[0].partition("=")[0], base, program))
     return (Path(name).stem if name.endswith(".py") else name), config
+
+
+def _first_screen(name: str, base: Config, program: str) -> str:
+    """What one changes first, with examples, before the list of everything."""
+    rows = [
+        ("--student MODEL", "Hugging Face folder or hub name, GGUF file", base.student.model),
+        ("--teacher MODEL", "likewise, or self, or none", base.teacher.model),
+        ("--data SOURCE", "file, hf:NAME, tfds:NAME, builtin, ...", base.data.source),
+        ("--method NAME", "below, or FILE.py:NAME of your own", base.method.name),
+        ("--steps N", "rollout batches", base.steps),
+        ("--prompts N", "of a batch", base.prompts),
+        ("--rollout.samples N", "answers to each prompt", base.rollout.samples),
+        ("--rollout.max-new-tokens N", "of an answer", base.rollout.max_new_tokens),
+        ("--lr X", "learning rate", base.optimizer.learning_rate),
+        ("--student.lora.rank N", "adapters; 0 trains all", base.student.lora.rank),
+        ("--output FOLDER", "or gs://BUCKET/RUN", base.output or "runs/..."),
+        ("--seed N", "of data order, answers and new parameters", base.seed),
+    ]
+    others = ", ".join(other for other in preset_names() if other != name)
+    return "\n".join(
+        [
+            f"Preset {name} with method {base.method.name}.",
+            "",
+            *(f"  {flag:<27} {what:<43} {value}" for flag, what, value in rows),
+            "",
+            "Examples:",
+            f"  {program} --steps 50",
+            f"  {program} --method opsd --data problems.jsonl --student Qwen/Qwen3-0.6B",
+            f"  {program} --config runs/default-opd-seed0/config.yaml --output again",
+            "",
+            f"Other presets, as in `{program} PRESET`: {others}, or FILE.py.",
+            f"Methods: {', '.join(losses.names())}.",
+            "All settings of this preset and this method, with their values:",
+        ]
+    )
+
+
+def _no_setting(flag: str, base: Config, program: str) -> str:
+    """What is said of a flag that there isn't."""
+    name = flag.replace("_", "-")
+    field = name.removeprefix("--method.").replace("-", "_")
+    owners = [
+        method
+        for method, its in losses.METHODS.items()
+        if name.startswith("--method.") and field in {each.name for each in dataclasses.fields(its)}
+    ]
+    if owners:
+        return f"{flag} is no setting of {base.method.name}, but of --method {', '.join(owners)}"
+    near = did_you_mean(name, [*SHORT, "--method", "--config", *_flags(base)])
+    return f"{flag} is no setting{near}: `{program} --help` lists them"
+
+
+def _spelt_out(argument: str) -> str:
+    """A flag with a short name as it is called."""
+    flag, equals, value = argument.partition("=")
+    return SHORT.get(flag, flag) + equals + value
+
+
+def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
+    """The flags of a dataclass and of those that it holds."""
+    for field in dataclasses.fields(settings):
+        value, flag = getattr(settings, field.name), prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _flags(value, flag + ".")
+        else:
+            yield flag
 
 
 def _answer_chunk(arguments: list[str], base: Config) -> None:

@@ -234,3 +234,35 @@ def test_a_reader_that_has_had_enough_ends_it_quietly():
     command = f"{sys.executable} -m jopd.train --help | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stdout.startswith("usage: python -m jopd.train") and not done.stderr
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (["opsd"], "it is a method, --method opsd"),
+        (["--methd", "opd"], "--methd is no setting (did you mean '--method'?)"),
+        (["--student.modle", "a"], "did you mean '--student.model'?"),
+        (["--student_model", "a"], "did you mean '--student.model'?"),
+        (["--method.scale", "0.8"], "but of --method ar_opd, g_opd"),
+        (["--steps", "3", "extra"], "extra is no setting"),
+    ],
+)
+def test_what_is_not_known_is_answered_with_what_is_near(asked, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse(asked)
+
+
+def test_what_is_changed_first_has_short_names():
+    of = lambda *arguments: parse(list(arguments))[1]
+    found = of("--student", "a", "--teacher=b", "--data", "builtin", "--lr", "1e-4")
+    wanted = of("--student.model", "a", "--teacher.model", "b", "--optimizer.learning-rate", "1e-4")
+    assert found == wanted and found.optimizer.learning_rate == 1e-4
+
+
+def test_help_begins_with_what_is_changed_first(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--method", "opsd", "--lr", "0.5", "--help"])
+    first, _, rest = capsys.readouterr().out.partition("All settings")
+    assert re.search(r"--lr X +learning rate +0\.001", first)
+    assert re.search(r"--method NAME .* opsd", first) and "--method.entry-clamp" in rest
+    assert first.count("python -m jopd.train") >= 3
