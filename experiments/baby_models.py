@@ -161,7 +161,7 @@ def pretrain(
     def step(params, moments, tokens, weights):
         def loss(params):
             model = models.merge(graph, params)
-            hidden = model(tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
+            hidden = model.hidden(tokens[:, :-1], jnp.ones(tokens[:, :-1].shape, bool))
             nll = optax.softmax_cross_entropy_with_integer_labels(
                 model.logits(hidden), tokens[:, 1:]
             )

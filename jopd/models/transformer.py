@@ -181,9 +181,7 @@ class Transformer(nnx.Module):
         )
         self.output_head = None if head is None else nnx.Param(head)
 
-    def __call__(
-        self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"]
-    ) -> Float[Array, "b s d"]:
+    def hidden(self, tokens: Int[Array, "b s"], valid: Bool[Array, "b s"]) -> Float[Array, "b s d"]:
         """Final hidden states, normalised, in the compute dtype; padding may be on either side."""
         return self._forward(tokens, jnp.cumsum(valid, axis=1) - 1, self._causal(valid))
 

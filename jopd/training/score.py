@@ -128,7 +128,7 @@ def completion_hidden(
     """The hidden states that predict each completion token, the context's last being the first, and
     one more, after the last token.
     """
-    hidden = model(
+    hidden = model.hidden(
         jnp.concatenate([context.tokens, tokens], axis=1),
         jnp.concatenate([context.valid, mask], axis=1),
     )

@@ -93,7 +93,7 @@ def logits_of():
         @jax.jit
         def forward(params):
             model = models.merge(graph, params)
-            return model.logits(model(jnp.asarray(tokens), jnp.asarray(valid)))
+            return model.logits(model.hidden(jnp.asarray(tokens), jnp.asarray(valid)))
 
         with jax.default_matmul_precision("highest"):
             return np.asarray(forward(params))

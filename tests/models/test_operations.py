@@ -20,7 +20,7 @@ def test_xla_counts_the_same():
 
     def forward(params, tokens):
         model = models.merge(graph, params)
-        return model.logits(model(tokens, jnp.ones(tokens.shape, bool)))
+        return model.logits(model.hidden(tokens, jnp.ones(tokens.shape, bool)))
 
     tokens = jnp.zeros((rows, columns), jnp.int32)
     counted = jax.jit(forward).lower(params, tokens).compile().cost_analysis()["flops"]

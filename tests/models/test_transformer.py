@@ -17,7 +17,7 @@ def cubed_hidden(graph, tokens, valid):
     """A scalar of the parameters to differentiate."""
     x, v = jnp.asarray(tokens), jnp.asarray(valid)
     return lambda params: jnp.mean(
-        jnp.where(v[..., None], models.merge(graph, params)(x, v), 0.0) ** 3
+        jnp.where(v[..., None], models.merge(graph, params).hidden(x, v), 0.0) ** 3
     )
 
 
@@ -50,7 +50,7 @@ def test_prefill_and_decode_equal_the_whole_forward(name, architectures, random_
         ]:  # a prompt, two single tokens, several at once
             piece, cache = model.extend(tokens[:, start:stop], valid[:, start:stop], cache)
             hidden.append(piece)
-        return jnp.concatenate(hidden, axis=1), model(tokens, valid)
+        return jnp.concatenate(hidden, axis=1), model.hidden(tokens, valid)
 
     pieces, whole = piecewise(params)
     np.testing.assert_allclose(pieces[valid], whole[valid], atol=1e-5)
@@ -69,7 +69,7 @@ def test_a_long_cache_is_read_as_far_as_it_is_filled(architectures, random_model
         for start, stop in itertools.pairwise((0, 254, 255, 256, 257, 511, 512, 513, 599, 600)):
             piece, cache = model.extend(tokens[:, start:stop], valid[:, start:stop], cache)
             hidden.append(piece)
-        return jnp.concatenate(hidden, axis=1), model(tokens, valid)
+        return jnp.concatenate(hidden, axis=1), model.hidden(tokens, valid)
 
     pieces, whole = piecewise(params)
     np.testing.assert_allclose(pieces[valid], whole[valid], atol=2e-5)
@@ -94,7 +94,7 @@ def test_branches_are_what_they_would_be_alone(architectures, random_model, batc
     run = jax.jit(
         lambda params: [
             models.merge(graph, params).branched(tokens, valid, given),
-            models.merge(graph, params)(tokens, valid),
+            models.merge(graph, params).hidden(tokens, valid),
         ]
     )
     (trunk, found), whole = run(params)

@@ -98,7 +98,7 @@ def rollout(
 @functools.partial(jax.jit, static_argnames="graph")
 def logits(params, tokens, valid, *, graph):
     model = models.merge(graph, params)
-    return model.logits(model(tokens, valid))
+    return model.logits(model.hidden(tokens, valid))
 
 
 def log_probs(model, prompts, written: Rollout, temperature=1.0, samples=1):

@@ -279,7 +279,7 @@ def rows_forward(graph, view: str):
 
         def alone(row):
             tokens, valid, first, length = row
-            logits = model.logits(model(tokens[None], valid[None]))[0, :, :VOCABULARY]
+            logits = model.logits(model.hidden(tokens[None], valid[None]))[0, :, :VOCABULARY]
             predicting = jnp.arange(LENGTH)
             return jnp.where(
                 predicting[:, None] < length,

@@ -205,7 +205,7 @@ def test_windows_grow_out_of_the_completions_and_add_their_loss_on_any_mesh():
         ]
         tokens = jnp.asarray([[*prefix, *stream.tokens[row].tolist()]], jnp.int32)
         logp = np.asarray(
-            jax.nn.log_softmax(model.logits(model(tokens, jnp.ones(tokens.shape, bool))))
+            jax.nn.log_softmax(model.logits(model.hidden(tokens, jnp.ones(tokens.shape, bool))))
         )[0]
         ids, weights = (
             np.asarray(stream.extras[name][row]) for name in ("target_ids", "target_weights")
