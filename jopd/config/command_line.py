@@ -173,7 +173,7 @@ def _no_setting(flag: str, base: Config, program: str) -> str:
     owners = [
         method
         for method, its in losses.METHODS.items()
-        if name.startswith("--method.") and field in {each.name for each in dataclasses.fields(its)}
+        if name.startswith("--method.") and field in getattr(its, "__dataclass_fields__", ())
     ]
     if owners:
         return f"{flag} is no setting of {base.method.name}, but of --method {', '.join(owners)}"
