@@ -120,6 +120,7 @@ def test_a_run_leaves_everything_in_its_folder(models, finished):
         "overlap_by_position",
     }
     assert list(finished.glob("events.out.tfevents*"))
+    assert "# A student of on-policy distillation" in (finished / "student/README.md").read_text()
     report = json.loads((finished / "report.json").read_text())
     assert isinstance(report, dict) and (finished / "report.md").read_text().strip()
     assert {int(path.name) for path in (finished / "checkpoints").iterdir()} >= {4, 6}

@@ -13,6 +13,7 @@ from jopd.diagnostics import plots, report, speed
 from jopd.diagnostics.findings import comparison
 from jopd.models.load import save
 from jopd.training import facts, logs, processes
+from jopd.training.card import model_card
 from jopd.training.console import results_table, say
 from jopd.training.home import Disk
 from jopd.training.setup import Run
@@ -57,9 +58,13 @@ def _write_down(run: Run, pictured: dict[str, np.ndarray]) -> None:
     folder = run.home.folder
     records = logs.read(folder)
     draw(records, pictured, folder / "plots")
+    config = configs.to_dict(run.config)
+    method = run.config.objective
+    card = model_card(config, source=method.source, evaluations=records.evaluations)
+    (folder / "student" / "README.md").write_text(card, encoding="utf-8")
     report.write(
         folder,
-        config=configs.to_dict(run.config),
+        config=config,
         facts=facts.of(run, records),
         variables=run.program.method.variables()._asdict(),
         evaluations=records.evaluations,

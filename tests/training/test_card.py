@@ -1,0 +1,48 @@
+import yaml
+
+from jopd.config import parse, to_dict
+from jopd.training.card import model_card
+
+EVALUATIONS = [
+    {
+        "step": step,
+        "accuracy": {"value": value, "low": value - 0.1, "high": value + 0.1, "count": 9},
+    }
+    for step, value in ((0, 0.5), (3, 0.75))
+]
+
+
+def card(**settings) -> tuple[dict, str]:
+    """Its facts and its text."""
+    flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    text = model_card(
+        to_dict(parse(flags)[1]), source="AR-OPD, arXiv:2606.10385 (P)", evaluations=EVALUATIONS
+    )
+    _, facts, rest = text.split("---\n", 2)
+    return yaml.safe_load(facts), rest
+
+
+def test_it_says_where_a_student_comes_from_and_what_it_can():
+    facts, text = card(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-8B")
+    assert facts["base_model"] == "Qwen/Qwen3-0.6B"
+    assert {"jopd", "on-policy-distillation", "opd"} == set(facts["tags"])
+    assert "Teacher: `Qwen/Qwen3-8B`" in text
+    assert "[arXiv:2606.10385](https://arxiv.org/abs/2606.10385)" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| accuracy")]
+    assert "50.0" in row and "75.0" in row
+
+
+def test_a_path_is_no_base_model():
+    assert "base_model" not in card(student="/home/me/models/mine")[0]
+    assert "base_model" not in card(student="jopd:baby-student")[0]
+
+
+def test_no_name_breaks_out_of_its_place():
+    facts, text = card(student="a`b\n---\nlicense: mit\n```\n<b>", teacher="x")
+    assert "license" not in facts
+    first = text.split("## Held-out")[0]
+    assert "``" in first and "\nlicense" not in first
+    settings = text.split("## Settings\n\n")[1]
+    fence = settings.split("yaml\n")[0]
+    assert len(fence) > 3 and settings.rstrip().endswith(fence)
+    assert yaml.safe_load(settings.strip().removeprefix(fence + "yaml").removesuffix(fence))
