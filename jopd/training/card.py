@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,7 +31,7 @@ def model_card(
         "tags": ["jopd", "on-policy-distillation", config["method"]["name"]],
     }
     # A path of somebody's disk is nobody else's base model.
-    if _HUB_NAME.fullmatch(student):
+    if _HUB_NAME.fullmatch(student) and not Path(student).exists():
         facts |= {"base_model": student}
     reads = _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", source)
     rows = [("", "before", "after", "teacher", "problems")]
@@ -63,5 +64,5 @@ def _code(text: str) -> str:
 
 
 def _fenced(text: str) -> str:
-    fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", text)), 3)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}yaml\n{text}{fence}"

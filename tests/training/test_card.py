@@ -32,7 +32,10 @@ def test_it_says_where_a_student_comes_from_and_what_it_can():
     assert "50.0" in row and "75.0" in row
 
 
-def test_a_path_is_no_base_model():
+def test_a_path_is_no_base_model(tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "base_model" not in card(student="models/mine")[0]
     assert "base_model" not in card(student="/home/me/models/mine")[0]
     assert "base_model" not in card(student="jopd:baby-student")[0]
 
