@@ -47,7 +47,14 @@ def model_card(
         "\n".join([table[0], "|---" * len(rows[0]) + "|", *table[1:]]),
         "(Brackets: 95 % intervals over problems, each number by itself; one run.)",
         "## Settings",
-        _fenced(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)),
+        # But for the place on the disk that the run was written to.
+        _fenced(
+            yaml.safe_dump(
+                {name: value for name, value in config.items() if name != "output"},
+                sort_keys=False,
+                allow_unicode=True,
+            )
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -23,7 +23,8 @@ def card(**settings) -> tuple[dict, str]:
 
 
 def test_it_says_where_a_student_comes_from_and_what_it_can():
-    facts, text = card(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-8B")
+    facts, text = card(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-8B", output="/home/me/run")
+    assert "/home/me" not in text
     assert facts["base_model"] == "Qwen/Qwen3-0.6B"
     assert {"jopd", "on-policy-distillation", "opd"} == set(facts["tags"])
     assert "Teacher: `Qwen/Qwen3-8B`" in text
