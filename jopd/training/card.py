@@ -33,15 +33,16 @@ def model_card(
     # A path of somebody's disk is nobody else's base model.
     if _HUB_NAME.fullmatch(student) and not Path(student).exists():
         facts |= {"base_model": student}
-    reads = _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", source)
+    papers = re.sub(r" \([^)]*\)", "", source)  # without the grades, which mean nothing there
+    papers = _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", papers)
     rows = [("", "before", "after", "teacher", "problems")]
     rows += [tuple(map(_cell, row)) for row in comparison(evaluations)]
     table = [f"| {' | '.join(row)} |" for row in rows]
     parts = [
         f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---",
         "# A student of on-policy distillation",
-        f"{_code(student)}, trained by [jopd](https://pypi.org/project/jopd/) {__version__} with "
-        f"the method {_code(config['method']['name'])} ({reads}). Teacher: {_code(teacher)}. Data: "
+        f"{_code(student)}, trained by jopd {__version__} with "
+        f"the method {_code(config['method']['name'])} ({papers}). Teacher: {_code(teacher)}. Data: "
         f"{_code(config['data']['source'])}. Its licence is that of the model it comes from.",
         "## Held-out problems, before and after",
         "\n".join([table[0], "|---" * len(rows[0]) + "|", *table[1:]]),
