@@ -41,8 +41,8 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---",
         "# A student of on-policy distillation",
-        f"{_code(student)}, trained by jopd {__version__} with "
-        f"the method {_code(config['method']['name'])} ({papers}). Teacher: {_code(teacher)}. Data: "
+        f"{_code(student)}, trained by jopd {__version__} with the method "
+        f"{_code(config['method']['name'])} ({papers}). Teacher: {_code(teacher)}. Data: "
         f"{_code(config['data']['source'])}. Its licence is that of the model it comes from.",
         "## Held-out problems, before and after",
         "\n".join([table[0], "|---" * len(rows[0]) + "|", *table[1:]]),
