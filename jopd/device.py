@@ -162,9 +162,8 @@ def placed(weights: dict, dtype: Precision, mesh: Mesh):
 
 def scored(model, tokens, valid, rollout: Rollout) -> Float[Array, "b t"]:
     """The log-probability of every written token, by one pass over prompt and answer."""
-    whole = jnp.concatenate([tokens, rollout.tokens], axis=1)
-    hidden = model.hidden(whole, jnp.concatenate([valid, rollout.mask], axis=1))
-    logp = jax.nn.log_softmax(model.logits(hidden[:, PROMPT - 1 : -1]))
+    logits = models.score(model, tokens, valid, rollout.tokens, rollout.mask)
+    logp = jax.nn.log_softmax(logits)
     return jnp.take_along_axis(logp, rollout.tokens[..., None], axis=-1)[..., 0]
 
 

@@ -66,6 +66,17 @@ def test_what_a_gpu_is_to_run_is_a_run_that_parses(part, tmp_path):
         assert config.student.compute.dtype == "bfloat16"
 
 
+def test_a_model_is_written_before_what_reads_it_and_only_where_something_does(tmp_path):
+    before, measured = GPU.batches(["0.6B decode 128"], tmp_path)
+    assert [what for what, *_ in before] == ["Qwen/Qwen3-0.6B made"]
+    assert [what for what, *_ in measured] == [
+        "Qwen/Qwen3-0.6B decode 128",
+        "Qwen/Qwen3-0.6B decode 128, transformers",
+    ]
+    before, measured = GPU.batches(["vocabulary"], tmp_path)
+    assert not before and len(measured) == 3
+
+
 @pytest.mark.parametrize(
     ("program", "found"),
     [

@@ -29,7 +29,7 @@ TESTS = "tests/models/test_attention.py tests/losses tests/rollout/test_sampler.
 
 
 def commands(part: str, work: Path) -> Iterator[Given]:
-    """Of a part."""
+    """What belongs to a part, in the order in which it is measured."""
     ours, theirs = f"python3 {BENCHMARKS / 'ours.py'}", f"python3 {BENCHMARKS / 'theirs.py'}"
     data = f"--data.source {work / 'prompts.jsonl'}"
     small = work / MODELS[0].split("/")[1]

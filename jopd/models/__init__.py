@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jopd.models.settings import Architecture, Compute, LoRA, RopeScaling
 
 if TYPE_CHECKING:
-    from jopd.models.functional import abstract, merge, split
+    from jopd.models.functional import abstract, merge, score, split
     from jopd.models.transformer import Branches, Transformer
 
 __all__ = [
@@ -20,12 +20,13 @@ __all__ = [
     "Transformer",
     "abstract",
     "merge",
+    "score",
     "split",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("abstract", "merge", "split"):
+    if name in ("abstract", "merge", "score", "split"):
         from jopd.models import functional
 
         return getattr(functional, name)
