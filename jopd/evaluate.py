@@ -28,6 +28,7 @@ from jopd.models import Compute
 from jopd.rollout.settings import Sampling
 from jopd.training import console, evaluation, failures, mesh, setup, summary
 from jopd.training.fit import evaluation_batch
+from jopd.training.samples import samples
 from jopd.training.state import Fixed, TrainState
 from jopd.training.step import jitted
 
@@ -122,7 +123,7 @@ def run(settings: Evaluate) -> dict:
     ]
     console.results_table(rows, title=f"{settings.model}, held-out problems")
     if settings.save is not None:
-        lines = [{"record": record}, *summary.samples(answers, len(answers.text))]
+        lines = [{"record": record}, *samples(answers, len(answers.text), record)]
         text = "".join(
             json.dumps(measures.plain(line), ensure_ascii=False) + "\n" for line in lines
         )

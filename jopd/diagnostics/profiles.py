@@ -243,14 +243,23 @@ def update_size(
     direct loss has no advantage: its weight and gate, `sum |d loss / d term_t|`, multiply the size
     of the log-ratio.
     """
-    total = lambda terms: sum(
-        term.coefficient * term.sum for term in time_stage(loss, terms, mask, inputs)[0].values()
-    )
-    slopes = jax.grad(total)(dict(terms))
+    slopes = time_slopes(loss, terms, mask, inputs)
     if "student_logp" in slopes:
         return jnp.abs(slopes["student_logp"])
     weight = sum(jnp.abs(slope) for slope in slopes.values() if slope.shape == mask.shape)
     return weight * jnp.abs(log_ratio)
+
+
+def time_slopes(
+    loss: Loss, terms: Mapping[str, Float[Array, "..."]], mask: Mask, inputs: Inputs
+) -> dict[str, Float[Array, "..."]]:
+    """`d loss / d term` of the time stage for each of the terms, before the loss is divided by its
+    counts.
+    """
+    total = lambda terms: sum(
+        term.coefficient * term.sum for term in time_stage(loss, terms, mask, inputs)[0].values()
+    )
+    return jax.grad(total)(dict(terms))
 
 
 def of_a_batch(

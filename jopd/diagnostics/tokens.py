@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jopd.losses.divergences import comparison, forward_kl
 from jopd.losses.types import Inputs, Terms
-from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax
+from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax, top_k
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +131,36 @@ class Diagnostics:
             - _mass(jnp.ones_like(q), of_teacher & (ids == tokens[..., None])),
             "stop_gap": jnp.abs(_mass(q, stops) - _mass(pi, stops)),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Likeliest:
+    """The tokens that each reader expected most, at temperature 1.
+
+    Attributes:
+      k: how many of them; the vocabulary where that is smaller.
+
+    Terms, each `[*n, k]`, the likeliest first, ties to the lowest id, without gradient; READER is
+    `student` or a teacher's view:
+      READER_ids: the tokens, int32.
+      READER_probabilities: theirs.
+    """
+
+    k: int = 5
+
+    def token_terms(
+        self,
+        student_logits: Float[Array, "*n V"],
+        teacher_logits: Mapping[str, Float[Array, "*n V"]],
+        tokens: Int[Array, "*n"],
+        extras: Inputs,
+    ) -> dict[str, Shaped[Array, "*n k"]]:
+        del tokens, extras
+        expected = {}
+        for reader, logits in {"student": student_logits, **teacher_logits}.items():
+            logp, ids = top_k(jax.lax.stop_gradient(log_softmax(logits)), self.k)
+            expected |= {f"{reader}_ids": ids, f"{reader}_probabilities": jnp.exp(logp)}
+        return expected
 
 
 def _mass(probabilities: Float[Array, "*n V"], where: Bool[Array, "*n V"]) -> Float[Array, "*n"]:

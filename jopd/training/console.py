@@ -26,7 +26,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from jopd.data.texts import Decoder
+from jopd.data.texts import Decoder, pieces_of
 from jopd.diagnostics.measures import duration, number
 
 
@@ -135,10 +135,10 @@ def show_example(
         alone = f", {sum(new):,} for this reader alone" if any(new) else ""
         styles = [NEW if is_new else "" for is_new in new]
         parts.append(_heading(reader, _count(len(context)) + alone))
-        parts.append(_body(_paint(_pieces(tokenizer, context), styles, ("{+", "+}"), limit)))
+        parts.append(_body(_paint(pieces_of(tokenizer, context), styles, ("{+", "+}"), limit)))
         if alone and not legend:
             legend.append(_paint(["text for this reader alone"], [NEW], ("{+", "+}")))
-    pieces = [piece.replace("\n", "↵\n") for piece in _pieces(tokenizer, completion)]
+    pieces = [piece.replace("\n", "↵\n") for piece in pieces_of(tokenizer, completion)]
     written = max((i + 1 for i, m in enumerate(mask) if m), default=0)
     inside = sum(1 for m in mask if m)
     seen_by_loss = "all" if inside == written else f"{inside:,}"
@@ -222,33 +222,6 @@ def _new_in(context: Sequence[int], student: Sequence[int]) -> list[bool]:
     for block in SequenceMatcher(None, theirs, middle, autojunk=False).get_matching_blocks():
         new[head + block.b : head + block.b + block.size] = [False] * block.size
     return new
-
-
-def _pieces(tokenizer: Decoder, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds; one that ends inside a character adds none, the next the whole
-    character.
-    """
-
-    def decode(ids) -> str:
-        return tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
-    pieces, begin, done = [], 0, 0
-    for end in range(1, len(tokens) + 1):
-        # A token's text depends on its left neighbour (spaces), not on more: decoding a short
-        # window keeps this linear.
-        before, after = decode(tokens[begin:done]), decode(tokens[begin:end])
-        if after.endswith("\ufffd") and end < len(tokens):
-            pieces.append("")
-            continue
-        pieces.append(
-            "".join(
-                c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in after[len(before) :]
-            )
-        )
-        begin, done = done, end
-    return pieces
 
 
 def _paint(

@@ -25,6 +25,10 @@ from jopd.training.state import Fixed, TrainState
 from jopd.training.step import Jitted
 from jopd.training.summary import Answers
 
+Arrays = dict[str, jax.Array]
+# Of a batch's index, the scored batch, its rollout and the ids of its rows.
+Look = Callable[[int, Batch, Rollout, jax.Array], Arrays]
+
 
 class Evaluator(NamedTuple):
     """Everything but the parameters.
@@ -42,42 +46,52 @@ class Evaluator(NamedTuple):
     decoding: Decoding
     key: jax.Array
 
-    def student(self, state: TrainState, fixed: Fixed) -> Answers:
+    def student(self, state: TrainState, fixed: Fixed, look: Look = lambda *_: {}) -> Answers:
         """The student's answers, compared token by token with the teacher, if there is one.
 
         Under the teacher's first view with everything that `Diagnostics` knows, under each other
         view V with the two KLs, `kl_V` and `forward_kl_V`.
+
+        Args:
+          look: what else there is to be seen of a batch's tokens, for `Answers.seen`.
         """
 
-        def answer(contexts, rows):
+        def answer(index, contexts, rows):
             rollout = self.jitted.rollout(
                 state, fixed, contexts["student"], rows, self.key, decoding=self.decoding, samples=1
             )
             rollout = trim(
                 rollout, bucket(int(rollout.mask.sum(axis=1).max()), self.decoding.max_new_tokens)
             )
-            views = self.views
-            if not views:
-                return rollout, {}
             batch = Batch(contexts, rollout.tokens, rollout.mask)
-            batch = batch._replace(hidden=self.jitted.score(state, fixed, batch, views))
-            stage = Diagnostics(views[0], stop_tokens=self.decoding.stop_tokens)
-            terms = self.jitted.measure(state, fixed, batch, stage)
-            for view in views[1:]:
-                of_view = self.jitted.measure(state, fixed, batch, Comparison(view))
-                terms |= {f"{name}_{view}": of_view[name] for name in ("kl", "forward_kl")}
-            return rollout, terms
+            if self.views:
+                batch = batch._replace(hidden=self.jitted.score(state, fixed, batch, self.views))
+            terms = self._compared(state, fixed, batch)
+            return rollout, terms, look(index, batch, rollout, rows)
 
         return self._collect(answer)
+
+    def _compared(self, state: TrainState, fixed: Fixed, batch: Batch) -> dict[str, jax.Array]:
+        """Per-token terms of a scored batch."""
+        if not self.views:
+            return {}
+        first, *others = self.views
+        stage = Diagnostics(first, stop_tokens=self.decoding.stop_tokens)
+        terms = self.jitted.measure(state, fixed, batch, stage)
+        for view in others:
+            of_view = self.jitted.measure(state, fixed, batch, Comparison(view))
+            terms |= {f"{name}_{view}": of_view[name] for name in ("kl", "forward_kl")}
+        return terms
 
     def teacher(self, state: TrainState, fixed: Fixed) -> Answers:
         """What the teacher itself answers, under its first view."""
 
-        def answer(contexts, rows):
+        def answer(_, contexts, rows):
             context = contexts[self.views[0]]
-            return self.jitted.teacher_rollout(
+            rollout = self.jitted.teacher_rollout(
                 state, fixed, context, rows, self.key, decoding=self.decoding
-            ), {}
+            )
+            return rollout, {}, {}
 
         return self._collect(answer)
 
@@ -88,7 +102,7 @@ class Evaluator(NamedTuple):
 
     def _collect(
         self,
-        answer: Callable[[dict[str, Context], jax.Array], tuple[Rollout, dict[str, jax.Array]]],
+        answer: Callable[[int, dict[str, Context], jax.Array], tuple[Rollout, Arrays, Arrays]],
     ) -> Answers:
         batches: list[Answers] = []
         for index in range(len(self.problems)):
@@ -97,18 +111,23 @@ class Evaluator(NamedTuple):
                 view: Context(**place_batch(self.mesh, context))
                 for view, context in host["contexts"].items()
             }
-            rollout, terms = on_host(answer(contexts, place_batch(self.mesh, host["rows"])))
+            rollout, terms, seen = on_host(
+                answer(index, contexts, place_batch(self.mesh, host["rows"]))
+            )
             # The last batch is filled up with problems that came before, and lengths differ between
             # batches.
             padding = [(0, 0), (0, self.decoding.max_new_tokens - rollout.tokens.shape[1])]
-            real = lambda x, rows=len(examples), padding=padding: np.pad(x, padding)[:rows]
+            real = lambda x, rows=len(examples), padding=padding: np.pad(
+                x, padding + [(0, 0)] * (x.ndim - 2)
+            )[:rows]
             tokens, mask = real(rollout.tokens), real(rollout.mask)
             text = texts(self.tokenizer, tokens, mask)
-            measured = {name: real(values) for name, values in terms.items()}
-            batches.append(
-                Answers(examples, tokens, mask, rollout.stopped[: len(examples)], text, measured)
-            )
+            measured, seen = jax.tree.map(real, (terms, seen))
+            stopped = rollout.stopped[: len(examples)]
+            batches.append(Answers(examples, tokens, mask, stopped, text, measured, seen))
         join = lambda name: np.concatenate([getattr(part, name) for part in batches])
+        # The first batches alone are looked at.
+        looked_at = [part.seen for part in batches if part.seen]
         return Answers(
             examples=[example for part in batches for example in part.examples],
             tokens=join("tokens"),
@@ -118,5 +137,9 @@ class Evaluator(NamedTuple):
             terms={
                 name: np.concatenate([part.terms[name] for part in batches])
                 for name in batches[0].terms
+            },
+            seen={
+                name: np.concatenate([seen[name] for seen in looked_at])
+                for name in (looked_at[0] if looked_at else {})
             },
         )

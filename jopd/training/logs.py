@@ -6,7 +6,7 @@ TensorBoard.
                        "speed": {"tokens_per_second": 830.0, ...}}
     evaluations.jsonl  one object an evaluation:
                        {"step": 50, "accuracy": {"value": 0.6, "low": ...}, ..., "seconds": 4.1}
-    samples.jsonl      some of the student's answers at each evaluation:
+    samples.jsonl      some of the student's answers at each evaluation, see `training.samples`:
                        {"step": 50, "prompt": ..., ...}
 
 A run that was killed goes on from its last checkpoint, so its files are first cut back to that
@@ -181,7 +181,8 @@ def _dump(line: Mapping[str, Any]) -> str:
 
 
 def _markdown(sample: Mapping[str, Any]) -> str:
-    return "\n\n".join(f"**{name}**\n\n{value}" for name, value in sample.items())
+    parts = {name: value for name, value in sample.items() if name != "tokens"}
+    return "\n\n".join(f"**{name}**\n\n{value}" for name, value in parts.items())
 
 
 def _read(path: Path) -> Lines:

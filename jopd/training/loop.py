@@ -25,10 +25,10 @@ from jopd.training.example import show
 from jopd.training.finish import finish
 from jopd.training.folder import settle
 from jopd.training.interrupt import deferred
+from jopd.training.samples import samples
 from jopd.training.setup import Run
 from jopd.training.speed import Meter
 from jopd.training.state import TrainState
-from jopd.training.summary import samples
 from jopd.training.worker import Stepped, Worker
 
 
@@ -129,7 +129,8 @@ def evaluate(worker: Worker, step: int, state: TrainState, log: logs.RunLog | lo
         record, answers = worker.evaluate(state, teacher_too=first)
     check_evaluation(step, record)
     record |= {"seconds": time.monotonic() - begin}
-    log.evaluation(step, record, samples(answers, run.config.evaluation.samples_shown))
+    count = run.config.evaluation.samples_shown
+    log.evaluation(step, record, samples(answers, count, record, run.student.tokenizer))
     if first:
         show(run, answers)
     # What is counted as right may hang on a time-out.

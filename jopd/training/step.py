@@ -6,6 +6,8 @@
     windows.windows  (state, fixed, batch, rows, key)     both models write on (few methods)
     update.update    (state, fixed, batch)                the next state, and the metrics
 
+and beside them what measures an evaluation's answers, `score.measure` and `seen.seen`.
+
 A batch's rows are split over the mesh axes data and fsdp; nothing in these files names a device.
 """
 
@@ -16,7 +18,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jopd.training import score, update, windows, write
+from jopd.training import score, seen, update, windows, write
 from jopd.training.program import Program
 from jopd.training.state import TrainState
 
@@ -32,6 +34,7 @@ class Jitted(NamedTuple):
     windows: Callable
     update: Callable
     measure: Callable
+    seen: Callable
 
 
 def everywhere(shardings: TrainState | None) -> NamedSharding | None:
@@ -63,4 +66,5 @@ def jitted(program: Program, state_shardings: TrainState | None = None) -> Jitte
             out_shardings=(state_shardings, everywhere(state_shardings)),
         ),
         measure=compiled(score.measure, "stage"),
+        seen=compiled(seen.seen),
     )

@@ -35,6 +35,8 @@ class Answers(NamedTuple):
       stopped: `[B]`, 0 where the length limit ended the answer.
       text: decoded, special tokens left out.
       terms: per-token measurements `[B, T]` by name, such as the KL to the teacher; may be empty.
+      seen: what `jopd.training.seen` found of the first answers' tokens, `[R, T, ...]`, R <= B; may
+        be empty.
     """
 
     examples: list[Example]
@@ -43,6 +45,7 @@ class Answers(NamedTuple):
     stopped: np.ndarray
     text: list[str]
     terms: dict[str, np.ndarray]
+    seen: dict[str, np.ndarray] = {}
 
 
 def summarise(data: DataConfig, answers: Answers) -> dict[str, Any]:
@@ -168,16 +171,3 @@ def fingerprint(examples: list[Example]) -> str:
     """Of the problems and their order."""
     text = "\n".join(example.id for example in examples)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def samples(answers: Answers, count: int) -> list[dict[str, Any]]:
-    """The first few answers, for `samples.jsonl`."""
-    return [
-        {
-            "id": example.id,
-            "prompt": example.messages[-1]["content"],
-            "completion": text,
-            "answer": example.answer,
-        }
-        for example, text in zip(answers.examples[:count], answers.text[:count], strict=True)
-    ]

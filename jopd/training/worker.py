@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jopd.losses.method import JUDGED
 from jopd.models.sharding import on_host
@@ -267,6 +267,36 @@ class Worker:
             pictured["threshold"] = on_host(metrics["transport_threshold"])
         return pictured
 
+    def look_at(
+        self, state: TrainState, index: int, batch: Batch, rollout: Rollout, rows: jax.Array
+    ) -> dict[str, jax.Array]:
+        """What the method makes of each token of an evaluation's answers, of the batches of which
+        some are shown; see `jopd.training.seen`.
+        """
+        run, method = self.run, self.run.program.method
+        if index * len(rollout.tokens) >= run.config.evaluation.samples_shown:
+            return {}
+        if unread := tuple(view for view in method.views if view not in batch.hidden):
+            further = self.jitted.score(state, run.fixed, batch, unread)
+            batch = batch._replace(hidden=batch.hidden | further)
+        step = int(state.step) // method.updates + 1
+        known = {
+            name: inputs.of(run, name, step, rollout)
+            for name in method.inputs
+            if name not in JUDGED
+        }
+        batch = batch._replace(inputs=known)
+        if method.scoring() is not None:
+            batch = batch._replace(inputs=known | self.jitted.prepare(state, run.fixed, batch))
+        if not method.near_future:
+            return self.jitted.seen(state, run.fixed, batch)
+        written = self.windows(state, batch, rows)
+        after = written.batch._replace(streams={})
+        places = written.batch.streams["windows"].starts
+        return self.jitted.seen(state, run.fixed, after) | at_places(
+            written.points, places, batch.mask
+        )
+
     def evaluate(
         self, state: TrainState, *, teacher_too: bool
     ) -> tuple[dict[str, Any], summary.Answers]:
@@ -274,12 +304,26 @@ class Worker:
         the student's answers.
         """
         run, data = self.run, self.run.config.data
-        answers = self.evaluator.student(state, run.fixed)
+        answers = self.evaluator.student(state, run.fixed, functools.partial(self.look_at, state))
         record = summary.summarise(data, answers)
         if teacher_too and run.teacher is not None:
             of_teacher = self.evaluator.teacher(state, run.fixed)
             record["teacher"] = summary.summarise(data, of_teacher)
         return record, answers
+
+
+@jax.jit
+def at_places(
+    points: dict[str, Shaped[Array, "b w"]], places: Int[Array, "b m"], mask: Bool[Array, "b t"]
+) -> dict[str, Float[Array, "b t"]]:
+    """The `transport` of each window at the token where it begins, NaN elsewhere; the probes, which
+    come last and which nothing is learnt from, are left out.
+    """
+    count = places.shape[1]
+    begins = places[..., None] == jnp.arange(mask.shape[1], dtype=places.dtype)[None, None]
+    counts = begins & points["compared"][:, :count, None]
+    cost = jnp.where(counts, points["transport"][:, :count, None], -jnp.inf).max(axis=1)
+    return {"transport": jnp.where(counts.any(axis=1) & mask, cost, jnp.nan)}
 
 
 @jax.jit

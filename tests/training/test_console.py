@@ -27,15 +27,6 @@ class Words:
         return " ".join(self.words[token] for token in token_ids)
 
 
-class Bytes:
-    """A tokenizer of bytes: most of its tokens are not whole characters."""
-
-    def decode(
-        self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None
-    ) -> str:
-        return bytes(token_ids).decode(errors="replace")
-
-
 @pytest.fixture
 def printed(monkeypatch):
     """A console without colours, 100 columns wide; calling the fixture gives what was printed so
@@ -146,14 +137,6 @@ def test_long_texts_lose_their_middle_and_say_so(printed):
     assert re.sub(r"[\s│]+", " ", printed()).count("2,970 tokens not shown") == 2
     assert printed().count("you") == 60
     assert all(len(line) <= 100 for line in printed().splitlines())
-
-
-def test_characters_of_several_tokens_are_shown_whole_and_control_characters_spelled_out():
-    text = "né 🦜\x1b[31m"
-    pieces = console._pieces(Bytes(), list(text.encode()))
-    assert "".join(pieces) == "né 🦜\\x1b[31m"
-    assert len(pieces) == len(text.encode())
-    assert console._pieces(Bytes(), [0xF0, 0x9F]) == ["", "\ufffd"]  # cut off by the length limit
 
 
 @pytest.mark.parametrize(

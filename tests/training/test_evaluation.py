@@ -33,15 +33,16 @@ class Problems:
 
 
 def test_answers_of_all_batches_are_gathered_without_what_fills_the_last_one():
-    def answer(contexts, rows):
+    def answer(index, contexts, rows):
         # Batch by batch the width is 3, 1 and 2; row r writes r + 1 everywhere, as many tokens as
         # the batch has columns.
         width = {0: 3, 2: 1, 4: 2}[int(rows[0])]
         ids = jnp.broadcast_to(jnp.asarray(contexts["student"].tokens) + 1, (2, width))
         mask = jnp.ones((2, width), bool)
-        return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.asarray(rows)), {
-            "kl": 0.5 * ids.astype(float)
-        }
+        kl = {"kl": 0.5 * ids.astype(float)}
+        # Only the first two batches are looked at.
+        seen = {"likeliest": jnp.stack([ids, -ids], axis=-1)} if index < 2 else {}
+        return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.asarray(rows)), kl, seen
 
     decode = lambda tokens, skip_special_tokens: (
         f"{skip_special_tokens} {[int(token) for token in tokens]}"
@@ -63,6 +64,8 @@ def test_answers_of_all_batches_are_gathered_without_what_fills_the_last_one():
     np.testing.assert_array_equal(answers.mask, answers.tokens > 0)
     np.testing.assert_array_equal(answers.terms["kl"], 0.5 * answers.tokens)
     np.testing.assert_array_equal(answers.stopped, np.arange(5))
+    first = answers.tokens[:4]
+    np.testing.assert_array_equal(answers.seen["likeliest"], np.stack([first, -first], axis=-1))
     assert answers.text == [
         "True [1, 1, 1]",
         "True [2, 2, 2]",

@@ -6,7 +6,7 @@ import pytest
 from jopd.data import persona
 from jopd.data.example import Example, Message
 from jopd.data.sources import DataConfig
-from jopd.training.summary import Answers, samples, summarise
+from jopd.training.summary import Answers, summarise
 
 
 def example(name: str, answer: str | None) -> Example:
@@ -135,12 +135,3 @@ def test_a_group_that_is_called_as_a_measure_hides_none():
     record = summarise(DataConfig(), ANSWERS._replace(examples=examples))
     assert record["length_mean"] == pytest.approx(7 / 3)
     assert record["group length_mean"]["kl"] == record["kl"]
-
-
-def test_samples_are_the_first_answers_with_what_was_asked():
-    shown = samples(ANSWERS, 2)
-    assert shown == [
-        {"id": "a", "prompt": "a?", "completion": "answer: 4", "answer": "4"},
-        {"id": "b", "prompt": "b?", "completion": "answer: 6", "answer": "5"},
-    ]
-    assert samples(ANSWERS, 0) == []
