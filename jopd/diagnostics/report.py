@@ -179,20 +179,21 @@ def _coverage(seed: Any, config: Mapping[str, Any], *, compared: bool) -> str:
 
 def _facts(facts: Mapping[str, Any]) -> str:
     return _table(
-        ["", ""], [[key.replace("_", " "), _words(key, value)] for key, value in facts.items()]
+        ["", ""], [[key.replace("_", " "), words(key, value)] for key, value in facts.items()]
     )
 
 
-def _words(key: str, value: Any) -> str:
+def words(key: str, value: Any) -> str:
+    """A fact as a person reads it; its key tells the unit."""
     if isinstance(value, Mapping):
         return (
             ", ".join(
-                f"{name.replace('_', ' ')} {_words(key, item)}" for name, item in value.items()
+                f"{name.replace('_', ' ')} {words(key, item)}" for name, item in value.items()
             )
             or "none"
         )
     if isinstance(value, list):
-        return ", ".join(_words(key, item) for item in value) or "none"
+        return ", ".join(words(key, item) for item in value) or "none"
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     if isinstance(value, (int, float)):

@@ -5,7 +5,7 @@ whether it was right, and of every token what the readers and the method made of
      "tokens": {"text": ["step", " 1", ...],
                 "measures": {"kl": [0.1, ...], ...},        of the comparison with the teacher
                 "method": {"divergence": [0.1, ...], ...},  the method's own, see `training.seen`
-                "likeliest": {"student": [[["step", 0.9], ["so", 0.05], ...], ...], "teacher": ...}}}
+                "likeliest": {"student": [[["step", 0.9], ...], ...], ...}}}
 """
 
 import math

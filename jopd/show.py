@@ -1,0 +1,93 @@
+"""`python -m jopd.show RUN [RUN ...]`: runs as one page to be looked at.
+
+The page is one HTML file that opens from the disk: the answers with every token in the colour of
+what the method saw there, all curves with their intervals, profiles over time, the checklist, and
+what differs between the runs. Every finished run has its own in its folder, as `report.html`; with
+`--live PORT` the page follows runs that go on, at http://127.0.0.1:PORT.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """What to look at.
+
+    Attributes:
+      runs: folders of runs, or gs://BUCKET/RUN.
+      output: the file; empty, it is report.html in the run's folder, and for several runs or a
+        bucket `comparison.html` here.
+      live: a port of this machine at which to serve the page instead, anew whenever the runs have
+        got further.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    output: Path | None = None
+    live: int | None = None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    from jopd.config import or_exit
+
+    settings = tyro.cli(Show, args=arguments, prog="python -m jopd.show", description=__doc__)
+    or_exit(run, settings)
+
+
+def run(settings: Show) -> None:
+    """Writes the page, or serves it until Ctrl-C.
+
+    Raises:
+      ValueError: no run, one that can't be read, or a file or port that can't be used.
+    """
+    if not settings.runs:
+        raise ValueError("name the folder of a run, such as runs/default-opd-seed0")
+    from jopd.page import records
+    from jopd.page.document import document
+    from jopd.training import home
+    from jopd.training.console import say
+
+    homes = [home.at(str(Path(run)) if "://" not in run else run) for run in settings.runs]
+
+    def read() -> list[records.Data]:
+        for it in homes:
+            it.fetch()
+        return [records.read_run(it.folder, str(it)) for it in homes]
+
+    if settings.live is not None:
+        return follow(settings.live, read)
+    runs = read()
+    alone = len(homes) == 1 and "://" not in settings.runs[0]
+    file = settings.output or (homes[0].folder / "report.html" if alone else Path("comparison.html"))
+    write(file.expanduser(), document(runs))
+    say(f"written: {file}")
+
+
+def follow(port: int, read) -> None:
+    from jopd.page.live import LOOPBACK, serve
+    from jopd.training.console import say
+
+    read()  # says at once what is wrong
+    with serve(port, read) as server:
+        say(f"http://{LOOPBACK}:{server.server_address[1]}  (Ctrl-C ends it)")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            sys.exit(0)
+
+
+def write(file: Path, page: str) -> None:
+    """The file, whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise ValueError(f"output={file} can't be written ({error}): choose another") from None
+
+
+if __name__ == "__main__":
+    main()
