@@ -12,6 +12,8 @@ from jopd import config as configs
 from jopd.diagnostics import plots, report, speed
 from jopd.diagnostics.findings import comparison
 from jopd.models.load import save
+from jopd.page.document import document, write
+from jopd.page.records import read_run
 from jopd.training import facts, logs, processes
 from jopd.training.card import model_card
 from jopd.training.console import results_table, say
@@ -62,17 +64,19 @@ def _write_down(run: Run, pictured: dict[str, np.ndarray]) -> None:
     method = run.config.objective
     card = model_card(config, source=method.source, evaluations=records.evaluations)
     (folder / "student" / "README.md").write_text(card, encoding="utf-8")
-    report.write(
-        folder,
+    collected = report.collected(
         config=config,
         facts=facts.of(run, records),
         variables=run.program.method.variables()._asdict(),
         evaluations=records.evaluations,
     )
+    page = document([read_run(folder, str(run.home), collected)])
+    write(folder / "report.html", page)
+    report.write(folder, collected, records.evaluations)
     run.home.push()
     results_table(comparison(records.evaluations))
     say(speed.sentence(records.training, records.evaluations))
-    say(f"everything is in {run.home}; try  {run.home.trial}")
+    say(f"everything is in {run.home}; look at its report.html, and try  {run.home.trial}")
 
 
 def draw(records: logs.Records, pictured: dict[str, np.ndarray], folder: Path) -> None:
