@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from scipy.stats import t
 
-from jopd.diagnostics.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from jopd.diagnostics.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
 from jopd.losses import credit
 
 TOKENS, END = 3, 2

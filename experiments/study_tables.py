@@ -16,7 +16,7 @@ from scipy.stats import t
 
 from jopd.diagnostics.measures import amount, measures, unit
 from jopd.diagnostics.paired import change_of_runs
-from jopd.diagnostics.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, YELLOW
+from jopd.diagnostics.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, YELLOW
 from jopd.training import logs
 
 ENDS = 10  # lines of metrics.jsonl that `first/` and `last/` are means of

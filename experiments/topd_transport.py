@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from study_tables import folder, markdown
 
 from jopd.config import Config, Student
-from jopd.diagnostics.plots import BLUE, GREY, ORANGE, STYLE
+from jopd.diagnostics.style import BLUE, GREY, ORANGE, STYLE
 from jopd.training import setup
 from jopd.training.worker import Worker
 
