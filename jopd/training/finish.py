@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from jopd import config as configs
-from jopd.diagnostics import plots, report, speed
+from jopd.diagnostics import plots, report, speed, token_plots
 from jopd.diagnostics.findings import comparison
+from jopd.diagnostics.style import Shown, drawn
+from jopd.diagnostics.tokens import Diagnostics
 from jopd.models.load import save
 from jopd.page.document import document, write
 from jopd.page.records import read_run
@@ -59,7 +61,7 @@ def finish(worker: Worker, state: TrainState) -> None:
 def _write_down(run: Run, pictured: dict[str, np.ndarray]) -> None:
     folder = run.home.folder
     records = logs.read(folder)
-    draw(records, pictured, folder / "plots")
+    draw(records, pictured, folder / "plots", shown(str(run.home), run.name, run.config))
     config = configs.to_dict(run.config)
     method = run.config.objective
     card = model_card(config, source=method.source, evaluations=records.evaluations)
@@ -79,23 +81,42 @@ def _write_down(run: Run, pictured: dict[str, np.ndarray]) -> None:
     say(f"everything is in {run.home}; look at its report.html, and try  {run.home.trial}")
 
 
-def draw(records: logs.Records, pictured: dict[str, np.ndarray], folder: Path) -> None:
+def shown(home: str, preset: str, config: configs.Config) -> Shown:
+    """What the pictures say of a run: its folder's name, with preset, method and seed where that
+    doesn't tell them, and how completions are drawn.
+    """
+    folder = home.rstrip("/").rpartition("/")[2]
+    usual = f"{preset}-{config.method.name}-seed{config.seed}"
+    return Shown(
+        folder if folder.startswith(usual) else f"{folder} ({usual})",
+        batches=drawn(config.rollout.sampling.temperature),
+        answers=drawn(config.evaluation.sampling.temperature),
+        k=Diagnostics.k,
+    )
+
+
+def draw(
+    records: logs.Records, pictured: dict[str, np.ndarray], folder: Path, shown: Shown
+) -> None:
     """The curves of every run, and the pictures of what only some methods have."""
-    plots.learning_curve(records.training, records.evaluations, folder / "learning_curve.png")
-    plots.kl_by_position(records.evaluations, folder / "kl_by_position.png")
-    plots.overlap_by_position(records.evaluations, folder / "overlap_by_position.png")
-    first, last = records.evaluations[0], records.evaluations[-1]
+    evaluations = records.evaluations
+    plots.learning_curve(records.training, evaluations, folder / "learning_curve.png", shown)
+    plots.kl_by_position(evaluations, folder / "kl_by_position.png", shown)
+    plots.overlap_by_position(evaluations, folder / "overlap_by_position.png", shown)
+    first, last = evaluations[0], evaluations[-1]
     ends = {"before": first, f"after {last['step']:,} steps": last}
     if all("accuracy_by_length" in line for line in ends.values()):
         buckets = {when: line["accuracy_by_length"] for when, line in ends.items()}
-        plots.accuracy_by_length(buckets, folder / "accuracy_by_length.png")
+        plots.accuracy_by_length(buckets, folder / "accuracy_by_length.png", shown)
     if "evidence" in pictured:
         let_through = pictured["kept"] > 0
-        plots.evidence_histogram(pictured["evidence"], let_through, folder / "evidence.png")
+        path = folder / "evidence.png"
+        token_plots.evidence_histogram(pictured["evidence"], let_through, path, shown)
     if "transport" in pictured:
-        plots.transport_against_loss(
+        token_plots.transport_against_loss(
             pictured["divergence"],
             pictured["transport"],
             folder / "transport_against_loss.png",
+            shown,
             threshold=float(pictured["threshold"]),
         )
