@@ -4,7 +4,6 @@
 
 import functools
 import json
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from jopd import models
 from jopd.models import huggingface, sharding, weights
 from jopd.models.families import config_from
-from jopd.models.files import fingerprint
+from jopd.models.files import check_replaceable, fingerprint, replacing
 from jopd.models.find import find
 from jopd.models.gguf import open_gguf
 from jopd.models.settings import Architecture, Compute, LoRA
@@ -199,12 +198,7 @@ def save(
       ValueError: where `folder` holds something other than a saved model.
     """
     folder = Path(folder)
-    if (
-        folder.exists()
-        and not (folder / "config.json").is_file()
-        and (folder.is_file() or any(folder.iterdir()))
-    ):
-        raise ValueError(f"{folder} holds something that is not a saved model: give another folder")
+    check_replaceable(folder, "config.json", "a saved model")
     arrays, model = flat(params), models.merge(graph, params)
 
     def value(key, layer):
@@ -229,10 +223,7 @@ def save(
         "eos_token_id": stops or None,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
+    with replacing(folder) as new:
         weights.write_safetensors(new, shapes, value, jnp.dtype(dtype), file_bytes)
         tokenizer.save_pretrained(new)
         for name, content in (
@@ -240,9 +231,6 @@ def save(
             ("generation_config.json", special),
         ):
             (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, stop_tokens: tuple[int, ...]) -> int:
