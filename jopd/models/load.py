@@ -18,10 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from jopd import models
 from jopd.models import huggingface, sharding, weights
+from jopd.models.adapters import Origin
 from jopd.models.families import config_from
 from jopd.models.files import check_replaceable, fingerprint, replacing
 from jopd.models.find import find
 from jopd.models.gguf import open_gguf
+from jopd.models.merging import merged, under_adapters
 from jopd.models.settings import Architecture, Compute, LoRA
 from jopd.models.transformer import Transformer
 
@@ -35,6 +37,7 @@ class Opened(NamedTuple):
       graph, abstract: as from `jopd.models.abstract`.
       lora: the adapters that reading it adds.
       source: what it was asked for by.
+      origin: what its weights are made of.
     """
 
     graph: nnx.GraphDef
@@ -42,6 +45,7 @@ class Opened(NamedTuple):
     checkpoint: huggingface.Checkpoint
     lora: LoRA
     source: str
+    origin: Origin
 
     @property
     def architecture(self) -> Architecture:
@@ -72,7 +76,7 @@ class Loaded(NamedTuple):
       graph, params: as from `jopd.models.split`.
       stop_tokens: the ids that end a completion, ascending; may be empty.
       source: what it was asked for by.
-      fingerprint: as of `Opened`.
+      fingerprint, origin: as of `Opened`.
     """
 
     graph: nnx.GraphDef
@@ -82,6 +86,7 @@ class Loaded(NamedTuple):
     stop_tokens: tuple[int, ...]
     source: str
     fingerprint: str
+    origin: Origin
 
     @property
     def pad_id(self) -> int:
@@ -101,7 +106,8 @@ def load(
 
     Args:
       source: a Hugging Face folder, a hub name, a GGUF file, "jopd:NAME" for a model that ships
-        with the package, or "smollm2".
+        with the package, or "smollm2". A PEFT adapter, by folder or hub name, is merged into its
+        base.
       dtype: of the parameters. Adapters are float32 whatever it is, because they are trained.
       mesh: where the parameters go, by `jopd.models.sharding`; None: the first device.
       lora: adds fresh adapters, drawn from `seed`.
@@ -117,15 +123,19 @@ def open_model(source: str | Path, *, compute: Compute = Compute(), lora: LoRA =
     """Finds a model and checks all that can be told before its weights are read; see `load`."""
     path = find(str(source))
     try:
+        path, adapters = under_adapters(path)
+        origin = Origin(adapters[0].base if adapters else str(source))
         checkpoint = open_gguf(path) if path.is_file() else huggingface.open_folder(path)
         graph, abstract = models.abstract(checkpoint.architecture, compute, lora)
         weights.check_tensors(checkpoint.tensors, base_shapes(abstract))
+        for adapter in adapters:
+            checkpoint, origin = merged(checkpoint, origin, adapter)
     except ValueError as error:
         raise ValueError(f"model {str(source)!r}: {error}") from error
     checkpoint = checkpoint._replace(
         stop_tokens=huggingface.with_end_of_turn(checkpoint, str(source))
     )
-    return Opened(graph, abstract, checkpoint, lora, str(source))
+    return Opened(graph, abstract, checkpoint, lora, str(source), origin)
 
 
 def read(
@@ -170,6 +180,7 @@ def read(
         stop_tokens=checkpoint.stop_tokens,
         source=opened.source,
         fingerprint=opened.fingerprint,
+        origin=opened.origin,
     )
 
 

@@ -37,7 +37,7 @@ def model_card(
     rows += [tuple(map(_cell, row)) for row in comparison(evaluations)]
     table = [f"| {' | '.join(row)} |" for row in rows]
     parts = [
-        _head(config, library="transformers"),
+        _head(config, student, library="transformers"),
         "# A student of on-policy distillation",
         f"{_code(student)}, trained by jopd {__version__} with the method "
         f"{_code(config['method']['name'])} ({papers}). Teacher: {_code(teacher)}. Data: "
@@ -59,36 +59,39 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def adapter_card(config: Mapping[str, Any]) -> str:
-    """A README.md of a run's adapters, as the Hugging Face hub reads it."""
-    student, lora = config["student"]["model"], config["student"]["lora"]
-    base = student if _on_hub(student) else "BASE"
+def adapter_card(config: Mapping[str, Any], adapter: Mapping[str, Any]) -> str:
+    """A README.md of a run's adapters, as the Hugging Face hub reads it.
+
+    Args:
+      config: as of `model_card`.
+      adapter: their adapter_config.json.
+    """
+    base, alpha = adapter["base_model_name_or_path"], adapter["lora_alpha"]
+    name = base if _on_hub(base) else "BASE"
     parts = [
-        _head(config, library="peft"),
+        _head(config, base, library="peft"),
         "# LoRA adapters of on-policy distillation",
-        f"For {_code(student)}, trained by jopd {__version__} with the method "
-        f"{_code(config['method']['name'])}: rank {lora['rank']}, alpha {lora['alpha']:g}, on "
-        f"{', '.join(lora['targets'])}. Their licence is that of the model they are for. "
-        "`student/` of the same run is that model with these adapters merged, and its card has the "
-        "settings and the evaluations.",
+        f"For {_code(base)}, trained by jopd {__version__} with the method "
+        f"{_code(config['method']['name'])}; rank {adapter['r']}, alpha {alpha:g}. Their licence "
+        "is that of the model they are for. `student/` of the same run is that model with these "
+        "adapters merged; its card has the settings and the evaluations.",
         "```python\n"
         "from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM\n\n"
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), '
-        '"adapter")\n```',
+        f'base = AutoModelForCausalLM.from_pretrained("{name}")\n'
+        'model = PeftModel.from_pretrained(base, "adapter")\n```',
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(config: Mapping[str, Any], *, library: str) -> str:
+def _head(config: Mapping[str, Any], base: str, *, library: str) -> str:
     """What the hub reads of a card."""
     facts = {
         "library_name": library,
         "pipeline_tag": "text-generation",
         "tags": ["jopd", "on-policy-distillation", config["method"]["name"]],
     }
-    if _on_hub(student := config["student"]["model"]):
-        facts |= {"base_model": student}
+    facts |= {"base_model": base} if _on_hub(base) else {}
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
 
 

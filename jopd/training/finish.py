@@ -11,7 +11,7 @@ import numpy as np
 from jopd import config as configs
 from jopd.diagnostics import plots, report, speed
 from jopd.diagnostics.findings import comparison
-from jopd.models.adapters import save_adapter
+from jopd.models.adapters import CONFIG, save_adapter
 from jopd.models.load import save
 from jopd.training import facts, logs, processes
 from jopd.training.card import adapter_card, model_card
@@ -54,7 +54,7 @@ def finish(worker: Worker, state: TrainState) -> None:
         stop_tokens=run.student.stop_tokens,
     )
     if (lora := run.config.student.lora).rank:
-        save_adapter(folder / "adapter", params, lora, run.student.source)
+        save_adapter(folder / "adapter", params, lora, run.student.origin)
     pictured = worker.look(run.config.steps, state)
     processes.decided(_write_down, run, pictured)
 
@@ -68,7 +68,8 @@ def _write_down(run: Run, pictured: dict[str, np.ndarray]) -> None:
     card = model_card(config, source=method.source, evaluations=records.evaluations)
     (folder / "student" / "README.md").write_text(card, encoding="utf-8")
     if run.config.student.lora.rank:
-        text = adapter_card(config)
+        written = json.loads((folder / "adapter" / CONFIG).read_text(encoding="utf-8"))
+        text = adapter_card(config, written)
         (folder / "adapter" / "README.md").write_text(text, encoding="utf-8")
     report.write(
         folder,

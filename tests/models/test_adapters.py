@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from jopd import models
 from jopd.models import LoRA
-from jopd.models.adapters import LAYERS, save_adapter
+from jopd.models.adapters import LAYERS, Origin, save_adapter
 from jopd.models.load import load, save
 from jopd.models.settings import TARGETS
 from jopd.models.sharding import MESH_AXES
@@ -48,7 +48,7 @@ def saved(architectures, random_model, tokenizer, tmp_path):
         base = without_adapters(architecture, params)
         save(tmp_path / "base", *base, architecture, tokenizer)
         save(tmp_path / "student", graph, params, architecture, tokenizer)
-        save_adapter(tmp_path / "adapter", params, lora, str(tmp_path / "base"))
+        save_adapter(tmp_path / "adapter", params, lora, Origin(str(tmp_path / "base")))
         return graph, params
 
     return save_all
@@ -106,7 +106,7 @@ def test_sharded_adapters_are_saved_whole(saved, tmp_path):
     mesh = jax.make_mesh((1, 2, 2), MESH_AXES, devices=jax.devices()[:4])
     for name, place in (("spread", mesh), ("single", None)):
         model = load(tmp_path / "base", mesh=place, lora=lora, seed=3)
-        save_adapter(tmp_path / name, model.params, lora, "a/b")
+        save_adapter(tmp_path / name, model.params, lora, Origin("a/b"))
     spread, single = (
         load_file(tmp_path / name / "adapter_model.safetensors") for name in ("spread", "single")
     )
@@ -116,9 +116,9 @@ def test_sharded_adapters_are_saved_whole(saved, tmp_path):
 
 def test_saving_replaces_an_adapter_and_nothing_else(saved, tmp_path):
     _, params = saved("llama", LoRA(rank=2))
-    save_adapter(tmp_path / "adapter", params, LoRA(rank=2), "owner/name")
+    save_adapter(tmp_path / "adapter", params, LoRA(rank=2), Origin("owner/name"))
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "owner/name"
     assert {path.name for path in tmp_path.iterdir()} == {"base", "student", "adapter"}
     with pytest.raises(ValueError, match="not an adapter: give another folder"):
-        save_adapter(tmp_path / "base", params, LoRA(rank=2), "owner/name")
+        save_adapter(tmp_path / "base", params, LoRA(rank=2), Origin("owner/name"))

@@ -42,13 +42,15 @@ def test_a_path_is_no_base_model(tmp_path, monkeypatch):
 
 
 def test_the_adapters_have_a_card_of_their_own():
-    flags = ["--student", "Qwen/Qwen3-0.6B", "--student.lora.rank", "4"]
-    plain = to_dict(parse([*flags, "--student.lora.targets", "q_proj", "v_proj"])[1])
-    _, facts, text = adapter_card(plain).split("---\n", 2)
+    adapter = {"r": 4, "lora_alpha": 6.5, "base_model_name_or_path": "Qwen/Qwen3-0.6B"}
+    plain = to_dict(parse(["--student", "some/adapter", "--student.lora.rank", "4"])[1])
+    _, facts, text = adapter_card(plain, adapter).split("---\n", 2)
     facts = yaml.safe_load(facts)
     assert (facts["library_name"], facts["base_model"]) == ("peft", "Qwen/Qwen3-0.6B")
-    assert "rank 4, alpha 16, on q_proj, v_proj." in text
+    assert "rank 4, alpha 6.5" in text
     assert 'from_pretrained("Qwen/Qwen3-0.6B")' in text
+    local = adapter_card(plain, adapter | {"base_model_name_or_path": "/home/me/model"})
+    assert "base_model:" not in local and 'from_pretrained("BASE")' in local
     assert "`adapter/`" in card(**{"student.lora.rank": "4"})[1]
     assert "`adapter/`" not in card()[1]
 
