@@ -1,5 +1,5 @@
-"""The end of a run: the student as a Hugging Face folder, the pictures, and the report, which is
-written last and marks a run as finished.
+"""The end of a run: the student as a Hugging Face folder, its adapters as PEFT's, the pictures, and
+the report, which is written last and marks a run as finished.
 """
 
 import json
@@ -13,11 +13,12 @@ from jopd.diagnostics import plots, report, speed, token_plots
 from jopd.diagnostics.findings import comparison
 from jopd.diagnostics.style import Shown, drawn
 from jopd.diagnostics.tokens import Diagnostics
+from jopd.models.adapters import CONFIG, save_adapter
 from jopd.models.load import save
 from jopd.page.document import document, write
 from jopd.page.records import read_run
 from jopd.training import facts, logs, processes
-from jopd.training.card import model_card
+from jopd.training.card import adapter_card, model_card
 from jopd.training.console import results_table, say
 from jopd.training.home import Disk
 from jopd.training.setup import Run
@@ -44,16 +45,20 @@ def finish(worker: Worker, state: TrainState) -> None:
     """
     run, folder = worker.run, worker.run.home.folder
     if processes.first():
-        for leftover in folder.glob(".student-*"):  # of a kill while the student was written
-            shutil.rmtree(leftover)
+        for pattern in (".student-*", ".adapter-*"):  # of a kill while one of them was written
+            for leftover in folder.glob(pattern):
+                shutil.rmtree(leftover)
+    params = run.program.student_params(state, run.fixed)
     save(
         folder / "student",
         run.student.graph,
-        run.program.student_params(state, run.fixed),
+        params,
         run.student.architecture,
         run.student.tokenizer,
         stop_tokens=run.student.stop_tokens,
     )
+    if (lora := run.config.student.lora).rank:
+        save_adapter(folder / "adapter", params, lora, run.student.origin)
     pictured = worker.look(run.config.steps, state)
     processes.decided(_write_down, run, pictured)
 
@@ -66,6 +71,10 @@ def _write_down(run: Run, pictured: dict[str, np.ndarray]) -> None:
     method = run.config.objective
     card = model_card(config, source=method.source, evaluations=records.evaluations)
     (folder / "student" / "README.md").write_text(card, encoding="utf-8")
+    if run.config.student.lora.rank:
+        written = json.loads((folder / "adapter" / CONFIG).read_text(encoding="utf-8"))
+        text = adapter_card(config, written)
+        (folder / "adapter" / "README.md").write_text(text, encoding="utf-8")
     collected = report.collected(
         config=config,
         facts=facts.of(run, records),

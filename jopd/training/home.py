@@ -36,7 +36,7 @@ LOCK, MARK, OWNER = ".lock", ".processes", ".owner"
 WRITTEN = (
     *("lengthened.json", "report.md", "report.html", "report.json", "events.out.tfevents.*"),
     *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"),
-    *("checkpoints", "damaged-checkpoints", "plots", "student"),
+    *("checkpoints", "damaged-checkpoints", "plots", "student", "adapter"),
     "config.yaml",
 )
 # What a run that goes on reads of what it wrote before.

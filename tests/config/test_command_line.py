@@ -109,6 +109,9 @@ def test_settings_of_the_method_and_of_the_run_are_parsed():
             "self",
             "--student.lora.rank",
             "4",
+            "--student.lora.targets",
+            "v_proj",
+            "q_proj",
             "--rollout.sampling.top-p",
             "0.9",
         ]
@@ -132,6 +135,7 @@ def test_settings_of_the_method_and_of_the_run_are_parsed():
         0.9,
         7,
     )
+    assert config.student.lora.targets == ("q_proj", "v_proj")
     assert (config.mesh.fsdp, config.view.thinking, config.output) == (2, True, "runs/x")
     assert parse(["--method", "opd", "--steps", "3"])[1] == dataclasses.replace(
         preset("default"), steps=3
