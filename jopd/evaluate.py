@@ -28,7 +28,8 @@ class Evaluate:
     """What to measure.
 
     Attributes:
-      model: a Hugging Face folder or hub name, a GGUF file, `jopd:NAME` or `smollm2`.
+      model: a Hugging Face folder or hub name, a PEFT adapter likewise, a GGUF file, `jopd:NAME`
+        or `smollm2`.
       reference: another such model to compare with token by token.
       data: the problems; `--task X` is short for `--data.source X`.
       sampling: how the answers are drawn.

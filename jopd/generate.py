@@ -22,7 +22,8 @@ class Generate:
     """What to ask whom.
 
     Attributes:
-      model: a Hugging Face folder or hub name, a GGUF file, `jopd:NAME` or `smollm2`.
+      model: a Hugging Face folder or hub name, a PEFT adapter likewise, a GGUF file, `jopd:NAME`
+        or `smollm2`.
       prompt: one or more user messages, each answered on its own. Without any: three held-out
         problems of the built-in task.
       samples: answers to each.

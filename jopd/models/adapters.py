@@ -68,7 +68,7 @@ def save_adapter(folder: str | Path, params: dict, lora: LoRA, origin: Origin) -
     if origin.added:
         matrices = joined(matrices, lora.alpha / lora.rank, origin.added)
         rank = len(next(iter(matrices.values()))[0])
-        config = config_of(origin.base, rank, rank, list(matrices))
+        config = config_of(origin.base, rank, float(rank), list(matrices))
     named = {
         MATRIX.format(layer, letter): np.ascontiguousarray(matrix)
         for layer, pair in matrices.items()
