@@ -26,6 +26,7 @@ from jopd.config.groups import (
     RolloutConfig,
     Student,
     Teacher,
+    Tracking,
 )
 from jopd.config.settings import Config
 from jopd.nearest import did_you_mean
@@ -39,6 +40,7 @@ __all__ = [
     "RolloutConfig",
     "Student",
     "Teacher",
+    "Tracking",
     "code_of",
     "did_you_mean",
     "differences",

@@ -35,13 +35,13 @@ LOCK, MARK, OWNER = ".lock", ".processes", ".owner"
 # In the order in which it is cleared: without its config.yaml a folder would be no run's.
 WRITTEN = (
     *("lengthened.json", "report.md", "report.json", "events.out.tfevents.*"),
-    *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"),
+    *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", "trackers.json"),
     *("checkpoints", "damaged-checkpoints", "plots", "student"),
     "config.yaml",
 )
 # What a run that goes on reads of what it wrote before.
 READ = (
-    *("config.yaml", "lengthened.json", "report.json"),
+    *("config.yaml", "lengthened.json", "report.json", "trackers.json"),
     *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"),
 )
 # Between two signs of an owner, and without one until it is taken to be dead.

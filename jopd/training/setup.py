@@ -31,6 +31,7 @@ from jopd.training.home import Disk
 from jopd.training.program import Program
 from jopd.training.room import check_room
 from jopd.training.state import LORA, MODULES, Fixed, Params, TrainState, real_copy, separate
+from jopd.training.trackers import check_installed
 
 
 class Run(NamedTuple):
@@ -88,6 +89,7 @@ def prepare(name: str, config: Config, home: Disk | None = None) -> Run:
       ValueError: anything in the config, the data or the models that does not fit together.
     """
     home = home or home_of(name, config)
+    processes.decided(check_installed, config.tracking)
     mesh = meshes.make_mesh(config.mesh)
     check_divides(config, mesh)
     examples = {split: sources.load(config.data, split) for split in ("train", "held_out")}

@@ -13,6 +13,7 @@ from jopd.config import (
     RolloutConfig,
     Student,
     Teacher,
+    Tracking,
     differences,
     load_yaml,
     parse,
@@ -70,6 +71,7 @@ def test_every_setting_survives_the_file(tmp_path):
         chunk_tokens=0,
         vocabulary_stage="chunked",
         watch=3,
+        tracking=Tracking(("wandb", "trackio"), "project é", "name"),
         seed=12,
         output="out put: 'é'",
     )
