@@ -21,6 +21,7 @@ from jopd.config.files import (
 from jopd.config.groups import (
     Checkpointing,
     Evaluation,
+    Hub,
     MeshConfig,
     Optimizer,
     RolloutConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "Checkpointing",
     "Config",
     "Evaluation",
+    "Hub",
     "MeshConfig",
     "Optimizer",
     "RolloutConfig",

@@ -205,3 +205,34 @@ class Tracking:
                     f"tracking.{name}={value} has no effect without wandb or trackio: add one to "
                     "--tracking.to, or leave it unset"
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Hub:
+    """Where the student goes when the run has ended.
+
+    Attributes:
+      push_to: ORG/NAME on the Hugging Face hub, a model that is made if there is none; empty, the
+        student stays here.
+      private: whether a model that is made there is; one that is there stays as it is.
+    """
+
+    push_to: str = ""
+    private: bool = True
+
+    def __post_init__(self):
+        if not self.push_to:
+            if not self.private:
+                raise ValueError(
+                    "hub.private=False has no effect without a place: set --hub.push-to ORG/NAME, "
+                    "or leave it unset"
+                )
+            return
+        from huggingface_hub.utils import validate_repo_id  # `--help` need not wait for it
+
+        try:
+            validate_repo_id(self.push_to)
+        except ValueError as error:
+            raise ValueError(f"hub.push_to={self.push_to}: {error}") from None
+        if "/" not in self.push_to:
+            raise ValueError(f"hub.push_to={self.push_to} must be ORG/NAME or USER/NAME")

@@ -9,6 +9,7 @@ from jopd.config.groups import (
     SAME_NUMBERS,
     Checkpointing,
     Evaluation,
+    Hub,
     MeshConfig,
     Optimizer,
     RolloutConfig,
@@ -58,6 +59,7 @@ class Config:
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = dataclasses.field(default=Checkpointing(), metadata=SAME_NUMBERS)
     tracking: Tracking = dataclasses.field(default=Tracking(), metadata=SAME_NUMBERS)
+    hub: Hub = dataclasses.field(default=Hub(), metadata=SAME_NUMBERS)
     mesh: MeshConfig = dataclasses.field(default=MeshConfig(), metadata=SAME_NUMBERS)
     steps: int = 200
     prompts: int = 64

@@ -28,6 +28,7 @@ from jopd.training.checkpoint import check_facts
 from jopd.training.fit import check_answers, check_divides, evaluation_batch, split_remarks
 from jopd.training.folder import home_of
 from jopd.training.home import Disk
+from jopd.training.hub import check_login
 from jopd.training.program import Program
 from jopd.training.room import check_room
 from jopd.training.state import LORA, MODULES, Fixed, Params, TrainState, real_copy, separate
@@ -90,6 +91,7 @@ def prepare(name: str, config: Config, home: Disk | None = None) -> Run:
     """
     home = home or home_of(name, config)
     processes.decided(check_installed, config.tracking)
+    processes.decided(check_login, config.hub)
     mesh = meshes.make_mesh(config.mesh)
     check_divides(config, mesh)
     examples = {split: sources.load(config.data, split) for split in ("train", "held_out")}

@@ -25,6 +25,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 
 from jopd.config import Config, Tracking, to_dict
 from jopd.data.answers import require
+from jopd.models.files import one_line
 from jopd.training.console import say
 from jopd.training.home import Disk
 
@@ -178,10 +179,9 @@ class Forgiving:
             return do()
         except Exception as error:
             if not self._said:
-                why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 say(
-                    f"warning: {self._what} misses numbers of this run ({why}); the run goes on, "
-                    "and its own files have them all"
+                    f"warning: {self._what} misses numbers of this run ({one_line(error)}); the "
+                    "run goes on, and its own files have them all"
                 )
             self._said = True
 
