@@ -21,11 +21,13 @@ from jopd.config.files import (
 from jopd.config.groups import (
     Checkpointing,
     Evaluation,
+    Hub,
     MeshConfig,
     Optimizer,
     RolloutConfig,
     Student,
     Teacher,
+    Tracking,
 )
 from jopd.config.settings import Config
 from jopd.nearest import did_you_mean
@@ -34,11 +36,13 @@ __all__ = [
     "Checkpointing",
     "Config",
     "Evaluation",
+    "Hub",
     "MeshConfig",
     "Optimizer",
     "RolloutConfig",
     "Student",
     "Teacher",
+    "Tracking",
     "code_of",
     "did_you_mean",
     "differences",

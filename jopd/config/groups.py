@@ -176,3 +176,64 @@ class MeshConfig:
                 f"mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: each is 1 or "
                 "more, at most one is -1"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracking:
+    """Who follows a run's numbers, beside the files in its folder (`report_to` elsewhere).
+
+    Attributes:
+      to: none or more of tensorboard (event files in the run's folder), wandb and trackio. wandb
+        writes to files here unless you are logged in or WANDB_MODE says otherwise.
+      project: of wandb and trackio.
+      name: the run's; empty, that of its folder.
+    """
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    project: str = "jopd"
+    name: str = ""
+
+    def __post_init__(self):
+        if not self.project or len(self.project) > 128 or set(self.project) & set("/\\#?%:"):
+            raise ValueError(
+                f"tracking.project={self.project!r} must have 1 to 128 characters, none of "
+                "/ \\ # ? % :"
+            )
+        for name in ("project", "name"):
+            value = getattr(self, name)
+            if not {*self.to} - {"tensorboard"} and value != getattr(type(self), name):
+                raise ValueError(
+                    f"tracking.{name}={value} has no effect without wandb or trackio: add one to "
+                    "--tracking.to, or leave it unset"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Hub:
+    """Where the student goes when the run has ended.
+
+    Attributes:
+      push_to: ORG/NAME on the Hugging Face hub, a model that is made if there is none; empty, the
+        student stays here.
+      private: whether a model that is made there is; one that is there stays as it is.
+    """
+
+    push_to: str = ""
+    private: bool = True
+
+    def __post_init__(self):
+        if not self.push_to:
+            if not self.private:
+                raise ValueError(
+                    "hub.private=False has no effect without a place: set --hub.push-to ORG/NAME, "
+                    "or leave it unset"
+                )
+            return
+        from huggingface_hub.utils import validate_repo_id  # `--help` need not wait for it
+
+        try:
+            validate_repo_id(self.push_to)
+        except ValueError as error:
+            raise ValueError(f"hub.push_to={self.push_to}: {error}") from None
+        if "/" not in self.push_to:
+            raise ValueError(f"hub.push_to={self.push_to} must be ORG/NAME or USER/NAME")

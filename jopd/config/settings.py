@@ -9,11 +9,13 @@ from jopd.config.groups import (
     SAME_NUMBERS,
     Checkpointing,
     Evaluation,
+    Hub,
     MeshConfig,
     Optimizer,
     RolloutConfig,
     Student,
     Teacher,
+    Tracking,
     at_least,
 )
 from jopd.data.sources import DataConfig
@@ -56,6 +58,8 @@ class Config:
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = dataclasses.field(default=Checkpointing(), metadata=SAME_NUMBERS)
+    tracking: Tracking = dataclasses.field(default=Tracking(), metadata=SAME_NUMBERS)
+    hub: Hub = dataclasses.field(default=Hub(), metadata=SAME_NUMBERS)
     mesh: MeshConfig = dataclasses.field(default=MeshConfig(), metadata=SAME_NUMBERS)
     steps: int = 200
     prompts: int = 64

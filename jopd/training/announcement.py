@@ -47,7 +47,19 @@ def describe(run: Run) -> dict[str, str]:
         "a device have",
         "peak": speed.peak(),
         "output": str(run.home),
+        **who_hears(run),
     }
+
+
+def who_hears(run: Run) -> dict[str, str]:
+    """Whom the run tells of itself, beside its folder."""
+    lines, hub = {}, run.config.hub
+    if trackers := run.config.tracking.to:
+        lines["trackers"] = ", ".join(trackers)
+    if hub.push_to:
+        made = "private" if hub.private else "public"
+        lines["hub"] = f"the student goes to {hub.push_to}, {made} unless it is there already"
+    return lines
 
 
 def parameters(params) -> int:

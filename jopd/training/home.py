@@ -35,13 +35,13 @@ LOCK, MARK, OWNER = ".lock", ".processes", ".owner"
 # In the order in which it is cleared: without its config.yaml a folder would be no run's.
 WRITTEN = (
     *("lengthened.json", "report.md", "report.html", "report.json", "events.out.tfevents.*"),
-    *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"),
+    *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", "trackers.json"),
     *("checkpoints", "damaged-checkpoints", "plots", "student", "adapter"),
     "config.yaml",
 )
 # What a run that goes on reads of what it wrote before.
 READ = (
-    *("config.yaml", "lengthened.json", "report.json"),
+    *("config.yaml", "lengthened.json", "report.json", "trackers.json"),
     *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"),
 )
 # Between two signs of an owner, and without one until it is taken to be dead.
@@ -78,7 +78,19 @@ class Disk:
     @property
     def trial(self) -> str:
         """The command that asks the student something."""
-        return f"python -m jopd.generate --model {self.folder / 'student'} --prompt '...'"
+        return self.on_student("python -m jopd.generate --model {} --prompt '...'")
+
+    def on_student(self, command: str) -> str:
+        """What to type for a command on the student's folder, where `{}` stands."""
+        return command.format(self.folder / "student")
+
+    def student(self) -> Path:
+        """The folder of the student of a run that has ended.
+
+        Raises:
+          ValueError: it can't be reached.
+        """
+        return self.folder / "student"
 
     def names(self) -> list[str]:
         """What is there."""
@@ -149,12 +161,15 @@ class Bucket(Disk):
     def checkpoints(self) -> epath.Path:
         return epath.Path(self.address) / "checkpoints"
 
-    @property
-    def trial(self) -> str:
-        return (
-            f"gcloud storage cp -r {self}/student . && python -m jopd.generate --model student "
-            "--prompt '...'"
-        )
+    def on_student(self, command: str) -> str:
+        return f"gcloud storage cp -r {self}/student . && {command.format('student')}"
+
+    def student(self) -> Path:
+        here = self.folder / "student"
+        if not here.is_dir():
+            with self._explained():
+                self.objects.get(f"{self.address}/student/", f"{here}/", recursive=True)
+        return here
 
     @functools.cached_property
     def objects(self) -> fsspec.AbstractFileSystem:

@@ -1,7 +1,7 @@
 """A run in its folder, from its settings to its end, and how each kind of end is said."""
 
 from jopd import config, plugins
-from jopd.training import console, failures, finish, loop, processes, setup
+from jopd.training import console, failures, finish, hub, loop, processes, setup
 from jopd.training.checkpoint import DamagedCheckpoints
 from jopd.training.checks import what_is_saved
 from jopd.training.folder import home_of
@@ -26,11 +26,15 @@ def run_at(home: Disk, name: str, settings: config.Config) -> None:
     if processes.decided(finish.finished, home, settings.steps):
         if processes.first():
             config.or_exit(finish.show_result, home)
+            config.or_exit(hub.check_login, settings.hub)
+        processes.decided(hub.push, home, settings.hub)
         return
     console.say(f"jopd: preparing {name} with method {settings.method.name} ...")
     try:
         config.or_exit(home.claim)
         loop.train(config.or_exit(setup.prepare, name, settings, home))
+        # Of several processes all stay until what the first does last is done.
+        processes.decided(hub.push, home, settings.hub)
     except loop.Stopped as stopped:
         raise processes.Agreed(str(stopped)) from None
     except KeyboardInterrupt:

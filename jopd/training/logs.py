@@ -1,5 +1,5 @@
-"""What a run writes down as it goes: three files of JSON lines, and the same numbers for
-TensorBoard.
+"""What a run writes down as it goes: three files of JSON lines, and the same numbers for those who
+follow it (`jopd.training.trackers`).
 
     metrics.jsonl      one object a training step:
                        {"step": 7, "loss": 0.41, ..., "seconds": {"rollout": 1.2, ...},
@@ -17,17 +17,14 @@ checkpoint calls `flush` before it.
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from jopd.diagnostics.measures import measures, plain
+from jopd.training.trackers import Tracker
 
 METRICS, EVALUATIONS, SAMPLES = "metrics.jsonl", "evaluations.jsonl", "samples.jsonl"
 
@@ -64,10 +61,19 @@ def read(folder: Path) -> Records:
 
 
 class RunLog:
-    """The three files and the TensorBoard events of one run; one process of a run owns it."""
+    """The three files and the trackers of one run; one process of a run owns it."""
 
-    def __init__(self, folder: Path, *, restored_step: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        restored_step: int = 0,
+        start: Callable[[], Sequence[Tracker]] = lambda: (),
+    ):
         """Goes on after `restored_step`: cuts away what an earlier attempt wrote later than that.
+
+        Args:
+          start: the trackers, once the files are cut.
 
         Raises:
           BadRecord: a line of the files is not what this class writes.
@@ -84,11 +90,7 @@ class RunLog:
             name: (folder / name).open("a", buffering=1, encoding="utf-8")
             for name in (METRICS, EVALUATIONS, SAMPLES)
         }
-        # The suffix keeps files of the same second apart. Not tensorboardX's usual writer, whose
-        # thread holds events back, and for ever once the disk was full.
-        self._events = EventsWriter(str(folder / "events"), f".from{restored_step}")
-        # TensorBoard drops the events from this step on that older files hold.
-        self._event(restored_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._trackers = start()
 
     def training(
         self,
@@ -99,8 +101,7 @@ class RunLog:
     ) -> None:
         """One training step: its scalars, how long each of its phases took, and how fast it was."""
         self._append(METRICS, {"step": step, **metrics, "seconds": seconds, "speed": speed})
-        for group, scalars in (("train", metrics), ("seconds", seconds), ("speed", speed)):
-            self._scalars(group, step, scalars)
+        self._scalars(step, train=metrics, seconds=seconds, speed=speed)
 
     def evaluation(
         self, step: int, record: Mapping[str, Any], samples: Iterable[Mapping[str, Any]] = ()
@@ -110,13 +111,17 @@ class RunLog:
         """
         if step in self._evaluated:
             return
-        for index, sample in enumerate(samples):
+        samples = list(samples)
+        for sample in samples:
             self._append(SAMPLES, {"step": step, **sample})
-            self._event(step, summary=summary.text(f"samples/{index}", _markdown(sample)))
-        self._scalars("evaluation", step, record)
+        shown = [{name: x for name, x in it.items() if name != "tokens"} for it in samples]
+        for tracker in self._trackers:
+            tracker.samples(step, shown)
+        self._scalars(step, evaluation=record)
         # Last, and what came before it on the disk: once its line is there, an evaluation is not
         # done again.
-        self._events.flush()
+        for tracker in self._trackers:
+            tracker.flush()
         self._append(EVALUATIONS, {"step": step, **record})
         self._evaluated.add(step)
 
@@ -129,35 +134,39 @@ class RunLog:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        self._events.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         self.flush()
         for file in self._files.values():
             file.close()
-        self._events.close()
+        for tracker in self._trackers:
+            tracker.close(failed=failed)
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind, *rest) -> None:
+        self.close(failed=kind is not None)
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         self._files[name].write(_dump(line))
 
-    def _scalars(self, group: str, step: int, record: Mapping[str, Any]) -> None:
-        for name, measure in measures(plain(record)).items():
-            self._event(step, summary=summary.scalar(f"{group}/{name}", measure.value))
-
-    def _event(self, step: int, **what: Any) -> None:
-        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+    def _scalars(self, step: int, **groups: Mapping[str, Any]) -> None:
+        values = {
+            f"{group}/{name}": measure.value
+            for group, record in groups.items()
+            for name, measure in measures(plain(record)).items()
+        }
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
 
 
 class NoLog:
     """Of a process that writes nothing down: a `RunLog` that does nothing."""
 
-    def __init__(self, folder: Path, *, restored_step: int = 0):
+    def __init__(self, folder: Path, *, restored_step: int = 0, start=None):
         pass
 
     def training(self, step, metrics, seconds, speed) -> None:
@@ -178,11 +187,6 @@ class NoLog:
 
 def _dump(line: Mapping[str, Any]) -> str:
     return json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _markdown(sample: Mapping[str, Any]) -> str:
-    parts = {name: value for name, value in sample.items() if name != "tokens"}
-    return "\n\n".join(f"**{name}**\n\n{value}" for name, value in parts.items())
 
 
 def _read(path: Path) -> Lines:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from jopd.training import alerts, logs, processes
+from jopd.training import alerts, logs, processes, trackers
 from jopd.training.announcement import describe
 from jopd.training.checkpoint import Checkpoints
 from jopd.training.checks import check_evaluation, check_step, why_nothing_was_learnt
@@ -50,13 +50,15 @@ def train(run: Run) -> None:
     checkpoints = Checkpoints(home.checkpoints, keep=config.checkpoint.keep, facts=run.facts)
     done, state = checkpoints.restore(run.state) or (0, run.state)
     of_drift = alerts.of_drift(config.student.compute.dtype)
+    start = functools.partial(trackers.started, config, home, done)
+    kind = logs.RunLog if processes.first() else logs.NoLog
     worker, alarm = Worker(run), alerts.Alerts([*run.program.method.alerts, of_drift])
     # Closing waits for what is being written: a run that stops with an error keeps its last
     # checkpoint.
     with (
         jax.set_mesh(run.mesh),
         contextlib.closing(checkpoints),
-        (logs.RunLog if processes.first() else logs.NoLog)(home.folder, restored_step=done) as log,
+        kind(home.folder, restored_step=done, start=start) as log,
         processes.telling(),
     ):
         if done:

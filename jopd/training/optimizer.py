@@ -2,8 +2,11 @@
 
 from collections.abc import Hashable
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Float
 
 from jopd.config import Optimizer
 
@@ -20,6 +23,11 @@ def schedule(config: Optimizer, updates: int) -> optax.Schedule:
     # From the first fraction, not from 0: no batch is spent on a step that moves nothing.
     rise = optax.linear_schedule(config.learning_rate / (warmup + 1), config.learning_rate, warmup)
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
+
+
+def rates(config: Optimizer, updates: int) -> Float[np.ndarray, " updates"]:
+    """The learning rate of each of `updates` optimiser steps, on the host."""
+    return np.asarray(jax.vmap(schedule(config, updates))(jnp.arange(updates, dtype=jnp.float32)))
 
 
 def rate_after(config: Optimizer, updates: int, done: int) -> float:

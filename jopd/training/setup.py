@@ -28,9 +28,11 @@ from jopd.training.checkpoint import check_facts
 from jopd.training.fit import check_answers, check_divides, evaluation_batch, split_remarks
 from jopd.training.folder import home_of
 from jopd.training.home import Disk
+from jopd.training.hub import check_login
 from jopd.training.program import Program
 from jopd.training.room import check_room
 from jopd.training.state import LORA, MODULES, Fixed, Params, TrainState, real_copy, separate
+from jopd.training.trackers import check_installed
 
 
 class Run(NamedTuple):
@@ -88,6 +90,8 @@ def prepare(name: str, config: Config, home: Disk | None = None) -> Run:
       ValueError: anything in the config, the data or the models that does not fit together.
     """
     home = home or home_of(name, config)
+    processes.decided(check_installed, config.tracking)
+    processes.decided(check_login, config.hub)
     mesh = meshes.make_mesh(config.mesh)
     check_divides(config, mesh)
     examples = {split: sources.load(config.data, split) for split in ("train", "held_out")}

@@ -24,6 +24,7 @@ from jopd.training.batch import (
     with_context_rows,
 )
 from jopd.training.laps import Laps
+from jopd.training.optimizer import rates
 from jopd.training.setup import Run
 from jopd.training.state import EVALUATION, GUIDING, TRAINING, WINDOWS, TrainState
 from jopd.training.step import jitted
@@ -91,6 +92,7 @@ class Worker:
         self.run, self.jitted = run, jitted(run.program, run.shardings)
         self.key = jax.random.key(run.config.seed)
         self.laps = None
+        self.rates = rates(run.config.optimizer, run.config.steps * run.program.method.updates)
         self.evaluator = evaluation.Evaluator(
             run.program,
             self.jitted,
@@ -136,6 +138,8 @@ class Worker:
             "tokens": lengths.sum(),
             "length_mean": lengths.mean(),
             "truncation_rate": (written.rollout.stopped == 0).mean(),
+            # As the other numbers, of the last update.
+            "learning_rate": self.rates[step * method.updates - 1],
         }
         contexts = {view: batch.contexts[view] for view in ("student", *method.views)}
         done = work_of(contexts, batch.mask, [it.mask for it in batch.streams.values()])

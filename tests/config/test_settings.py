@@ -7,11 +7,15 @@ from jopd.config import (
     Checkpointing,
     Config,
     Evaluation,
+    Hub,
     MeshConfig,
     Optimizer,
     RolloutConfig,
     Student,
     Teacher,
+    Tracking,
+    same_numbers,
+    to_dict,
 )
 from jopd.models import LoRA
 from jopd.rollout.settings import Sampling
@@ -60,6 +64,14 @@ from tests.config.runs import config_of
             "data=-1, fsdp=-1, tensor=1: each is 1 or more, at most one is -1",
         ),
         (MeshConfig, {"tensor": 0}, "tensor=0: each is 1 or more"),
+        (Tracking, {"project": "a/b"}, r"tracking\.project='a/b' must have 1 to 128 characters"),
+        (Tracking, {"project": ""}, r"tracking\.project='' must have 1 to 128 characters"),
+        (Tracking, {"project": "mine"}, "tracking.project=mine has no effect without wandb or"),
+        (Tracking, {"to": (), "name": "mine"}, "tracking.name=mine has no effect without wandb or"),
+        (Hub, {"push_to": "student"}, "hub.push_to=student must be ORG/NAME"),
+        (Hub, {"push_to": "org/a b"}, "hub.push_to=org/a b: Repo id must use alphanumeric chars"),
+        (Hub, {"push_to": "org/a/b"}, "hub.push_to=org/a/b: Repo id must be in the form"),
+        (Hub, {"private": False}, "hub.private=False has no effect .* set --hub.push-to ORG/NAME"),
     ],
 )
 def test_values_out_of_range_are_refused(cls, settings, message):
@@ -226,3 +238,9 @@ def test_a_teacher_that_follows_is_the_student_itself(update):
     with pytest.raises(ValueError, match="teacher.dtype=bfloat16"):
         Config(method=method, teacher=Teacher(model="self", dtype="bfloat16"))
     assert Config(method=method, teacher=Teacher(model="self")).rows == 64
+
+
+def test_who_hears_of_a_run_is_no_part_of_it():
+    plain = config_of(losses.get("opd"))
+    told = dataclasses.replace(plain, tracking=Tracking(("wandb",)), hub=Hub("org/student"))
+    assert same_numbers(to_dict(told), told) == same_numbers(to_dict(plain), plain)

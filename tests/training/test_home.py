@@ -148,6 +148,19 @@ def test_what_others_write_meanwhile_is_seen(address):
     own.leave()
 
 
+def test_a_student_that_lies_in_a_bucket_alone_is_brought(address):
+    there = Bucket(address)
+    for name in ("config.json", "deeper/tokenizer.json"):
+        there.objects.pipe_file(f"{address}/student/{name}", name.encode())
+    here = there.student()
+    assert here == there.folder / "student"
+    files = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
+    assert files == {"config.json", "deeper/tokenizer.json"}
+    assert (here / "config.json").read_text() == "config.json"
+    there.leave()
+    assert there.names() == ["student"]
+
+
 def test_a_bucket_that_is_away_for_a_moment_is_no_refusal(address, monkeypatch):
     def away(*_, **__):
         raise ConnectionError("connection reset by peer")

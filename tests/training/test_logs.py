@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import struct
@@ -8,6 +9,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from jopd.training.logs import EVALUATIONS, METRICS, SAMPLES, RunLog, read
+from jopd.training.trackers import TensorBoard
 
 SECONDS = {"rollout": 1.25, "score": 0.5, "update": 0.75}
 SPEED = {"tokens_per_second": 400.0, "memory_bytes": 2**31}
@@ -26,6 +28,12 @@ def steps(log: RunLog, first: int, last: int) -> None:
                 {"accuracy": share, "kl": 0.3},
                 [{"prompt": "2 + 2?", "completion": f"it is\n{step}"}],
             )
+
+
+def with_events(folder: Path, restored_step: int = 0) -> RunLog:
+    """A log that TensorBoard follows."""
+    board = functools.partial(TensorBoard, folder, restored_step)
+    return RunLog(folder, restored_step=restored_step, start=lambda: [board()])
 
 
 def contents(folder: Path) -> list[bytes]:
@@ -157,7 +165,7 @@ def test_a_kill_while_cutting_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_the_events_of_an_evaluation_are_on_file_before_it_counts_as_done(tmp_path):
-    log = RunLog(tmp_path)
+    log = with_events(tmp_path)
     steps(log, 1, 2)
     (file,) = events(tmp_path)  # without a flush of ours
     tags = {value.tag for event in file for value in event.summary.value}
@@ -166,17 +174,17 @@ def test_the_events_of_an_evaluation_are_on_file_before_it_counts_as_done(tmp_pa
 
 
 def test_a_full_disk_is_an_error_and_not_a_wait(tmp_path, monkeypatch):
-    log = RunLog(tmp_path)
+    log = with_events(tmp_path)
     with (
         Path("/dev/full").open("wb", buffering=0) as full,
         pytest.raises(OSError, match="No space left"),
     ):
-        monkeypatch.setattr(log._events._py_recordio_writer, "_writer", full)
+        monkeypatch.setattr(log._trackers[0]._events._py_recordio_writer, "_writer", full)
         steps(log, 1, 100)
 
 
 def test_flush_reaches_the_disk(tmp_path, monkeypatch):
-    with RunLog(tmp_path) as log:
+    with with_events(tmp_path) as log:
         steps(log, 1, 2)
         synced, fsync = [], os.fsync
         monkeypatch.setattr(
@@ -191,9 +199,9 @@ def test_flush_reaches_the_disk(tmp_path, monkeypatch):
 
 
 def test_tensorboard_gets_the_scalars_and_forgets_what_was_cut(tmp_path):
-    with RunLog(tmp_path) as log:
+    with with_events(tmp_path) as log:
         steps(log, 1, 4)
-    with RunLog(tmp_path, restored_step=2) as log:
+    with with_events(tmp_path, restored_step=2) as log:
         log.training(3, {"loss": float("nan"), "kl": 0.5}, SECONDS, SPEED)
     first, second = events(tmp_path)
     tags = {(value.tag, event.step) for event in first for value in event.summary.value}

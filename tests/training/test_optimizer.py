@@ -27,6 +27,14 @@ def test_the_rate_rises_from_its_first_fraction_and_then_follows_the_schedule(na
     np.testing.assert_allclose([rate(k) for k in range(9)], 2 * np.array(after), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_the_rates_of_a_run_are_its_schedule_at_each_update(name):
+    settings = Optimizer(learning_rate=3e-4, schedule=name, warmup=0.3)
+    found, rate = optimizer.rates(settings, updates=10), optimizer.schedule(settings, updates=10)
+    np.testing.assert_allclose(found, [rate(k) for k in range(10)], rtol=1e-6)
+    assert found.shape == (10,) and found[0] == pytest.approx(3e-4 / 4)  # three of warm-up
+
+
 def test_a_short_runs_warm_up_is_one_update():
     rate = optimizer.schedule(
         Optimizer(learning_rate=1.0, schedule="constant", warmup=0.01), updates=3
