@@ -17,9 +17,7 @@ million parameters, two to six steps a problem, a constant learning rate of 5e-4
 prompts.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jopd import losses
@@ -35,7 +33,6 @@ from jopd.config import (
 from jopd.data.sources import DataConfig
 from jopd.diagnostics.intervals import wilson
 from jopd.rollout.settings import Sampling
-from jopd.training import logs
 
 SEEDS = (0, 1, 2)
 CELLS = {
@@ -68,17 +65,16 @@ CURVES = {
 }
 
 
-def by_length(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
+def by_length(found: Mapping[str, Sequence[Any]]) -> list[list[str]]:
     """Accuracy (%) by the length of the answer, the judge's answers of all seeds together, with
     Wilson intervals that take answers for independent.
     """
-    rows = []
-    for cell, folders in runs.items():
-        texts = [(folder / "judge.jsonl").read_text(encoding="utf-8") for folder in folders]
-        records = [json.loads(text.splitlines()[0])["record"] for text in texts]
+    rows: list[list[str]] = []
+    for cell, entries in found.items():
+        records = [entry.judged["accuracy_by_length"] for entry in entries]
         if not records:
             continue
-        buckets = [*zip(*(record["accuracy_by_length"] for record in records), strict=True)]
+        buckets = [*zip(*records, strict=True)]
         ends = [(same[0]["from"], same[0]["to"] or "any number of") for same in buckets]
         head = ["", *(f"{low} to {high} tokens" for low, high in ends)]
         counts = [sum(bucket["count"] for bucket in same) for same in buckets]
@@ -90,17 +86,16 @@ def by_length(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
     return rows or [[""]]
 
 
-def shortcuts_over_checkpoints(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
+def shortcuts_over_checkpoints(found: Mapping[str, Sequence[Any]]) -> list[list[str]]:
     """Shortcut events of 1,000 answers at the run's own evaluations after the first, all seeds
     together, with Wilson intervals that take answers for independent.
     """
-    rows = []
-    for cell, folders in runs.items():
-        evaluations = [logs.read(folder).evaluations[1:] for folder in folders]
-        if not evaluations:
+    rows: list[list[str]] = []
+    for cell, entries in found.items():
+        rates = [entry.along["shortcut_rate"][1:] for entry in entries if entry.along]
+        if not rates:
             continue
-        head = ["", *(f"step {record['step']}" for record in evaluations[0]), "mean"]
-        rates = [[record["shortcut_rate"] for record in run] for run in evaluations]
+        head = ["", *(f"step {point['step']}" for point in rates[0]), "mean"]
         columns = [*zip(*rates, strict=True)]
         everywhere = [rate for column in columns for rate in column]
         cells = [share(rates, 1000, 0) for rates in (*columns, everywhere)]

@@ -1,14 +1,13 @@
-"""Runs the cells of a study, and puts what came out into tables and a picture.
+"""Runs the cells of a study, and puts what came out into its ledger, tables and a picture.
 
-    python experiments/grid.py experiments/ar_opd.py                     every cell, every seed
+    python experiments/grid.py experiments/ar_opd.py                     what is not yet in the
+                                                                         ledger: every cell, seed
     python experiments/grid.py experiments/ar_opd.py --workers 2         two at a time, each on its
                                                                          share of the cores
     python experiments/grid.py experiments/ar_opd.py --cells full "λ 0.6" --seeds 0
-    python experiments/grid.py experiments/ar_opd.py --show              only what is finished, as
-                                                                         tables and
-                                                                         figures/ar_opd.png
-    python experiments/grid.py experiments/leaderboard.py --page         only the picture, of the
-                                                                         table in leaderboard.md
+    python experiments/grid.py experiments/ar_opd.py --page              only the tables of
+                                                                         ar_opd.md and its picture,
+                                                                         made of the ledger
 
 A study is a preset file, `config()`, with more names in it:
 
@@ -21,31 +20,41 @@ A study is a preset file, `config()`, with more names in it:
               `step_seconds` is the median step, any other name is the run's own last evaluation
     BASELINE  the cell that a second table compares the others with, problem by problem; the model
               before training where it is left out
+    RATES     learning rates; each cell is run at every one of them with the first seed, and with
+              the other seeds at the one that CHOOSE, a measure, is highest at on the problems of
+              CHOICE, flags of the judge, which are not the test's. All may be left out
     CURVES    measures of the run's own evaluations to their titles, for a picture of them along
               the run; may be left out
     DOTS      or titles of the table's columns, for a picture of the cells sorted by the first
-    TABLES    functions of the runs' folders by cell, a further table each; may be left out
+    TABLES    functions of the ledger's entries by cell, a further table each; may be left out
     prepare() makes what the cells start from, where that does not ship with the package; may be
     left out
 
-A cell and seed is one `python -m jopd.train` with a folder of its own under runs/: what is finished
-is not run again, and what was killed goes on where it stopped. Cells share their compilations
-through a cache on the disk.
+A run is one `python -m jopd.train` with a folder of its own under runs/. Once it is judged, its
+line is in `ledger/STUDY.jsonl` (see `ledger.py`) and it is not run again; what was killed goes on
+where it stopped. Runs share their compilations through a cache on the disk.
 """
 
 import argparse
 import importlib.util
+import json
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import ledger
+from ledger import BEFORE, Entry, Run
 from study_pictures import curves, dots
-from study_tables import differences, finished, folder, markdown, table
+from study_tables import along, ends, pages_tables, with_tables
+
+JUDGED = {"CHOICE": "choice.jsonl", "JUDGE": "judge.jsonl"}
 
 
 def load(path: Path):
@@ -56,12 +65,28 @@ def load(path: Path):
     return study
 
 
+def flags_of(study, run: Run) -> list[str]:
+    """Of `python -m jopd.train STUDY`, but for seed and folder; the first of all for the model
+    before training.
+    """
+    if run.cell == BEFORE:
+        return []
+    rate = ["--optimizer.learning-rate", run.rate] if run.rate else []
+    return [*study.CELLS[run.cell], *rate]
+
+
+def folder_of(path: Path, run: Run) -> Path:
+    rate = f"-{run.rate}" if run.rate else ""
+    return Path("runs") / path.stem / f"{run.cell}{rate}-seed{run.seed}"
+
+
 def start(arguments: Sequence[str], log: Path, cores: set[int]) -> None:
     """One command of the package, on some cores, what it says in a file."""
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(Path("runs/compiled").absolute()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as out:
         subprocess.run(
             [sys.executable, "-m", *arguments],
@@ -73,42 +98,127 @@ def start(arguments: Sequence[str], log: Path, cores: set[int]) -> None:
         )
 
 
-def judge(study, model: str, output: Path, log: Path, cores: set[int]) -> None:
-    if not output.is_file():
-        start(["jopd.evaluate", "--model", model, "--save", str(output), *study.JUDGE], log, cores)
+def judged(study, by: str, model: str, output: Path, log: Path, cores: set[int]) -> dict[str, Any]:
+    """What the judge, "JUDGE" or "CHOICE", says of a model."""
+    file = output / JUDGED[by]
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        flags = ["--model", model, "--save", str(file), *getattr(study, by)]
+        start(["jopd.evaluate", *flags], log, cores)
+    with file.open(encoding="utf-8") as lines:
+        return ledger.kept(json.loads(next(lines))["record"])
 
 
-def run(path: Path, study, cell: str, seed: int, cores: set[int]) -> None:
-    output = folder(path, cell, seed)
-    log = output.with_name(f"{output.name}.log")
-    if not (output / "report.json").is_file():
-        begin = time.monotonic()
-        flags = [*study.CELLS[cell], "--seed", str(seed), "--output", str(output)]
-        start(["jopd.train", str(path), *flags], log, cores)
-        print(f"{cell}, seed {seed}: {time.monotonic() - begin:.0f} s", flush=True)
-    judge(study, str(output / "student"), output / "judge.jsonl", log, cores)
+def carry_out(path: Path, study, run: Run, judges: Sequence[str], cores: set[int]) -> None:
+    """Makes a run, has it judged and puts it into the ledger."""
+    output, flags = folder_of(path, run), flags_of(study, run)
+    log, begin = output.with_name(f"{output.name}.log"), time.monotonic()
+    command = ["jopd.train", str(path), *flags, "--seed", str(run.seed), "--output", str(output)]
+    if run.cell == BEFORE:
+        model, command = study.config().student.model, []
+    else:
+        model = str(output / "student")
+        if not (output / "report.json").is_file():
+            start(command, log, cores)
+    records = {by: judged(study, by, model, output, log, cores) for by in judges}
+    seconds = time.monotonic() - begin
+    before = ledger.entries(path).get(run)
+    keep = before if before and before.settings == ledger.settings_of(path, flags) else None
+    entry = Entry(
+        *run,
+        settings=ledger.settings_of(path, flags),
+        command=shlex.join(["python", "-m", *command]) if command else "",
+        chosen=records.get("CHOICE") or (keep and keep.chosen),
+        judged=records.get("JUDGE") or (keep and keep.judged),
+        measured=ends(output) if command else {},
+        along=along(output, study) if command else {},
+        commit=ledger.commit(),
+        machine=ledger.machine(),
+        versions=ledger.versions(),
+        seconds=seconds + (keep.seconds if keep else 0),
+    )
+    ledger.add(path, entry)
+    print(f"{run.cell} {run.rate} seed {run.seed}: {seconds:.0f} s", flush=True)
 
 
-def run_all(path: Path, study, cells: Sequence[str], seeds: Sequence[int], workers: int) -> None:
-    """All cells of a seed before the next seed, so that an interrupted study can be compared."""
+def in_parallel(jobs: Sequence[Any], do: Callable[[Any, set[int]], None], workers: int) -> None:
+    """Each job with a share of the cores."""
     own = sorted(os.sched_getaffinity(0))
     shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
     for worker in range(workers):
         shares.put({*own[worker::workers]} or {*own})
 
-    def one(job: tuple[str, int]) -> None:
+    def one(job: Any) -> None:
         cores = shares.get()
         try:
-            run(path, study, *job, cores)
+            do(job, cores)
         finally:
             shares.put(cores)
 
-    top = Path("runs") / path.stem
-    top.mkdir(parents=True, exist_ok=True)
-    judge(study, study.config().student.model, top / "before.jsonl", top / "before.log", {*own})
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(one, [(cell, seed) for seed in seeds for cell in cells]):
+        for _ in pool.map(one, jobs):
             pass
+
+
+def run_all(path: Path, study, cells: Sequence[str], seeds: Sequence[int], workers: int) -> None:
+    """First what learning rates are chosen by; then all cells of a seed before the next seed, so
+    that an interrupted study can be compared.
+    """
+    rates = getattr(study, "RATES", ())
+
+    def carry_out_missing(runs: Sequence[Run], judges: Sequence[str]) -> None:
+        known = ledger.current(path, {run: flags_of(study, run) for run in runs})
+        asked = {"CHOICE": lambda entry: entry.chosen, "JUDGE": lambda entry: entry.judged}
+        missing = [
+            run
+            for run in runs
+            if run not in known or not all(asked[by](known[run]) for by in judges)
+        ]
+        do = lambda run, cores: carry_out(path, study, run, judges, cores)
+        in_parallel(missing, do, workers)
+
+    before = Run(BEFORE, "", study.SEEDS[0])
+    carry_out_missing([before], ["JUDGE", *(["CHOICE"] if rates else [])])
+    if rates:
+        first = [Run(cell, rate, study.SEEDS[0]) for cell in cells for rate in rates]
+        carry_out_missing(first, ["CHOICE"])
+    chosen = chosen_rates(path, study, cells)
+    carry_out_missing(
+        [Run(cell, chosen[cell], seed) for seed in seeds for cell in cells], ["JUDGE"]
+    )
+
+
+def chosen_rates(path: Path, study, cells: Sequence[str]) -> dict[str, str]:
+    """Each cell's learning rate: of those of RATES that were run the one with the highest CHOOSE;
+    cells of which none was run are left out.
+    """
+    rates = getattr(study, "RATES", ())
+    if not rates:
+        return dict.fromkeys(cells, "")
+    best = {}
+    for cell in cells:
+        runs = {Run(cell, rate, study.SEEDS[0]) for rate in rates}
+        known = ledger.current(path, {run: flags_of(study, run) for run in runs})
+        values = {
+            run.rate: entry.chosen["measures"][study.CHOOSE]
+            for run, entry in known.items()
+            if entry.chosen
+        }
+        if values:
+            best[cell] = max(rates, key=lambda rate: values.get(rate, float("-inf")))
+    return best
+
+
+def on_file(path: Path, study, cells: Sequence[str]) -> dict[str, list[Entry]]:
+    """By cell, and of the model before training, the judged runs at the cell's learning rate, by
+    seed.
+    """
+    chosen = chosen_rates(path, study, cells)
+    runs = [Run(BEFORE, "", study.SEEDS[0])]
+    runs += [Run(cell, rate, seed) for cell, rate in chosen.items() for seed in study.SEEDS]
+    known = ledger.current(path, {run: flags_of(study, run) for run in runs})
+    judged = [known[run] for run in runs if run in known and known[run].judged]
+    return {cell: [it for it in judged if it.cell == cell] for cell in (BEFORE, *cells)}
 
 
 def main() -> None:
@@ -119,8 +229,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--workers", type=int, default=1, help="cells at a time")
-    parser.add_argument("--show", action="store_true", help="run nothing")
-    parser.add_argument("--page", action="store_true", help="draw the page's table, and no more")
+    parser.add_argument("--page", action="store_true", help="tables and picture, and no run")
     settings = parser.parse_args()
     path, study = settings.study, load(settings.study)
     cells = settings.cells or [*study.CELLS]
@@ -130,34 +239,22 @@ def main() -> None:
         )
     if settings.workers < 1:
         parser.error(f"--workers {settings.workers} must be at least 1")
-    picture = path.parent / "figures" / f"{path.stem}.png"
-    if settings.page:
-        if not hasattr(study, "DOTS"):
-            parser.error(f"--page: {path} names no DOTS, the columns that are to be drawn")
-        dots(path, study, path.with_suffix(".md").read_text(encoding="utf-8"), picture)
-        return
-    if not settings.show:
+    if not settings.page:
         if hasattr(study, "prepare"):
             study.prepare()
         run_all(path, study, cells, settings.seeds or study.SEEDS, settings.workers)
-    cells_and_means = table(path, study, cells)
-    print(cells_and_means, differences(path, study, cells), sep="\n\n")
-    for more in getattr(study, "TABLES", ()):
-        print(
-            "\n"
-            + markdown(
-                more(
-                    {
-                        cell: [folder(path, cell, seed) for seed in finished(path, study, cell)]
-                        for cell in cells
-                    }
-                )
-            )
-        )
+    found = on_file(path, study, [*study.CELLS])
+    tables = pages_tables(study, found)
+    print(tables)
+    if not settings.page:
+        return
+    page = path.with_suffix(".md")
+    page.write_text(with_tables(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    picture = path.parent / "figures" / f"{path.stem}.png"
     if hasattr(study, "CURVES"):
-        curves(path, study, cells, picture)
+        curves(path, study, found, picture)
     if hasattr(study, "DOTS"):
-        dots(path, study, cells_and_means, picture)
+        dots(path, study, found, picture)
 
 
 if __name__ == "__main__":

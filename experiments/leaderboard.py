@@ -23,6 +23,7 @@ from jopd.data.sources import DataConfig
 from jopd.rollout.settings import Sampling
 
 SEEDS = (0, 1, 2)
+RATES = ("2e-4", "5e-4", "1.5e-3")
 SAME = ["--teacher.model", "jopd:baby-teacher"]
 CELLS = {
     "sft": ["--method", "sft"],
@@ -61,6 +62,9 @@ COLUMNS = {
     "tokens": "tokens written",
     "step_seconds": "seconds a step",
 }
+# Other problems of the same kind.
+CHOICE = [*JUDGE, "--data.seed", "1"]
+CHOOSE = "accuracy"
 DOTS = ("accuracy", "KL to the teacher")
 
 

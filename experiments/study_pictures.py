@@ -1,76 +1,60 @@
-"""A study's pictures: curves along its runs, or a dot a cell with its interval.
-
-The dots are of a table in Markdown, so that those of a results page can be drawn when its runs are
-gone.
+"""A study's pictures, of the entries of its ledger: curves along its runs, or a dot a cell with
+its interval.
 """
 
 import itertools
-import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import intervals
 import matplotlib
 import numpy as np
+from ledger import BEFORE, Entry
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from study_tables import BEFORE, finished, folder
+from study_tables import Found, problems_of, value_of
 
-from jopd.diagnostics.measures import measures, unit
+from jopd.diagnostics.measures import unit
 from jopd.diagnostics.style import BLACK, BLUE, COLORS, GREY, SKY, STYLE, drawn, new_figure, save
 from jopd.rollout.settings import Sampling
-from jopd.training import logs
-
-WITHDRAWN = " †"  # stands after a cell's name
 
 
 class Dot(NamedTuple):
-    """A mean over seeds and half the width of its interval, None where there is none."""
+    """A mean, and the ends of its interval, None where there is none."""
 
     value: float
-    half: float | None
+    ends: tuple[float, float] | None
 
 
-def dots_of(markdown: str, column: str) -> dict[str, Dot]:
-    """By cell, what the first table with such a column has in it.
-
-    Raises:
-      ValueError: no table has it.
-    """
-    rows = [
-        [cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")]
-        for line in markdown.splitlines()
-    ]
-    for start, head in enumerate(rows):
-        titles = [re.sub(r" \([^)]*\)$", "", title) for title in head]
-        if column in titles[1:]:
-            place = titles.index(column)
-            # An empty line is a row of one cell, and ends the table.
-            body = itertools.takewhile(lambda row: len(row) > 1, rows[start + 2 :])
-            return {row[0]: dot(row[place]) for row in body if row[place]}
-    raise ValueError(f"no table with a column {column!r}: run the study, or name another column")
+def dots_of(study, found: Found, title: str) -> tuple[str, dict[str, Dot]]:
+    """By cell, what its runs came to in the column of that title; and the column's measure."""
+    name = next(name for name, of_column in study.COLUMNS.items() if of_column == title)
+    factor = 100 if unit(name) == "%" else 1
+    drawn_cells = {}
+    for cell, entries in found.items():
+        if (problems := problems_of(entries, name)) is not None:
+            value, low, high, _ = intervals.mean(*problems)
+            drawn_cells[cell] = Dot(factor * value, (factor * low, factor * high))
+        elif values := [x for it in entries if (x := value_of(it, name)) is not None]:
+            drawn_cells[cell] = Dot(factor * statistics.fmean(values), None)
+    return name, drawn_cells
 
 
-def dot(text: str) -> Dot:
-    """`65.9 ± 4.7` or `47.8`."""
-    value, _, half = text.partition(" ± ")
-    return Dot(float(value), float(half) if half else None)
-
-
-def dots(path: Path, study, markdown: str, picture: Path) -> Figure:
+def dots(path: Path, study, found: Found, picture: Path) -> Figure:
     """A row a cell, the highest in the study's first measure at the top, and a panel a measure."""
-    panels = [dots_of(markdown, column) for column in study.DOTS]
-    first = panels[0]
+    names, panels = zip(*(dots_of(study, found, title) for title in study.DOTS), strict=True)
     before = [panel.pop(BEFORE, None) for panel in panels]
-    cells = sorted(first, key=lambda cell: first[cell].value)
+    cells = sorted(panels[0], key=lambda cell: panels[0][cell].value)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(5.2 * len(panels) + 1.6, 1.9 + 0.36 * len(cells))
         sides = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, column, panel, start in zip(sides, study.DOTS, panels, before, strict=True):
+        columns = zip(sides, study.DOTS, names, panels, before, strict=True)
+        for axes, title, name, panel, start in columns:
             _column(axes, cells, panel, start)
-            of_unit = next(unit(name) for name, title in study.COLUMNS.items() if title == column)
-            axes.set(title=column, xlabel=of_unit)
+            axes.set(title=title, xlabel=unit(name))
         sides[0].set_yticks(range(len(cells)), cells)
         # Of every kind one, wherever it first occurs.
         handles = {
@@ -89,12 +73,11 @@ def _column(axes: Axes, cells: Sequence[str], panel: dict[str, Dot], before: Dot
     for place, cell in enumerate(cells):
         if cell not in panel:
             continue
-        value, half = panel[cell]
-        gone = cell.endswith(WITHDRAWN)
-        style = {"color": COLORS["aside" if gone else "student"], "fmt": "o", "markersize": 6}
-        style |= {"markerfacecolor": "white"} if gone else {}
-        label = "withdrawn (†)" if gone else "mean over seeds, 95 % interval (Student's t)"
-        axes.errorbar(value, place, xerr=half, elinewidth=1.8, label=label, **style)
+        value, ends = panel[cell]
+        reach = ends and [[value - ends[0]], [ends[1] - value]]
+        style = {"color": COLORS["student"], "fmt": "o", "markersize": 6}
+        label = "mean, 95 % interval over seeds and problems"
+        axes.errorbar(value, place, xerr=reach, elinewidth=1.8, label=label, **style)
     axes.set_xlim(left=0)
     axes.grid(visible=False, axis="y")
 
@@ -106,10 +89,11 @@ def judged_on(study) -> str:
     return f"{flags['--data.held-out']} held-out problems ({drawn(temperature)})"
 
 
-def curves(path: Path, study, cells: Sequence[str], picture: Path) -> Figure:
+def curves(path: Path, study, found: Found, picture: Path) -> Figure:
     """The mean over seeds along the run, and from the lowest seed to the highest in a lighter
     shade.
     """
+    cells = [cell for cell, entries in found.items() if cell != BEFORE and entries]
     others = itertools.cycle([BLUE, BLACK, GREY, SKY])
     colors = {cell: COLORS[cell] if cell in COLORS else next(others) for cell in cells}
     with matplotlib.rc_context(STYLE):
@@ -117,7 +101,7 @@ def curves(path: Path, study, cells: Sequence[str], picture: Path) -> Figure:
         sides = figure.subplots(1, len(study.CURVES), squeeze=False)[0]
         for (name, title), axes in zip(study.CURVES.items(), sides, strict=True):
             for cell in cells:
-                _curve(axes, path, cell, finished(path, study, cell), name, colors[cell])
+                _curve(axes, cell, found[cell], name, colors[cell])
             axes.set(title=title, xlabel="training step")
             if unit(name) == "%":
                 axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
@@ -130,13 +114,12 @@ def curves(path: Path, study, cells: Sequence[str], picture: Path) -> Figure:
         return save(figure, picture, path.stem, seeds, answers)
 
 
-def _curve(axes: Axes, path: Path, cell: str, seeds: Sequence[int], name: str, color: str) -> None:
-    evaluations = [logs.read(folder(path, cell, seed)).evaluations for seed in seeds]
-    lines = [{line["step"]: measures(line) for line in run} for run in evaluations]
-    if not lines or name not in lines[0][0]:
+def _curve(axes: Axes, cell: str, entries: Sequence[Entry], name: str, color: str) -> None:
+    runs = [entry.along[name] for entry in entries if entry.along.get(name)]
+    if not runs:
         return
-    steps = sorted(lines[0])
-    values = np.array([[line[step][name].value for step in steps] for line in lines])
+    steps = [point["step"] for point in runs[0]]
+    values = np.array([[point["value"] for point in run] for run in runs])
     low, high = values.min(axis=0), values.max(axis=0)
     axes.plot(steps, values.mean(axis=0), label=cell, color=color)
     axes.fill_between(steps, low, high, alpha=0.12, color=color, linewidth=0)

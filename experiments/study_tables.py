@@ -1,64 +1,129 @@
-"""What a study's runs came to, in tables, from the files that `grid.py` had written.
+"""What a study's runs came to, in tables, from the entries of its ledger.
 
-Differences of cells whose students answered the same problems are taken problem by problem.
+Intervals contain seeds and problems (`intervals.py`) where it is on file how each problem came out;
+elsewhere they are Student's over seeds. Differences are of the same problems and seeds.
 """
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import intervals
+import numpy as np
+from ledger import BEFORE, Entry
 from scipy.stats import t
 
-from jopd.diagnostics.measures import amount, measures, unit
-from jopd.diagnostics.paired import change_of_runs
+from jopd.diagnostics.measures import amount, bounds, measures, unit
 from jopd.training import logs
 
 ENDS = 10  # lines of metrics.jsonl that `first/` and `last/` are means of
-BEFORE = "before training"
+BEGIN, END = "<!-- made of the ledger, from here -->", "<!-- to here -->"
+
+Found = Mapping[str, Sequence[Entry]]
 
 
-def folder(path: Path, cell: str, seed: int) -> Path:
-    return Path("runs") / path.stem / f"{cell}-seed{seed}"
-
-
-def record_of(file: Path) -> dict[str, Any]:
-    """The judge's."""
-    return json.loads(file.read_text(encoding="utf-8").splitlines()[0])["record"]
-
-
-def judged(file: Path) -> dict[str, float]:
-    values = measures(record_of(file))
-    return {f"judge/{name}": measure.value for name, measure in values.items()}
-
-
-def found(path: Path, cell: str, seed: int) -> dict[str, float]:
+def ends(output: Path) -> dict[str, float]:
     """What a finished run measured at its end, and what it took."""
-    output = folder(path, cell, seed)
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     lines = logs.read(output).training
     values = {
         name: when["after"]["value"] for name, when in report["results"].items() if "after" in when
     }
     for end, chosen in (("first", lines[:ENDS]), ("last", lines[-ENDS:])):
-        names = (
-            [name for name, value in chosen[0].items() if isinstance(value, float)]
-            if chosen
-            else []
-        )
+        names = [name for name, value in (chosen or [{}])[0].items() if isinstance(value, float)]
         values |= {
             f"{end}/{name}": statistics.fmean(line[name] for line in chosen) for name in names
         }
     if lines:
         values["step_seconds"] = statistics.median(sum(line["seconds"].values()) for line in lines)
+    return values | {"tokens": report["resource"]["tokens_generated"]}
+
+
+def along(output: Path, study) -> dict[str, list[dict[str, float]]]:
+    """The run's own evaluations of the measures that the study draws."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in getattr(study, "CURVES", ())}
+    for line in logs.read(output).evaluations:
+        of_line = measures(line)
+        for name in found.keys() & of_line.keys():
+            value, count = of_line[name].value, of_line[name].count or 0
+            found[name].append({"step": line["step"], "value": value, "count": count})
+    return found
+
+
+def pages_tables(study, found: Found) -> str:
+    """All tables of a study, and what they were made of."""
+    tables = [table(study, found), differences(study, found)]
+    tables += [markdown(more(found)) for more in getattr(study, "TABLES", ())]
+    return "\n\n".join([*filter(None, tables), made_of(found)])
+
+
+def with_tables(page: str, tables: str) -> str:
+    """A page with its tables made anew, between the two marks.
+
+    Raises:
+      ValueError: the page has no marks.
+    """
+    before, mark, rest = page.partition(BEGIN)
+    _, ending, after = rest.partition(END)
+    if not (mark and ending):
+        raise ValueError(f"the page has no {BEGIN} and {END}: write them where tables belong")
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
+def made_of(found: Found) -> str:
+    """Commits, machines and the time of the runs, in a sentence."""
+    entries = [entry for of_cell in found.values() for entry in of_cell]
+    if not entries:
+        return "Nothing of it has been run."
+    several = lambda values: ", ".join(sorted(set(values)))
+    seconds = sum(entry.seconds for entry in entries)
+    jax = several(f"jax {entry.versions['jax']}" for entry in entries)
     return (
-        values | judged(output / "judge.jsonl") | {"tokens": report["resource"]["tokens_generated"]}
+        f"{len(entries)} runs at commits {several(entry.commit for entry in entries)} on "
+        f"{several(entry.machine for entry in entries)}, {jax}, {seconds / 60:,.0f} minutes in "
+        "all, judging included."
     )
 
 
-def finished(path: Path, study, cell: str) -> list[int]:
-    return [seed for seed in study.SEEDS if (folder(path, cell, seed) / "judge.jsonl").is_file()]
+def value_of(entry: Entry, name: str) -> float | None:
+    """A column's measure of one run."""
+    if name.startswith("judge/"):
+        return entry.judged and entry.judged["measures"].get(name.removeprefix("judge/"))
+    return entry.measured.get(name)
+
+
+def problems_of(entries: Sequence[Entry], name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Sums and counts of each run's answer to each problem, `[runs, problems]`; None where a record
+    does not say how each problem came out, or where the problems differ.
+    """
+    if not name.startswith("judge/"):
+        return None
+    records = [(entry.judged or {}).get("by_problem", {}) for entry in entries]
+    key = name.removeprefix("judge/")
+    if not records or any(key not in record for record in records):
+        return None
+    if len({record["problems"] for record in records}) > 1:
+        return None
+    if not isinstance(records[0][key], Mapping):
+        return intervals.table([record[key] for record in records])
+    of = lambda part: np.array([record[key][part] for record in records], np.float64)
+    return of("sums"), of("tokens")
+
+
+def shown(name: str, entries: Sequence[Entry]) -> str:
+    """`58.9 [51.2, 66.6]` over seeds and problems, `58.9 ± 7.4` over seeds, or a number alone."""
+    if (problems := problems_of(entries, name)) is not None:
+        value, low, high, _ = intervals.mean(*problems)
+        least, most = bounds(name.removeprefix("judge/"))
+        return bracketed(name, value, max(low, least), min(high, most))
+    values = [value for entry in entries if (value := value_of(entry, name)) is not None]
+    return over_seeds(name, values) if values else ""
+
+
+def bracketed(name: str, value: float, low: float, high: float, sign: str = "") -> str:
+    number = lambda x: f"{sign if x > 0 else ''}{amount(name, x)}"
+    return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def over_seeds(name: str, values: Sequence[float]) -> str:
@@ -75,90 +140,65 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
 
 
-def table(path: Path, study, cells: Sequence[str]) -> str:
+def seeds_of(entries: Sequence[Entry]) -> str:
+    return ", ".join(str(entry.seed) for entry in entries) or "not run"
+
+
+def table(study, found: Found) -> str:
     """A row a cell, a column a measure, over the seeds that are finished."""
     titles = [
         f"{title} ({unit(name)})" if unit(name) else title for name, title in study.COLUMNS.items()
     ]
-    rows = [["", *titles, "seeds"]]
-    if (before := Path("runs") / path.stem / "before.jsonl").is_file():
-        values = judged(before)
-        rows.append(
-            [
-                BEFORE,
-                *(
-                    over_seeds(name, [values[name]]) if name in values else ""
-                    for name in study.COLUMNS
-                ),
-                "",
-            ]
-        )
-    for cell in cells:
-        seeds = finished(path, study, cell)
-        runs = [found(path, cell, seed) for seed in seeds]
-        columns = [
-            over_seeds(name, [one[name] for one in runs]) if runs and name in runs[0] else ""
-            for name in study.COLUMNS
-        ]
-        rows.append([cell, *columns, ", ".join(map(str, seeds)) or "not run"])
+    with_rates = hasattr(study, "RATES")
+    rows = [["", *titles, *["learning rate"] * with_rates, "seeds"]]
+    for cell, entries in found.items():
+        columns = [shown(name, entries) for name in study.COLUMNS]
+        rate = [entries[0].rate if entries else ""] * with_rates
+        seeds = "" if cell == BEFORE else seeds_of(entries)
+        rows.append([cell, *columns, *rate, seeds])
     return markdown(rows)
 
 
-def judges(path: Path, study, cell: str) -> dict[int, dict[str, Any]]:
-    """By seed, the judge's record of a cell's runs, or of the model before training for each."""
-    if cell == BEFORE:
-        file = Path("runs") / path.stem / "before.jsonl"
-        return {seed: record_of(file) for seed in study.SEEDS} if file.is_file() else {}
-    return {
-        seed: record_of(folder(path, cell, seed) / "judge.jsonl")
-        for seed in finished(path, study, cell)
-    }
-
-
-def differences(path: Path, study, cells: Sequence[str]) -> str:
+def differences(study, found: Found) -> str:
     """How each cell differs from the study's baseline in what the judge measured, on the same
     problems and with the same seeds.
-
-    Brackets: 95 % intervals over problems, whose runs are taken together; ±: over seeds.
     """
     baseline = getattr(study, "BASELINE", BEFORE)
-    of_cells = {cell: judges(path, study, cell) for cell in (baseline, *cells)}
-    on_file = {
-        name
-        for records in of_cells.values()
-        for record in records.values()
-        for name in record.get("by_problem", {})
-    }
-    columns = {
-        name: f"{title} ({unit(name)})"
-        for name, title in zip(map(bare, study.COLUMNS), study.COLUMNS.values(), strict=True)
-        if name in on_file
-    }
+    rows, seen = [], set()
+    for cell, entries in found.items():
+        if cell == baseline:
+            continue
+        changes = {name: difference(name, found[baseline], entries) for name in study.COLUMNS}
+        seen |= {name for name, change in changes.items() if change}
+        rows.append((cell, changes, entries))
+    columns = {name: title for name, title in study.COLUMNS.items() if name in seen}
     if not columns:
-        return "How each problem came out is not on file, so cells are not compared."
-    rows, first = [[f"less {baseline}", *columns.values(), "seeds"]], of_cells.pop(baseline)
-    for cell, second in of_cells.items():
-        if seeds := [seed for seed in second if seed in first]:
-            pairs = [first[seed] for seed in seeds], [second[seed] for seed in seeds]
-            words = [difference(name, *pairs) for name in columns]
-            rows.append([cell, *words, ", ".join(map(str, seeds))])
-    return markdown(rows)
-
-
-def bare(name: str) -> str:
-    """A column's measure as the judge calls it."""
-    return name.removeprefix("judge/") if name.startswith("judge/") else ""
-
-
-def difference(name: str, before: Sequence[dict], after: Sequence[dict]) -> str:
-    """`+3.2 [+0.4, +6.0] ± 4.1`, or that it is not known how each problem came out."""
-    if (change := change_of_runs(before, after, name)) is None:
-        return "pairs not known"
-    signed = lambda value: f"{'+' if value > 0 else ''}{amount(name, value)}"
-    interval = f"[{signed(change.low)}, {signed(change.high)}]"
-    of_seeds = [
-        measures(last)[name].value - measures(first)[name].value
-        for first, last in zip(before, after, strict=True)
+        return ""
+    head = [f"less {baseline}", *(f"{title} ({unit(name)})" for name, title in columns.items())]
+    body = [
+        [cell, *(changes[name] for name in columns), seeds_of(entries)]
+        for cell, changes, entries in rows
+        if any(changes.values())
     ]
-    _, plus_minus, half = over_seeds(name, of_seeds).partition(" ± ")
-    return f"{signed(change.value)} {interval}{plus_minus}{half}"
+    return markdown([[*head, "seeds"], *body])
+
+
+def difference(name: str, before: Sequence[Entry], after: Sequence[Entry]) -> str:
+    """`+3.2 [+0.4, +6.0]` over seeds and problems; nothing where pairs are not known."""
+    first = {entry.seed: entry for entry in before}
+    if before and before[0].cell == BEFORE:  # it has no seed
+        first = {entry.seed: before[0] for entry in after}
+    same = [entry.seed for entry in after if entry.seed in first]
+    by_seed = {entry.seed: entry for entry in after}
+    pairs = [problems_of([of[seed] for seed in same], name) for of in (first, by_seed)]
+    if not same or pairs[0] is None or pairs[1] is None or pairs[0][0].shape != pairs[1][0].shape:
+        return ""
+    if (
+        first[same[0]].judged["by_problem"]["problems"]
+        != by_seed[same[0]].judged["by_problem"]["problems"]
+    ):
+        return ""
+    value, low, high, _ = intervals.difference(*pairs)
+    if unit(name) == "%":  # a share can't change by more than all of it
+        low, high = max(low, -1.0), min(high, 1.0)
+    return bracketed(name, value, low, high, sign="+")

@@ -1,27 +1,16 @@
 """What the benchmarks make of measurements; the measurements themselves are made elsewhere."""
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from jopd.config import parse
+from tests.scripts import EXPERIMENTS, load
 
-FOLDER = Path(__file__).parent.parent / "experiments"
-
-
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-sys.path.insert(0, str(FOLDER))
+FOLDER = EXPERIMENTS
 CPU = load(FOLDER / "benchmarks" / "cpu.py")
 GPU = load(FOLDER / "gpu" / "measure.py")
 

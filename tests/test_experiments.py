@@ -1,30 +1,22 @@
 """Every cell of every study is a run that parses; what a study measures is measured elsewhere."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
 from jopd.config import parse
 from jopd.diagnostics.style import COLORS
+from tests.scripts import EXPERIMENTS, load, neighbour
 
-FOLDER = Path(__file__).parent.parent / "experiments"
-
-
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-sys.path.insert(0, str(FOLDER))  # as for a script that stands there
-GRID = load(FOLDER / "grid.py")
-TABLES = load(FOLDER / "study_tables.py")
-PICTURES = load(FOLDER / "study_pictures.py")
+FOLDER = EXPERIMENTS
+GRID = neighbour("grid")
+LEDGER = neighbour("ledger")
+TABLES = neighbour("study_tables")
+PICTURES = neighbour("study_pictures")
 STUDIES = [path for path in sorted(FOLDER.glob("*.py")) if "\nCELLS = " in path.read_text()]
+VERSIONS = {"jax": "0.10.2"}
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -33,7 +25,7 @@ def test_every_cell_is_a_run_of_its_own(path):
     runs = [parse([str(path), *flags])[1] for flags in study.CELLS.values()]
     assert len(set(map(repr, runs))) == len(runs) >= 2 and len(study.SEEDS) >= 3
     assert {run.rows for run in runs} == {runs[0].rows}  # as many completions a step for all
-    assert getattr(study, "BASELINE", TABLES.BEFORE) in {TABLES.BEFORE, *study.CELLS}
+    assert getattr(study, "BASELINE", LEDGER.BEFORE) in {LEDGER.BEFORE, *study.CELLS}
 
 
 def test_a_mean_over_seeds_has_students_interval():
@@ -42,76 +34,98 @@ def test_a_mean_over_seeds_has_students_interval():
     assert TABLES.over_seeds("accuracy", [0.25]) == "25.0"
 
 
-@pytest.fixture
-def one_run(tmp_path, monkeypatch):
-    """A finished run of one cell and seed, as the trainer and the judge leave it."""
-    monkeypatch.chdir(tmp_path)
-    path = FOLDER / "topd.py"
-    done = TABLES.folder(path, "topd", 1)
-    done.mkdir(parents=True)
-    report = (
-        '{"results": {"accuracy": {"after": {"value": 0.5}}}, "resource": {"tokens_generated": 9}}'
-    )
-    (done / "report.json").write_text(report)
+def entry(cell: str, seed: int, right: Sequence[int] = (), rate: str = "", **changes):
+    """A line of a ledger."""
+    judged = {"measures": {"accuracy": sum(right) / len(right)}} if right else {"measures": {}}
+    judged["by_problem"] = {"problems": "the same", "accuracy": list(right)} if right else {}
+    line = {
+        "settings": "",
+        "command": "",
+        "chosen": None,
+        "judged": judged,
+        "measured": {"tokens": 9.0, "step_seconds": float(seed)},
+        "along": {},
+        "commit": "abc",
+        "machine": "a machine, 2 cores",
+        "versions": VERSIONS,
+        "seconds": 60.0,
+    }
+    return LEDGER.Entry(cell, rate, seed, **{**line, **changes})
+
+
+def test_a_run_is_read_at_its_ends(tmp_path):
+    report = {"results": {"accuracy": {"after": {"value": 0.5}}}}
+    report["resource"] = {"tokens_generated": 9}
+    (tmp_path / "report.json").write_text(json.dumps(report))
     lines = [
         {"step": i + 1, "false_alarms": float(i), "seconds": {"rollout": 1.0, "update": i}}
         for i in range(20)
     ]
-    (done / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    judged = {
-        "accuracy": {"value": 0.25, "low": 0.2, "high": 0.3, "count": 400},
-        "late": {"kl": 0.125},
-    }
-    for file in (done / "judge.jsonl", done.parent / "before.jsonl"):
-        file.write_text(json.dumps({"record": judged}) + "\n")
-    return path
-
-
-def test_a_run_is_read_at_its_ends(one_run):
-    found = TABLES.found(one_run, "topd", 1)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluations = [
+        {"step": step, "accuracy": {"value": value, "count": 4}}
+        for step, value in ((0, 0.5), (8, 1))
+    ]
+    (tmp_path / "evaluations.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in evaluations)
+    )
+    found = TABLES.ends(tmp_path)
     assert found["accuracy"] == 0.5 and found["tokens"] == 9
-    assert found["judge/accuracy"] == 0.25 and found["judge/late/kl"] == 0.125
     assert found["first/false_alarms"] == 4.5 and found["last/false_alarms"] == 14.5
     assert found["step_seconds"] == 10.5  # 1 + the median of 0..19
+    study = load(FOLDER / "ar_opd.py")
+    assert TABLES.along(tmp_path, study)["accuracy"] == [
+        {"step": 0, "value": 0.5, "count": 4},
+        {"step": 8, "value": 1, "count": 4},
+    ]
 
 
-def test_a_table_says_what_was_not_run(one_run):
-    study = load(one_run)
-    lines = TABLES.table(one_run, study, [*study.CELLS]).splitlines()
-    assert lines[2].startswith("| before training | 25.0 |")
+def test_a_table_says_what_was_not_run_and_what_its_numbers_are_of():
+    study = load(FOLDER / "topd.py")
+    found = dict.fromkeys([LEDGER.BEFORE, *study.CELLS], ())
+    found |= {LEDGER.BEFORE: [entry(LEDGER.BEFORE, 0, [1, 0])], "topd": [entry("topd", 1, [1, 1])]}
+    lines = TABLES.table(study, found).splitlines()
+    assert lines[2].startswith("| before training | 50.0 [")
     assert {line.split("|")[-2].strip() for line in lines[3:]} == {"not run", "1"}
-    assert next(line for line in lines if line.startswith("| topd |")).startswith("| topd | 25.0 |")
+    assert TABLES.made_of(found) == (
+        "2 runs at commits abc on a machine, 2 cores, jax 0.10.2, 2 minutes in all, judging "
+        "included."
+    )
 
 
-def test_cells_are_compared_on_the_same_problems_with_the_same_seeds(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = FOLDER / "topd.py"
-    study = load(path)
-
-    def judge(cell, seed, right):
-        file = TABLES.folder(path, cell, seed) / "judge.jsonl"
-        file.parent.mkdir(parents=True)
-        record = {"accuracy": sum(right) / len(right)}
-        record["by_problem"] = {"problems": "the same", "accuracy": right}
-        file.write_text(json.dumps({"record": record}) + "\n")
-
-    judge("opd", 0, [1, 0, 0])
-    judge("opd", 1, [0, 0, 1])
-    judge("opd", 2, [0, 0, 0])
-    judge("topd", 0, [1, 1, 1])
-    judge("topd", 1, [1, 1, 0])
-    head, _, row = TABLES.differences(path, study, ["opd", "topd"]).splitlines()
+def test_cells_are_compared_on_the_same_problems_with_the_same_seeds():
+    study = load(FOLDER / "topd.py")
+    opd = [
+        entry("opd", seed, right) for seed, right in enumerate(([1, 0, 0], [0, 0, 1], [0, 0, 0]))
+    ]
+    topd = [entry("topd", seed, right) for seed, right in enumerate(([1, 1, 1], [1, 1, 0]))]
+    head, _, row = TABLES.differences(study, {"opd": opd, "topd": topd}).splitlines()
     assert head == "| less opd | accuracy (%) | seeds |"  # of the KL nothing is on file
-    # Differences by problem 1/2, 1, 0: 50 points, their standard error 50 / sqrt(3), times 4.303: a
-    # share can't rise by more than 100 points.
-    # By seed 2/3 and 1/3: a standard error of 1/6, times t of one degree of freedom, 12.706.
-    assert row == "| topd | +50.0 [-74.2, +100.0] ± 211.8 | 0, 1 |"
-    before = TABLES.folder(path, "opd", 0).parent / "before.jsonl"
-    before.write_text((TABLES.folder(path, "opd", 2) / "judge.jsonl").read_text())
-    monkeypatch.delattr(study, "BASELINE")
-    row = TABLES.differences(path, study, ["topd"]).splitlines()[-1]
-    # Of no problem before, 1, 1 and 1/2 after.
-    assert row.startswith("| topd | +83.3 [+11.6, +100.0] ± 211.8 |")
+    # By problem 1/2, 1, 0: a variance of the mean of 1/12; by seed 2/3 and 1/3: of 1/36. Their sum
+    # is 1/9, of (1/9)^2 / ((1/12)^2 / 2 + (1/36)^2 / 1) = 2.9091 degrees of freedom: 3.2395 / 3.
+    # And a share can't rise by more than 100 points.
+    assert row == "| topd | +50.0 [-58.0, +100.0] | 0, 1 |"
+    other = entry("topd", 0, [1, 1, 1])
+    other.judged["by_problem"]["problems"] = "others"
+    assert TABLES.differences(study, {"opd": opd, "topd": [other]}) == ""
+
+
+def test_a_page_has_its_tables_between_the_marks():
+    page = f"Before.\n{TABLES.BEGIN}\nold\n{TABLES.END}\nAfter.\n"
+    made = TABLES.with_tables(page, "| new |")
+    assert made == f"Before.\n{TABLES.BEGIN}\n\n| new |\n\n{TABLES.END}\nAfter.\n"
+    assert TABLES.with_tables(made, "| new |") == made
+    with pytest.raises(ValueError, match="write them where tables belong"):
+        TABLES.with_tables("no marks", "")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_page_holds_what_its_ledger_gives(path):
+    if not LEDGER.file_of(path).is_file():
+        pytest.skip("has no ledger yet")
+    study, page = load(path), path.with_suffix(".md").read_text(encoding="utf-8")
+    tables = TABLES.pages_tables(study, GRID.on_file(path, study, [*study.CELLS]))
+    assert TABLES.with_tables(page, tables) == page
 
 
 def test_rates_put_together_have_wilsons_interval():
@@ -123,93 +137,95 @@ def test_rates_put_together_have_wilsons_interval():
     assert study.share(rates, 100, 1) == "16.7 [12.9, 21.3]"
 
 
-def test_without_the_problems_cells_are_not_compared(one_run):
-    study = load(one_run)
-    assert "not on file" in TABLES.differences(one_run, study, [*study.CELLS])
-
-
-def test_no_core_is_left_out_and_none_shared(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_no_core_is_left_out_and_none_shared(monkeypatch):
     monkeypatch.setattr(GRID.os, "sched_getaffinity", lambda process: {0, 1, 2})
-    monkeypatch.setattr(GRID, "judge", lambda *_: None)
     used = []
-    monkeypatch.setattr(
-        GRID,
-        "run",
-        lambda path, study, cell, seed, cores: used.append((cell, seed, frozenset(cores))),
-    )
-    study = load(FOLDER / "topd.py")
-    GRID.run_all(FOLDER / "topd.py", study, ["opd", "topd"], (0, 1), 2)
-    assert sorted((cell, seed) for cell, seed, _ in used) == [
-        ("opd", 0),
-        ("opd", 1),
-        ("topd", 0),
-        ("topd", 1),
-    ]
-    assert {cores for *_, cores in used} <= {frozenset({0, 2}), frozenset({1})}
+    GRID.in_parallel([*range(4)], lambda job, cores: used.append((job, frozenset(cores))), 2)
+    assert sorted(job for job, _ in used) == [0, 1, 2, 3]
+    assert {cores for _, cores in used} <= {frozenset({0, 2}), frozenset({1})}
 
 
-PAGE = """The same, and a table before it.
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A ledger elsewhere, runs that take no time, and a judge who likes high learning rates."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LEDGER, "FOLDER", tmp_path / "ledger")
+    monkeypatch.setattr(LEDGER, "commit", lambda: "abc")
+    made = []
 
-| | length |
-| --- | --- |
-| sft | 57 |
+    def start(arguments, log, cores):
+        made.append(arguments)
+        flags = dict(pairwise(arguments))
+        if arguments[0] == "jopd.train":
+            output = tmp_path / flags["--output"]
+            output.mkdir(parents=True)
+            (output / "report.json").write_text(
+                '{"results": {}, "resource": {"tokens_generated": 1}}'
+            )
+            return
+        of_rate = {"2e-4": 0.25, "5e-4": 0.75, "1.5e-3": 0.5}
+        value = next((x for rate, x in of_rate.items() if rate in flags["--model"]), 0.0)
+        record = {"accuracy": {"value": value}, "by_problem": {"problems": "p", "accuracy": [1, 0]}}
+        (tmp_path / flags["--save"]).write_text(json.dumps({"record": record}) + "\n")
 
-| | accuracy (%) | KL to the teacher (nats) | seeds |
-| --- | --- | --- | --- |
-| before training | 47.8 | 0.307 | |
-| sft | 65.9 ± 4.7 | 0.235 ± 0.071 | 0, 1, 2 |
-| rlsd † | 12.0 ± 17.9 | 1.10 ± 0.87 | 0, 1, 2 |
-| topd | | | not run |
-| opd | 58.9 | 0.229 | 0 |
-
-After it.
-"""
+    monkeypatch.setattr(GRID, "start", start)
+    return made
 
 
-def test_a_table_is_drawn_sorted_with_its_intervals(tmp_path):
+def test_a_rate_is_chosen_on_one_seed_and_other_problems(kept):
     path = FOLDER / "leaderboard.py"
-    figure = PICTURES.dots(path, load(path), PAGE, tmp_path / "picture.png")
+    study = load(path)
+    GRID.run_all(path, study, ["opd", "sft"], (0, 1), 1)
+    assert GRID.chosen_rates(path, study, ["opd", "sft"]) == {"opd": "5e-4", "sft": "5e-4"}
+    trained = [arguments for arguments in kept if arguments[0] == "jopd.train"]
+    assert len(trained) == 2 * 3 + 2  # every rate with seed 0, the best one with seed 1
+    asked = [arguments for arguments in kept if arguments[0] == "jopd.evaluate"]
+    on_others = [arguments for arguments in asked if "--data.seed" in arguments]
+    assert len(on_others) == 2 * 3 + 1 and len(asked) - len(on_others) == 2 * 2 + 1
+    found = GRID.on_file(path, study, [*study.CELLS])
+    assert [(it.rate, it.seed) for it in found["opd"]] == [("5e-4", 0), ("5e-4", 1)]
+    assert found["topd"] == [] and len(found[LEDGER.BEFORE]) == 1
+
+
+def test_what_is_in_the_ledger_is_not_run_again_unless_its_settings_have_changed(kept):
+    path = FOLDER / "topd.py"
+    study = load(path)
+    GRID.run_all(path, study, ["opd"], (0,), 1)
+    count = len(kept)
+    GRID.run_all(path, study, ["opd"], (0,), 1)
+    assert len(kept) == count
+    study.CELLS["opd"] = ["--steps", "3"]
+    assert GRID.on_file(path, study, ["opd"])["opd"] == []
+
+
+def test_cells_are_drawn_sorted_with_their_intervals(tmp_path):
+    path = FOLDER / "leaderboard.py"
+    found = {LEDGER.BEFORE: [entry(LEDGER.BEFORE, 0, [1, 0, 0, 0])], "topd": []}
+    found |= {"opd": [entry("opd", 0, [1, 1, 1, 0])], "sft": [entry("sft", 0, [1, 1, 0, 0])]}
+    figure = PICTURES.dots(path, load(path), found, tmp_path / "picture.png")
     assert figure.get_suptitle() == "leaderboard · seeds 0, 1, 2 · 400 held-out problems (greedy)"
     accuracy, kl = figure.axes
-    # From below: the row that nobody ran is not there.
-    assert [text.get_text() for text in accuracy.get_yticklabels()] == ["rlsd †", "opd", "sft"]
+    # From below: the cell that nobody ran is not there.
+    assert [text.get_text() for text in accuracy.get_yticklabels()] == ["sft", "opd"]
     assert (accuracy.get_xlabel(), kl.get_xlabel()) == ("%", "nats")
     bars = [drawn for drawn in accuracy.containers]
-    assert [bar[0].get_xydata().tolist() for bar in bars] == [[[12.0, 0]], [[58.9, 1]], [[65.9, 2]]]
-    ends = [bar[2][0].get_segments()[0][:, 0] if bar[2] else None for bar in bars]
-    assert ends[0] == pytest.approx([-5.9, 29.9]) and ends[2] == pytest.approx([61.2, 70.6])
-    assert ends[1] is None  # of one seed there is no interval
-    withdrawn, *others = [bar[0].get_markerfacecolor() for bar in bars]
-    assert withdrawn == "white" and "white" not in others
+    assert [bar[0].get_xydata().tolist() for bar in bars] == [[[50.0, 0]], [[75.0, 1]]]
+    # Of 1, 1, 1, 0: a standard error of 1/4, and 3.1824 of them by Student's t.
+    ends = bars[1][2][0].get_segments()[0][:, 0]
+    assert ends == pytest.approx([75 - 79.56, 75 + 79.56], abs=0.01)
     (before,) = [line for line in accuracy.lines if line.get_label() == "before training"]
-    assert list(before.get_xdata()) == [47.8, 47.8]
-    assert len(figure.legends[0].texts) == 3
+    assert list(before.get_xdata()) == [25.0, 25.0]
 
 
-def test_the_leaderboards_page_holds_what_its_picture_shows():
-    study, page = load(FOLDER / "leaderboard.py"), (FOLDER / "leaderboard.md").read_text()
-    for column in study.DOTS:
-        cells = [name.removesuffix(" †") for name in PICTURES.dots_of(page, column)]
-        assert sorted(cells) == sorted([*study.CELLS, TABLES.BEFORE])
-    with pytest.raises(ValueError, match="no table with a column 'precision'"):
-        PICTURES.dots_of(page, "precision")
-
-
-def test_curves_say_their_study_and_seeds_and_one_colour_is_one_cell(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_curves_say_their_study_and_seeds_and_one_colour_is_one_cell(tmp_path):
     path = FOLDER / "ar_opd.py"
-    study = load(path)
-    for cell, seed, end in (("full", 0, 0.6), ("full", 1, 0.8), ("sft", 0, 0.9)):
-        run = TABLES.folder(path, cell, seed)
-        run.mkdir(parents=True)
-        (run / "judge.jsonl").touch()
-        (run / "metrics.jsonl").touch()
-        lines = [
-            {"step": step, "accuracy": {"value": value}} for step, value in ((0, 0.5), (8, end))
-        ]
-        (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    figure = PICTURES.curves(path, study, [*study.CELLS], tmp_path / "picture.png")
+
+    def run(cell: str, seed: int, end: float):
+        points = [{"step": step, "value": value} for step, value in ((0, 0.5), (8, end))]
+        return entry(cell, seed, along={"accuracy": points})
+
+    found = {"full": [run("full", 0, 0.6), run("full", 1, 0.8)], "sft": [run("sft", 0, 0.9)]}
+    figure = PICTURES.curves(path, load(path), found, tmp_path / "picture.png")
     said = figure.get_suptitle()
     assert said.startswith("ar_opd · seeds 0, 1, 2: mean, shade from lowest to highest")
     assert said.endswith("held-out problems (sampled at temperature 1)")
@@ -217,5 +233,5 @@ def test_curves_say_their_study_and_seeds_and_one_colour_is_one_cell(tmp_path, m
     assert lines["full"].get_ydata() == pytest.approx([0.5, 0.7])
     assert lines["full"].get_color() == COLORS["full"]
     assert lines["sft"].get_color() == COLORS["sft"]
-    shade = figure.axes[0].collections[1].get_paths()[0].vertices
+    shade = figure.axes[0].collections[0].get_paths()[0].vertices
     assert {*shade[shade[:, 0] == 8, 1].round(3)} == {0.6, 0.8}

@@ -17,7 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -37,6 +37,7 @@ WANDB_PATIENCE_SECONDS = 600
 Sample = Mapping[str, Any]
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Hears of a run, step by step; after a resume some steps come again."""
 

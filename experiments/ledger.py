@@ -1,0 +1,150 @@
+"""What has been run: `experiments/ledger/STUDY.jsonl`, a line a finished run, in the repository.
+
+    {"cell": "opd", "rate": "5e-4", "seed": 0, "settings": "3fa2c1d09b7e", "judged": {...}, ...}
+
+Tables are made of these lines alone, so that a page can be made again when the runs are gone, and
+a quiet hour of a machine adds lines and nothing else. Lines are only added: of several for one run
+the last counts, and of those whose settings the study has since changed none.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jopd import config as configs
+from jopd.config import parse
+from jopd.diagnostics import report
+from jopd.diagnostics.measures import measures, plain
+
+FOLDER = Path(__file__).parent / "ledger"
+BEFORE = "before training"
+
+_WRITING = threading.Lock()
+
+
+class Run(NamedTuple):
+    """Which run of a study: a cell, at a learning rate ("" where the study has but one), with a
+    seed.
+    """
+
+    cell: str
+    rate: str
+    seed: int
+
+
+class Entry(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      settings: digest of everything that makes its numbers.
+      command: which makes it again.
+      chosen: the judge's record on the problems that learning rates are chosen on, if it was asked.
+      judged: the judge's record on the test's problems, if it was asked.
+      measured: what the run itself measured at its ends, by the names that COLUMNS may have.
+      along: its own evaluations, of the measures that the study draws or tells: by measure,
+        `{"step", "value", "count"}` each.
+      seconds: that it took.
+    """
+
+    cell: str
+    rate: str
+    seed: int
+    settings: str
+    command: str
+    chosen: dict[str, Any] | None
+    judged: dict[str, Any] | None
+    measured: dict[str, float]
+    along: dict[str, list[dict[str, float]]]
+    commit: str
+    machine: str
+    versions: dict[str, str]
+    seconds: float
+
+    @property
+    def run(self) -> Run:
+        return Run(self.cell, self.rate, self.seed)
+
+
+def file_of(study: Path) -> Path:
+    return FOLDER / f"{study.stem}.jsonl"
+
+
+def add(study: Path, entry: Entry) -> None:
+    """One more line, on the disk when this returns."""
+    file = file_of(study)
+    file.parent.mkdir(exist_ok=True)
+    line = json.dumps(plain(entry._asdict()), ensure_ascii=False) + "\n"
+    with _WRITING, file.open("a", encoding="utf-8") as out:
+        out.write(line)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def entries(study: Path) -> dict[Run, Entry]:
+    """The newest line of every run."""
+    file = file_of(study)
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    found = (Entry(**json.loads(line)) for line in lines if line.strip())
+    return {entry.run: entry for entry in found}
+
+
+def current(study: Path, flags: Mapping[Run, Sequence[str]]) -> dict[Run, Entry]:
+    """The runs that were made with the study's settings as they are now.
+
+    Args:
+      flags: of every run that the study asks for.
+    """
+    known = entries(study)
+    return {
+        run: known[run]
+        for run, of_run in flags.items()
+        if run in known and known[run].settings == settings_of(study, of_run)
+    }
+
+
+def settings_of(study: Path, flags: Sequence[str]) -> str:
+    """A digest of all that makes a run's numbers, but for its seed, which a `Run` tells."""
+    _, config = parse([str(study), *flags])
+    settings = configs.same_numbers(configs.to_dict(config), config) | {"seed": 0}
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def kept(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a judge's record the measures, accuracy by length, and how each problem came out."""
+    names = ("accuracy_by_length", "by_problem")
+    values = {name: measure.value for name, measure in measures(record).items()}
+    return {"measures": values} | {name: record[name] for name in names if name in record}
+
+
+def machine() -> str:
+    """The kind of machine, and how many cores this process has."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in _lines(Path("/proc/cpuinfo"))
+        if line.startswith("model name")
+    ]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def commit() -> str:
+    """Of the code, with a + where it has been changed since."""
+    git = lambda *what: subprocess.run(
+        ["git", *what], cwd=FOLDER.parent, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "jopd"))
+
+
+def versions() -> dict[str, str]:
+    return report.versions()
+
+
+def _lines(file: Path) -> Iterable[str]:
+    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else ()
