@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from scipy.stats import t
 
-from jopd.diagnostics.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from jopd.diagnostics.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save
 from jopd.losses import credit
 
 TOKENS, END = 3, 2
@@ -510,9 +510,11 @@ def draw(found: dict[int, dict[str, Measured]], paths: dict[str, dict[str, Measu
     spread.minorticks_off()
 
     for (critic, path), color in zip(paths.items(), (GREY, GREEN, BLACK), strict=True):
-        x = [path[f"{h:g}"].bias.mean() for h in LAMBDAS]
-        y = [geometric(path[f"{h:g}"].variance)[0] for h in LAMBDAS]
+        x, *x_ends = np.transpose([around(path[f"{h:g}"].bias) for h in LAMBDAS])
+        y, *y_ends = np.transpose([geometric(path[f"{h:g}"].variance) for h in LAMBDAS])
         trade.plot(x, y, color=color, marker="o", label=f"GAE, {critic}", clip_on=False)
+        trade.hlines(y, *x_ends, color=color, alpha=0.35, linewidth=1.2)
+        trade.vlines(x, *y_ends, color=color, alpha=0.35, linewidth=1.2)
         if critic == "V = 0":
             for *at, h in list(zip(x, y, LAMBDAS, strict=True))[1:-1]:
                 trade.annotate(
@@ -589,8 +591,13 @@ def main() -> None:
     print_baselines({gap: found[gap][HORIZON] for gap in GAPS})
     print_bent(deep)
     with matplotlib.rc_context(STYLE):
-        (HERE / "figures").mkdir(exist_ok=True)
-        draw(found["far"], paths).savefig(HERE / "figures" / "credit.png", dpi=110)
+        figure, words = draw(found["far"], paths), f"{PAIRS} pairs of policies, teacher far"
+        save(
+            figure,
+            HERE / "figures" / "credit.png",
+            words,
+            "bands and bars: 95 % intervals over pairs",
+        )
     print(f"\n{PAIRS} pairs, {time.monotonic() - start:.0f} s")
 
 

@@ -7,6 +7,8 @@
     python experiments/grid.py experiments/ar_opd.py --show              only what is finished, as
                                                                          tables and
                                                                          figures/ar_opd.png
+    python experiments/grid.py experiments/leaderboard.py --page         only the picture, of the
+                                                                         table in leaderboard.md
 
 A study is a preset file, `config()`, with more names in it:
 
@@ -19,8 +21,9 @@ A study is a preset file, `config()`, with more names in it:
               `step_seconds` is the median step, any other name is the run's own last evaluation
     BASELINE  the cell that a second table compares the others with, problem by problem; the model
               before training where it is left out
-    CURVES    measures of the run's own evaluations to their titles, for the picture; may be left
-              out
+    CURVES    measures of the run's own evaluations to their titles, for a picture of them along
+              the run; may be left out
+    DOTS      or titles of the table's columns, for a picture of the cells sorted by the first
     TABLES    functions of the runs' folders by cell, a further table each; may be left out
     prepare() makes what the cells start from, where that does not ship with the package; may be
     left out
@@ -41,7 +44,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from study_tables import curves, differences, finished, folder, markdown, table
+from study_pictures import curves, dots
+from study_tables import differences, finished, folder, markdown, table
 
 
 def load(path: Path):
@@ -116,6 +120,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--workers", type=int, default=1, help="cells at a time")
     parser.add_argument("--show", action="store_true", help="run nothing")
+    parser.add_argument("--page", action="store_true", help="draw the page's table, and no more")
     settings = parser.parse_args()
     path, study = settings.study, load(settings.study)
     cells = settings.cells or [*study.CELLS]
@@ -125,11 +130,18 @@ def main() -> None:
         )
     if settings.workers < 1:
         parser.error(f"--workers {settings.workers} must be at least 1")
+    picture = path.parent / "figures" / f"{path.stem}.png"
+    if settings.page:
+        if not hasattr(study, "DOTS"):
+            parser.error(f"--page: {path} names no DOTS, the columns that are to be drawn")
+        dots(path, study, path.with_suffix(".md").read_text(encoding="utf-8"), picture)
+        return
     if not settings.show:
         if hasattr(study, "prepare"):
             study.prepare()
         run_all(path, study, cells, settings.seeds or study.SEEDS, settings.workers)
-    print(table(path, study, cells), differences(path, study, cells), sep="\n\n")
+    cells_and_means = table(path, study, cells)
+    print(cells_and_means, differences(path, study, cells), sep="\n\n")
     for more in getattr(study, "TABLES", ()):
         print(
             "\n"
@@ -143,7 +155,9 @@ def main() -> None:
             )
         )
     if hasattr(study, "CURVES"):
-        curves(path, study, cells, path.parent / "figures" / f"{path.stem}.png")
+        curves(path, study, cells, picture)
+    if hasattr(study, "DOTS"):
+        dots(path, study, cells_and_means, picture)
 
 
 if __name__ == "__main__":

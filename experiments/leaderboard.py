@@ -1,7 +1,9 @@
-"""Eleven methods on the same student, problems and seeds, and the estimators of temporal credit as
-learning curves. The tokens that they write differ, as the table says.
+"""Eleven methods on the same student, problems and seeds, and the estimators of temporal credit.
+The tokens that they write differ, as the table says.
 
     python experiments/grid.py experiments/leaderboard.py --workers 2
+    python experiments/grid.py experiments/leaderboard.py --page       the picture, of the page's
+                                                                       table
 
 The baby student and the baby teacher of the built-in task. For the methods with privileged views it
 is this teacher, frozen, that reads the solution, so that the methods differ and not the teachers;
@@ -59,7 +61,7 @@ COLUMNS = {
     "tokens": "tokens written",
     "step_seconds": "seconds a step",
 }
-CURVES = {"accuracy": "accuracy", "student_entropy": "student's entropy (nats)"}
+DOTS = ("accuracy", "KL to the teacher")
 
 
 def config() -> Config:

@@ -1,4 +1,4 @@
-"""What a study's runs came to: tables and a picture, from the files that `grid.py` had written.
+"""What a study's runs came to, in tables, from the files that `grid.py` had written.
 
 Differences of cells whose students answered the same problems are taken problem by problem.
 """
@@ -9,14 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
 from scipy.stats import t
 
 from jopd.diagnostics.measures import amount, measures, unit
 from jopd.diagnostics.paired import change_of_runs
-from jopd.diagnostics.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, YELLOW
 from jopd.training import logs
 
 ENDS = 10  # lines of metrics.jsonl that `first/` and `last/` are means of
@@ -166,44 +162,3 @@ def difference(name: str, before: Sequence[dict], after: Sequence[dict]) -> str:
     ]
     _, plus_minus, half = over_seeds(name, of_seeds).partition(" ± ")
     return f"{signed(change.value)} {interval}{plus_minus}{half}"
-
-
-def curves(path: Path, study, cells: Sequence[str], picture: Path) -> None:
-    """The mean over seeds along the run, and from the lowest seed to the highest in a lighter
-    shade.
-    """
-    colours = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, BLACK, GREY)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.6 * len(study.CURVES), 5.2), layout="constrained")
-        sides = figure.subplots(1, len(study.CURVES), squeeze=False)[0]
-        for (name, title), axes in zip(study.CURVES.items(), sides, strict=True):
-            for index, cell in enumerate(cells):
-                evaluations = [
-                    logs.read(folder(path, cell, seed)).evaluations
-                    for seed in finished(path, study, cell)
-                ]
-                lines = [{line["step"]: measures(line) for line in run} for run in evaluations]
-                if not lines or name not in lines[0][0]:
-                    continue
-                steps = sorted(lines[0])
-                values = np.array([[line[step][name].value for step in steps] for line in lines])
-                style = {
-                    "color": colours[index % len(colours)],
-                    "linestyle": ("-", "--", ":")[index // len(colours)],
-                }
-                axes.plot(steps, values.mean(axis=0), label=cell, **style)
-                axes.fill_between(
-                    steps,
-                    values.min(axis=0),
-                    values.max(axis=0),
-                    alpha=0.12,
-                    color=style["color"],
-                    lw=0,
-                )
-            axes.set(title=title, xlabel="training step")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels)))
-        )
-        picture.parent.mkdir(exist_ok=True)
-        figure.savefig(picture, dpi=110)

@@ -14,6 +14,7 @@ It prints the table of experiments/topd.md and draws experiments/figures/topd_tr
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -25,7 +26,7 @@ from matplotlib.figure import Figure
 from study_tables import folder, markdown
 
 from jopd.config import Config, Student
-from jopd.diagnostics.plots import BLUE, GREY, ORANGE, STYLE
+from jopd.diagnostics.style import BLUE, COLORS, GREEN, GREY, STYLE, new_figure, save
 from jopd.training import setup
 from jopd.training.worker import Worker
 
@@ -84,23 +85,31 @@ def main() -> None:
         rows.append([when, *medians, f"{here['high'].mean():.3f}", f"{100 * alarms:.0f}"])
     print(markdown(rows))
 
+    draw(found, study.SEEDS, HERE / "figures" / "topd_transport.png")
+
+
+def draw(
+    found: Mapping[str, Mapping[str, np.ndarray]], seeds: Sequence[int], picture: Path
+) -> Figure:
+    """By when, the share of places up to each cost: of high loss, at random, of low loss."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * len(found), 4.6), layout="constrained")
+        figure = new_figure(5.2 * len(found), 5.2)
         for axes, (when, here) in zip(
             figure.subplots(1, len(found), sharey=True), found.items(), strict=True
         ):
-            for (where, values), colour in zip(here.items(), (ORANGE, GREY, BLUE), strict=True):
-                axes.plot(
-                    np.sort(values),
-                    np.linspace(0, 1, len(values)),
-                    color=colour,
-                    label=f"{where} loss" * (where != "random") or where,
-                )
-            axes.axvline(np.percentile(here["low"], 75), color=BLUE, lw=1.2, ls="--")
+            for (where, values), color in zip(here.items(), (BLUE, GREY, GREEN), strict=True):
+                label = f"{where} loss" if where != "random" else where
+                share = np.arange(1, len(values) + 1) / len(values)
+                axes.plot(np.sort(values), share, color=color, label=label)
+            threshold = np.percentile(here["low"], 75)
+            words = "threshold: 75th percentile of low loss"
+            axes.axvline(threshold, color=COLORS["line"], lw=1.2, ls="--", label=words)
             axes.set(title=when, xlabel="transport cost of the near futures")
         figure.axes[0].set(ylabel="share of places up to that cost")
-        figure.axes[0].legend(loc="lower right")
-        figure.savefig(HERE / "figures" / "topd_transport.png", dpi=110)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        students = f"students of seeds {', '.join(map(str, seeds))} together"
+        return save(figure, picture, "topd_transport", students, f"{BATCHES} batches, sampled")
 
 
 if __name__ == "__main__":

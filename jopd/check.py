@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from jopd import config, device, losses
+from jopd import config, losses
 from jopd.losses import Method
 from jopd.training import console
 
@@ -60,6 +60,9 @@ def identity(method: Method) -> tuple[float, float]:
 
 def device_is_good() -> bool:
     """Checks the machine, says each finding and, of those that are not good, what to set."""
+    # Seconds of imports, which nobody should wait for who asks for help or for the other check.
+    from jopd import device
+
     kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     console.say(f"{kind}, jax {jax.__version__} ...")
     found = []

@@ -6,31 +6,21 @@ prompts: how far a student has moved from where it began, or how close it is to 
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import optax
 import tyro
 
 from jopd import config as configs
 from jopd import losses
 from jopd.compilation import keep_compiled
 from jopd.config import Config, Evaluation, MeshConfig, RolloutConfig, Student, Teacher
-from jopd.data import sources
+from jopd.config.groups import at_least
 from jopd.data.sources import DataConfig
 from jopd.data.views import ViewConfig
-from jopd.diagnostics import measures
-from jopd.diagnostics.findings import comparison
 from jopd.models import Compute
 from jopd.rollout.settings import Sampling
-from jopd.training import console, evaluation, failures, mesh, setup, summary
-from jopd.training.fit import evaluation_batch
-from jopd.training.samples import samples
-from jopd.training.state import Fixed, TrainState
-from jopd.training.step import jitted
+from jopd.training import failures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +28,8 @@ class Evaluate:
     """What to measure.
 
     Attributes:
-      model: a Hugging Face folder or hub name, a GGUF file, `jopd:NAME` or `smollm2`.
+      model: a Hugging Face folder or hub name, a PEFT adapter likewise, a GGUF file, `jopd:NAME`
+        or `smollm2`.
       reference: another such model to compare with token by token.
       data: the problems; `--task X` is short for `--data.source X`.
       sampling: how the answers are drawn.
@@ -59,6 +50,10 @@ class Evaluate:
     seed: int = 0
     save: Path | None = None
 
+    def __post_init__(self):
+        for name in ("max_prompt_tokens", "max_new_tokens", "batch"):
+            at_least(1, name, getattr(self, name))
+
 
 def main(arguments: list[str] | None = None) -> None:
     rest = sys.argv[1:] if arguments is None else list(arguments)
@@ -73,7 +68,16 @@ def main(arguments: list[str] | None = None) -> None:
 def run(settings: Evaluate) -> dict:
     """Prints the table and returns the evaluation record."""
     check_writable(settings.save)
-    config = Config(
+    config = as_run(settings)
+    # Seconds of imports, which nobody should wait for who asks for help or has mistyped a setting.
+    from jopd.training import evaluate_job
+
+    return evaluate_job.run(config, settings.save)
+
+
+def as_run(settings: Evaluate) -> Config:
+    """The run whose evaluation this is."""
+    return Config(
         method=losses.get("sft"),  # reads no teacher view of its own: the plain one is measured
         student=Student(settings.model, settings.compute),
         teacher=Teacher(settings.reference, compute=settings.compute)
@@ -88,47 +92,6 @@ def run(settings: Evaluate) -> dict:
         mesh=settings.mesh,
         seed=settings.seed,
     )
-    examples = sources.load(settings.data, "held_out")
-    devices = mesh.make_mesh(config.mesh)
-    readers = setup.open_models(config)
-    at_once = evaluation_batch(settings.batch, config.micro_batches, devices)
-    problems = setup.make_batches(config, readers, examples, at_once, devices)
-    console.say(f"{settings.model} on {settings.data.source}: {problems.report}")
-    student, teacher = setup.read_models(config, readers, devices)
-    program = setup.make_program(config, readers, teacher and teacher.graph, optax.identity())
-    key = jax.random.key(settings.seed)
-    evaluator = evaluation.Evaluator(
-        program,
-        jitted(program),
-        devices,
-        problems,
-        student.tokenizer,
-        dataclasses.replace(program.decoding, sampling=settings.sampling),
-        key,
-    )
-    state = TrainState(
-        student.params, {}, (), {}, {}, jnp.zeros((), jnp.int32), jax.random.key_data(key)
-    )
-    fixed = Fixed({}, teacher.params if teacher else {}, {})
-    with (
-        jax.set_mesh(devices),
-        console.waiting(f"answering {len(problems.examples)} problems (compiles first)"),
-    ):
-        answers = evaluator.student(state, fixed)
-    record = summary.summarise(settings.data, answers)
-    # What a run measures against its teacher is measured against the reference here.
-    rows = [
-        row._replace(measure=row.measure.replace("teacher", "reference"))
-        for row in comparison([record])
-    ]
-    console.results_table(rows, title=f"{settings.model}, held-out problems")
-    if settings.save is not None:
-        lines = [{"record": record}, *samples(answers, len(answers.text), record)]
-        text = "".join(
-            json.dumps(measures.plain(line), ensure_ascii=False) + "\n" for line in lines
-        )
-        settings.save.expanduser().write_text(text, encoding="utf-8")
-    return record
 
 
 def check_writable(save: Path | None) -> None:

@@ -3,27 +3,18 @@ own sampler.
 """
 
 import dataclasses
-import functools
 import sys
 
-import jax
-import numpy as np
 import tyro
 
 from jopd import config as configs
-from jopd import models
 from jopd.compilation import keep_compiled
-from jopd.config import MeshConfig
-from jopd.data import sources
-from jopd.data.batching import left_pad
-from jopd.data.example import Example, Message
-from jopd.data.texts import texts
-from jopd.data.views import ViewConfig, render
+from jopd.config import MeshConfig, RolloutConfig, Student
+from jopd.config.groups import at_least
+from jopd.data.views import ViewConfig
 from jopd.models import Compute
-from jopd.models.load import load
-from jopd.rollout.sampler import sample
-from jopd.rollout.settings import Decoding, Sampling
-from jopd.training import console, failures, mesh
+from jopd.rollout.settings import Sampling
+from jopd.training import failures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +22,8 @@ class Generate:
     """What to ask whom.
 
     Attributes:
-      model: a Hugging Face folder or hub name, a GGUF file, `jopd:NAME` or `smollm2`.
+      model: a Hugging Face folder or hub name, a PEFT adapter likewise, a GGUF file, `jopd:NAME`
+        or `smollm2`.
       prompt: one or more user messages, each answered on its own. Without any: three held-out
         problems of the built-in task.
       samples: answers to each.
@@ -48,6 +40,10 @@ class Generate:
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
 
+    def __post_init__(self):
+        for name in ("samples", "max_new_tokens"):
+            at_least(1, name, getattr(self, name))
+
 
 def main(arguments: list[str] | None = None) -> None:
     rest = sys.argv[1:] if arguments is None else arguments
@@ -59,55 +55,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(settings: Generate) -> list[list[str]]:
     """Prints and returns the answers, `settings.samples` of them a prompt."""
-    devices = mesh.make_mesh(settings.mesh)
-    model = load(settings.model, compute=settings.compute, mesh=devices)
-    examples = [
-        Example(f"prompt {i}", (Message(role="user", content=text),))
-        for i, text in enumerate(settings.prompt, 1)
-    ]
-    examples = examples or list(sources.load(sources.DataConfig(held_out=3), "held_out"))
-    ids = [render(example, "student", model.tokenizer, settings.view) for example in examples]
-    # Rows that only fill the mesh up repeat the first prompt and are not shown.
-    ids += ids[:1] * (-len(ids) % mesh.batch_ways(devices))
-    width = max(map(len, ids))
-    if width + settings.max_new_tokens > model.architecture.max_positions:
-        raise ValueError(
-            f"max_new_tokens={settings.max_new_tokens} after a prompt of {width} tokens is more "
-            f"than the {model.architecture.max_positions} positions of {settings.model}: lower it"
-        )
-    context = mesh.place_batch(devices, left_pad(ids, width, model.pad_id))
-    rows = mesh.place_batch(devices, np.arange(len(ids) * settings.samples, dtype=np.int32))
-    draw = functools.partial(
-        sample,
-        decoding=Decoding(
-            settings.max_new_tokens,
-            model.stop_tokens,
-            model.pad_id,
-            model.architecture.vocabulary_size,
-            settings.sampling,
-        ),
-        samples=settings.samples,
+    # Seconds of imports, which nobody should wait for who asks for help or has mistyped a setting.
+    from jopd.training import generate_job
+
+    return generate_job.run(
+        Student(settings.model, settings.compute),
+        settings.prompt,
+        RolloutConfig(settings.sampling, settings.samples, max_new_tokens=settings.max_new_tokens),
+        settings.view,
+        settings.mesh,
+        settings.seed,
     )
-    with jax.set_mesh(devices), console.waiting("generating (compiles first)"):
-        write = jax.jit(lambda params, *arrays: draw(models.merge(model.graph, params), *arrays))
-        rollout = jax.device_get(
-            write(
-                model.params,
-                context["tokens"],
-                context["valid"],
-                rows,
-                jax.random.key(settings.seed),
-            )
-        )
-    written = texts(model.tokenizer, rollout.tokens, rollout.mask)
-    answers = [
-        written[i * settings.samples : (i + 1) * settings.samples] for i in range(len(examples))
-    ]
-    for example, mine in zip(examples, answers, strict=True):
-        console.say(f"\n> {example.messages[-1]['content']}")
-        for text in mine:
-            console.say(text)
-    return answers
 
 
 if __name__ == "__main__":

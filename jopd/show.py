@@ -8,6 +8,7 @@ what differs between the runs. Every finished run has its own in its folder, as 
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import tyro
@@ -46,7 +47,7 @@ def run(settings: Show) -> None:
     if not settings.runs:
         raise ValueError("name the folder of a run, such as runs/default-opd-seed0")
     from jopd.page import records
-    from jopd.page.document import document
+    from jopd.page.document import document, write
     from jopd.training import home
     from jopd.training.console import say
 
@@ -60,13 +61,19 @@ def run(settings: Show) -> None:
     if settings.live is not None:
         return follow(settings.live, read)
     runs = read()
-    alone = len(homes) == 1 and "://" not in settings.runs[0]
-    file = settings.output or (homes[0].folder / "report.html" if alone else Path("comparison.html"))
-    write(file.expanduser(), document(runs))
+    usual = Path("comparison.html")
+    if len(homes) == 1 and "://" not in settings.runs[0]:
+        usual = homes[0].folder / "report.html"
+    file = settings.output or usual
+    try:
+        write(file.expanduser(), document(runs))
+    except OSError as error:
+        raise ValueError(f"output={file} can't be written ({error}): choose another") from None
     say(f"written: {file}")
 
 
-def follow(port: int, read) -> None:
+def follow(port: int, read: Callable[[], list]) -> None:
+    """The page at a port, until Ctrl-C."""
     from jopd.page.live import LOOPBACK, serve
     from jopd.training.console import say
 
@@ -77,16 +84,6 @@ def follow(port: int, read) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             sys.exit(0)
-
-
-def write(file: Path, page: str) -> None:
-    """The file, whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise ValueError(f"output={file} can't be written ({error}): choose another") from None
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_answered(tm
 def test_answers_are_saved_in_any_locale_and_the_reference_is_called_so(tmp_path):
     # A Python without UTF-8 mode in the C locale would write ASCII.
     code = (
-        "from jopd.evaluate import main, sources\n"
+        "from jopd.evaluate import main\n"
+        "from jopd.data import sources\n"
         "from jopd.data.example import Example\n"
         "sources.load = lambda *_: [Example('a', ({'role': 'user', 'content': 'h\\u00e9, 1?'},))]\n"
         "main(['--model', 'jopd:baby-student', '--reference', 'jopd:baby-student',"

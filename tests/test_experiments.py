@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jopd.config import parse
+from jopd.diagnostics.style import COLORS
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 
@@ -22,6 +23,7 @@ def load(path: Path):
 sys.path.insert(0, str(FOLDER))  # as for a script that stands there
 GRID = load(FOLDER / "grid.py")
 TABLES = load(FOLDER / "study_tables.py")
+PICTURES = load(FOLDER / "study_pictures.py")
 STUDIES = [path for path in sorted(FOLDER.glob("*.py")) if "\nCELLS = " in path.read_text()]
 
 
@@ -145,3 +147,75 @@ def test_no_core_is_left_out_and_none_shared(monkeypatch, tmp_path):
         ("topd", 1),
     ]
     assert {cores for *_, cores in used} <= {frozenset({0, 2}), frozenset({1})}
+
+
+PAGE = """The same, and a table before it.
+
+| | length |
+| --- | --- |
+| sft | 57 |
+
+| | accuracy (%) | KL to the teacher (nats) | seeds |
+| --- | --- | --- | --- |
+| before training | 47.8 | 0.307 | |
+| sft | 65.9 ± 4.7 | 0.235 ± 0.071 | 0, 1, 2 |
+| rlsd † | 12.0 ± 17.9 | 1.10 ± 0.87 | 0, 1, 2 |
+| topd | | | not run |
+| opd | 58.9 | 0.229 | 0 |
+
+After it.
+"""
+
+
+def test_a_table_is_drawn_sorted_with_its_intervals(tmp_path):
+    path = FOLDER / "leaderboard.py"
+    figure = PICTURES.dots(path, load(path), PAGE, tmp_path / "picture.png")
+    assert figure.get_suptitle() == "leaderboard · seeds 0, 1, 2 · 400 held-out problems (greedy)"
+    accuracy, kl = figure.axes
+    # From below: the row that nobody ran is not there.
+    assert [text.get_text() for text in accuracy.get_yticklabels()] == ["rlsd †", "opd", "sft"]
+    assert (accuracy.get_xlabel(), kl.get_xlabel()) == ("%", "nats")
+    bars = [drawn for drawn in accuracy.containers]
+    assert [bar[0].get_xydata().tolist() for bar in bars] == [[[12.0, 0]], [[58.9, 1]], [[65.9, 2]]]
+    ends = [bar[2][0].get_segments()[0][:, 0] if bar[2] else None for bar in bars]
+    assert ends[0] == pytest.approx([-5.9, 29.9]) and ends[2] == pytest.approx([61.2, 70.6])
+    assert ends[1] is None  # of one seed there is no interval
+    withdrawn, *others = [bar[0].get_markerfacecolor() for bar in bars]
+    assert withdrawn == "white" and "white" not in others
+    (before,) = [line for line in accuracy.lines if line.get_label() == "before training"]
+    assert list(before.get_xdata()) == [47.8, 47.8]
+    assert len(figure.legends[0].texts) == 3
+
+
+def test_the_leaderboards_page_holds_what_its_picture_shows():
+    study, page = load(FOLDER / "leaderboard.py"), (FOLDER / "leaderboard.md").read_text()
+    for column in study.DOTS:
+        cells = [name.removesuffix(" †") for name in PICTURES.dots_of(page, column)]
+        assert sorted(cells) == sorted([*study.CELLS, TABLES.BEFORE])
+    with pytest.raises(ValueError, match="no table with a column 'precision'"):
+        PICTURES.dots_of(page, "precision")
+
+
+def test_curves_say_their_study_and_seeds_and_one_colour_is_one_cell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = FOLDER / "ar_opd.py"
+    study = load(path)
+    for cell, seed, end in (("full", 0, 0.6), ("full", 1, 0.8), ("sft", 0, 0.9)):
+        run = TABLES.folder(path, cell, seed)
+        run.mkdir(parents=True)
+        (run / "judge.jsonl").touch()
+        (run / "metrics.jsonl").touch()
+        lines = [
+            {"step": step, "accuracy": {"value": value}} for step, value in ((0, 0.5), (8, end))
+        ]
+        (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure = PICTURES.curves(path, study, [*study.CELLS], tmp_path / "picture.png")
+    said = figure.get_suptitle()
+    assert said.startswith("ar_opd · seeds 0, 1, 2: mean, shade from lowest to highest")
+    assert said.endswith("held-out problems (sampled at temperature 1)")
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["full"].get_ydata() == pytest.approx([0.5, 0.7])
+    assert lines["full"].get_color() == COLORS["full"]
+    assert lines["sft"].get_color() == COLORS["sft"]
+    shade = figure.axes[0].collections[1].get_paths()[0].vertices
+    assert {*shade[shade[:, 0] == 8, 1].round(3)} == {0.6, 0.8}

@@ -9,7 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jopd import losses, plan
 from jopd.config import parse
 from jopd.models import operations
-from jopd.planning import cost, machines, programs, shapes
+from jopd.planning import cost, job, machines, programs, shapes
 from jopd.planning.programs import Compiled, Memory
 from jopd.training import optimizer
 from jopd.training.accelerators import TPUS
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_told_with_what_to_change(model, monkeypatch, capsy
         "--student.compute.dtype bfloat16 --micro-batches 4"
     )
     capsys.readouterr()
-    plan.show(found)
+    job.show(found)
     said = capsys.readouterr().out
     assert f"by 16.25 GiB: it fits with {found['change']}" in said
 

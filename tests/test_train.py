@@ -384,6 +384,31 @@ def test_every_way_of_training_runs(method, flags, models, tmp_path):
     assert load(tmp_path / "run" / "student").architecture == load(models["student"]).architecture
 
 
+def test_adapters_are_written_and_another_run_begins_with_them(models, tmp_path):
+    few = {"steps": 2, "evaluation__every": 0, "data__limit": 16}
+    lora = ["--student.lora.rank", "2", "--student.lora.targets", "q_proj", "up_proj"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    (first / ".adapter-of-a-kill").mkdir(parents=True)
+    train.main([*command(models, first, **few), *lora])
+    assert {path.name for path in (first / "adapter").iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "README.md")
+    }
+    assert not (first / ".adapter-of-a-kill").exists()
+    base = flatten_dict(load(models["student"]).params)
+    student, adapter = (load(first / name) for name in ("student", "adapter"))
+    assert adapter.origin.base == str(models["student"])
+    moved = {key for key, leaf in flatten_dict(student.params).items() if (leaf != base[key]).any()}
+    assert {key[-2] for key in moved} == {"query", "up"}
+    chex.assert_trees_all_close(adapter.params, student.params, atol=1e-6)
+
+    run = arguments(first / "adapter", "self", second, **few)
+    train.main(["--method", "opsd", *run, "--student.lora.rank", "3"])
+    both = load(second / "adapter")
+    assert both.origin.base == str(models["student"])  # both adapters in one
+    chex.assert_trees_all_close(both.params, load(second / "student").params, atol=1e-6)
+    assert "rank 5" in (second / "adapter" / "README.md").read_text()
+
+
 def test_metrics_are_the_steps_own(finished):
     """Numbers of the log that can be told from the samples' side: every row of 8 tokens at most,
     some seconds, a mean length.

@@ -11,8 +11,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from jopd import plan
 from jopd.config import parse
+from jopd.planning import job, machines
 
 FOLDER = Path(__file__).parent
 LENGTHS = "--rollout.max-prompt-tokens 1024 --rollout.max-new-tokens 3072"
@@ -51,7 +51,7 @@ def made(row: str) -> dict:
     topology = rest.pop(rest.index("--topology") + 1)
     rest.remove("--topology")
     config = parse(rest)[1]
-    found = plan.of(config, plan.machine_of(topology), advise=False)
+    found = job.of(config, machines.named(topology), advise=False)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=FOLDER, capture_output=True, text=True
     )

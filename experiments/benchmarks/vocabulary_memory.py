@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from study_tables import markdown
 
-from jopd.diagnostics.plots import BLUE, GREY, ORANGE
+from jopd.diagnostics.style import BLUE, GREY, ORANGE
 
 ROWS, WIDTH, TOKENS = 16, 1024, 4096
 USUAL = {"vocabulary": 131_072, "length": 2048, "views": 1}

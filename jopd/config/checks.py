@@ -124,8 +124,9 @@ def refuse_what_would_be_dropped(config: "Config") -> None:
             f"rollout.sampling={config.rollout.sampling} has no effect on method {method.name}, "
             "which samples nothing: leave it unset (what evaluations sample is evaluation.sampling)"
         )
-    if not lora.rank and lora != LoRA():
-        raise ValueError(
-            f"student.lora.alpha={lora.alpha} has no effect without adapters: set "
-            "--student.lora.rank, or leave it unset"
-        )
+    for name in ("alpha", "targets"):
+        if not lora.rank and (value := getattr(lora, name)) != getattr(LoRA, name):
+            raise ValueError(
+                f"student.lora.{name}={value} has no effect without adapters: set "
+                "--student.lora.rank, or leave it unset"
+            )

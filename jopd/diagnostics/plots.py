@@ -1,5 +1,5 @@
-"""The pictures of a run, PNG files fit for a slide; each function gives its figure back, for a
-notebook to change.
+"""The pictures of a run's evaluations, PNG files fit for a slide; each function gives its figure
+back, for a notebook to change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -7,42 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
-from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 
-from jopd.diagnostics.measures import explains, is_outcome, label, measures
+from jopd.diagnostics.measures import Measure, explains, is_outcome, label, measures
+from jopd.diagnostics.style import COLORS, FURTHER, STYLE, Shown, aside, new_figure, save
 
 Lines = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a8a8a"
-SKY, YELLOW, BLACK = "#56b4e9", "#e69f00", "#333333"
-STYLE: dict[Any, Any] = {
-    "font.size": 13,
-    "axes.titlesize": 14,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "lines.linewidth": 2.2,
-    "lines.solid_capstyle": "round",
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.85,
-}
 
-
-def learning_curve(training: Lines, evaluations: Lines, path: Path) -> Figure:
+def learning_curve(
+    training: Lines, evaluations: Lines, path: Path, shown: Shown = Shown()
+) -> Figure:
     """What the run learned, step by step.
 
     At the left the KL to the teacher (the loss, for a method without a teacher), at the right the
-    held-out shares, such as accuracy, with their intervals and the teacher's own as a dashed line.
+    held-out shares, such as accuracy, with their intervals and the teacher's own as dashed lines.
     What never happens is left out, and so is a side without data.
 
     Args:
@@ -54,37 +35,22 @@ def learning_curve(training: Lines, evaluations: Lines, path: Path) -> Figure:
         None,
     )
     measured = [(line["step"], measures(line)) for line in evaluations]
-    last = measured[-1][1] if measured else {}
-    shares = [
-        name
-        for name, measure in last.items()
-        if is_outcome(name) and not explains(name) and measure.interval
-    ]
-    everyone = [of for _, of in measured] + [
-        measures(line["teacher"]) for line in evaluations if line.get("teacher")
-    ]
-    shares = [
-        name
-        for name in shares
-        if name == shares[0] or any(name in of and of[name].value for of in everyone)
-    ]
+    shares = _outcomes(measured, evaluations)
     sides = [side for side, there in (("training", curve), ("held out", shares)) if there] or [
         "training"
     ]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(6.2 * len(sides), 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-        )
+        figure = new_figure(6.2 * len(sides), 5.4)
         for side, axes in zip(sides, figure.subplots(1, len(sides), squeeze=False)[0], strict=True):
             axes.set_xlabel("training step")
             if side == "held out":
-                _shares(axes, measured, shares, evaluations)
+                _shares(axes, measured, shares, evaluations, shown)
             elif curve:
-                _training(axes, training, measured, curve)
-        return _save(figure, path)
+                _training(axes, training, measured, curve, shown)
+        return save(figure, path, shown.run)
 
 
-def kl_by_position(evaluations: Lines, path: Path) -> Figure | None:
+def kl_by_position(evaluations: Lines, path: Path, shown: Shown = Shown()) -> Figure | None:
     """The KL to the teacher along the completion, before and after training, with thin lines in
     between.
 
@@ -100,31 +66,32 @@ def kl_by_position(evaluations: Lines, path: Path) -> Figure | None:
         figure.axes[0].set(
             title="Where student and teacher disagree", ylabel="KL to the teacher (nats per token)"
         )
-        return _save(figure, path)
+        return save(figure, path, shown.run, aside("held-out problems", shown.answers))
 
 
-def overlap_by_position(evaluations: Lines, path: Path) -> Figure | None:
+def overlap_by_position(evaluations: Lines, path: Path, shown: Shown = Shown()) -> Figure | None:
     """The share of the teacher's top-k that is in the student's too, as `kl_by_position` shows the
     KL.
 
     Args:
       evaluations: those with "top_k_overlap_by_position".
     """
+    top = f"top-{shown.k or 'k'}"
     with matplotlib.rc_context(STYLE):
         if (figure := _along_the_completion(evaluations, "top_k_overlap_by_position")) is None:
             return None
         figure.axes[0].set(
-            title="How much of their top-k they share", ylabel="top-k overlap", ylim=(0, 1.02)
+            title=f"How much of their {top} they share", ylabel=f"{top} overlap", ylim=(0, 1.02)
         )
         figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        return _save(figure, path)
+        return save(figure, path, shown.run, aside("held-out problems", shown.answers))
 
 
 def accuracy_by_length(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, shown: Shown = Shown()
 ) -> Figure | None:
     """The accuracy among completions of similar length, with 95 % intervals and the number of
-    completions in each bar.
+    completions in each bar; buckets without any are left out.
 
     Without a completion in any bucket there is no picture.
 
@@ -144,32 +111,23 @@ def accuracy_by_length(
             f"the runs {', '.join(runs)} have different buckets {sorted(edges)}: "
             "give all the same edges"
         )
-    if not any(bucket["count"] for buckets in runs.values() for bucket in buckets):
+    together = zip(*runs.values(), strict=True)
+    filled = [i for i, same in enumerate(together) if any(bucket["count"] for bucket in same)]
+    if not filled:
         return None
-    names = [f"{low}–{high - 1}" if high else f"{low} or more" for low, high in edges.pop()]
+    (all_edges,) = edges
+    ends = [all_edges[i] for i in filled]
+    names = [f"{low}–{high - 1}" if high else f"{low} or more" for low, high in ends]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+        figure = new_figure(max(4.8, 2 + 1.4 * len(names)))
         axes, width = figure.subplots(), 0.8 / len(runs)
-        for index, ((run, buckets), color) in enumerate(
-            zip(runs.items(), _colors(len(runs)), strict=True)
-        ):
-            for place, bucket in enumerate(buckets):
-                if not bucket["count"]:
-                    continue
-                x, value = place + (index - (len(runs) - 1) / 2) * width, bucket["value"]
-                axes.bar(x, value, 0.92 * width, color=color, alpha=0.9)
-                axes.vlines(x, bucket["low"], bucket["high"], color=BLACK, linewidth=1.4)
-                inside = value > 0.07
-                axes.text(
-                    x,
-                    0.012 if inside else bucket["high"] + 0.012,
-                    f"{bucket['count']:,}",
-                    ha="center",
-                    va="bottom",
-                    fontsize=9 if len(runs) < 4 else 7,
-                    color="white" if inside else BLACK,
-                )
-            axes.bar(0, 0, color=color, alpha=0.9, label=run)
+        for index, (run, color) in enumerate(zip(runs, _colors(list(runs)), strict=True)):
+            shift = (index - (len(runs) - 1) / 2) * width
+            for place, bucket in enumerate(runs[run][i] for i in filled):
+                if bucket["count"]:
+                    size = 9 if len(runs) < 4 else 7
+                    _bar(axes, place + shift, bucket, width=0.92 * width, color=color, size=size)
+            axes.bar(0, 0, color=color, label=run)
         axes.set_xticks(range(len(names)), names)
         axes.grid(visible=False, axis="x")
         axes.set(
@@ -181,175 +139,141 @@ def accuracy_by_length(
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         if len(runs) > 1:
             figure.legend(loc="outside lower center", ncols=min(len(runs), 4))
-        return _save(figure, path)
+        return save(figure, path, shown.run, aside("held-out problems", shown.answers))
 
 
-def evidence_histogram(
-    evidence: Float[np.ndarray, " N"], kept: Bool[np.ndarray, " N"], path: Path
-) -> Figure:
-    """How much likelier the privileged context makes each sampled token, and which tokens count.
-
-    Args:
-      evidence: nats a token, `log q(y | with the context) - log q(y | without)`.
-      kept: whether the method learns from the token.
-    """
-    # One token in a thousand may be anywhere: it is counted in the outermost bars.
-    low, high = np.quantile(evidence[np.isfinite(evidence)], (0.001, 0.999))
-    low, high = min(low, -0.5), max(high, 0.5)
-    # Bins that begin at 0, so that no bar is on both sides of it.
-    step = (high - low) / 60
-    edges = step * np.arange(int(np.floor(low / step)), int(np.ceil(high / step)) + 1)
-    values = np.clip(evidence, edges[0], edges[-1])
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-        axes = figure.subplots()
-        for chosen, color, name in ((~kept, GREY, "silenced"), (kept, BLUE, "kept")):
-            label = f"{name}: {100 * chosen.mean():.0f} %"
-            axes.hist(values[chosen], edges, color=color, alpha=0.8, label=label, linewidth=0)
-        axes.axvline(0, color=ORANGE, linestyle="--", linewidth=1.2)
-        axes.set_yscale("log")
-        axes.set(
-            title="What the context says for each token",
-            xlabel="evidence (nats)",
-            ylabel=f"tokens, of {len(evidence):,} (log scale)",
-            xlim=(edges[0], edges[-1]),
-            ylim=(0.7, None),
-        )
-        axes.grid(visible=False, axis="x")
-        axes.legend()
-        return _save(figure, path)
-
-
-def transport_against_loss(
-    losses: Float[np.ndarray, " N"],
-    costs: Float[np.ndarray, " N"],
-    path: Path,
-    *,
-    threshold: float | None = None,
-) -> Figure:
-    """Whether a token of high loss also leads to another future: its window's transport cost
-    against its loss.
-
-    Args:
-      losses: nats, the KL at each window's position, on a logarithmic axis; what is below a
-        ten-thousandth is put there.
-      costs: each window's optimal transport cost.
-      threshold: what is above it counts as really divergent.
-    """
-    losses = np.maximum(losses, 1e-4)
-    divergent = np.full(costs.shape, True) if threshold is None else costs > threshold
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-        axes = figure.subplots()
-        names = ("windows", "") if threshold is None else ("really divergent", "same future")
-        for chosen, color, name in ((divergent, BLUE, names[0]), (~divergent, GREY, names[1])):
-            if chosen.any():
-                label = (
-                    f"{name}: {100 * chosen.mean():.0f} %"
-                    if threshold is not None
-                    else f"{len(costs):,} {name}"
-                )
-                axes.scatter(
-                    losses[chosen],
-                    costs[chosen],
-                    18,
-                    color=color,
-                    alpha=0.5,
-                    linewidths=0,
-                    label=label,
-                )
-        if threshold is not None:
-            axes.axhline(
-                threshold, color=ORANGE, linestyle="--", label=f"threshold: {threshold:.2f}"
-            )
-        axes.set_xscale("log")
-        axes.set(
-            title="Loss here, and what becomes of it",
-            xlabel="KL to the teacher at the token (nats)",
-        )
-        axes.set(ylabel="transport cost of the window", ylim=(0, None))
-        axes.legend()
-        return _save(figure, path)
+def _bar(
+    axes: Axes, x: float, bucket: Mapping[str, Any], *, width: float, color: str, size: int
+) -> None:
+    """A share, its interval, and at the foot the number of completions behind it."""
+    axes.bar(x, bucket["value"], width, color=color)
+    axes.vlines(x, bucket["low"], bucket["high"], color=COLORS["line"], linewidth=1.4)
+    inside = bucket["value"] > 0.07 and bucket["low"] > 0.07
+    foot = 0.012 if inside else bucket["high"] + 0.012
+    pale = not inside or color in (COLORS["before"], COLORS["sft"])
+    axes.text(
+        x,
+        foot,
+        f"{bucket['count']:,}",
+        ha="center",
+        va="bottom",
+        fontsize=size,
+        color=COLORS["line"] if pale else "white",
+    )
 
 
 def _along_the_completion(evaluations: Lines, name: str) -> Figure | None:
     """Profiles of that name before, after, and thin in between; its axes lack a title and what the
     height means.
     """
-    profiles = [(line["step"], line[name]) for line in evaluations if line.get(name)]
+    profiles = [
+        (line["step"], line[name])
+        for line in evaluations
+        if any(value is not None for value in line.get(name) or ())
+    ]
     if not profiles:
         return None
-    figure = Figure(figsize=(7.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    figure = new_figure(7.2)
     axes = figure.subplots()
     last = len(profiles) - 1
     for i, (step, profile) in enumerate(profiles):
         centres = [100 * (k + 0.5) / len(profile) for k in range(len(profile))]
         values = [float("nan") if value is None else value for value in profile]
         if i in (0, last):
-            when = "before" if i == 0 else f"after {step:,} steps"
-            axes.plot(
-                centres, values, color=ORANGE if i == 0 else BLUE, marker="o", label=when, zorder=3
-            )
+            when = f"after {step:,} steps" if step else "before"
+            style = {"color": COLORS["student" if step else "before"], "marker": "o", "zorder": 3}
+            axes.plot(centres, values, label=when, clip_on=False, **style)
         else:
-            axes.plot(
-                centres,
-                values,
-                color=GREY,
-                linewidth=1,
-                alpha=0.6,
-                label="in between" if i == 1 else None,
-            )
+            between = "in between" if i == 1 else None
+            style = {"color": COLORS["aside"], "linewidth": 1, "alpha": 0.6}
+            axes.plot(centres, values, label=between, **style)
     axes.set(xlabel="position in the completion (% of its length)", xlim=(0, 100), ylim=(0, None))
     axes.legend()
     return figure
 
 
-def _training(axes: Axes, training: Lines, evaluations: Sequence, curve: str) -> None:
+def _outcomes(measured: Sequence[tuple[int, dict[str, Measure]]], evaluations: Lines) -> list[str]:
+    """The shares that the curve shows: of what the last evaluation has, the first and those that
+    ever happen, to the student or to the teacher.
+    """
+    last = measured[-1][1] if measured else {}
+    shares = [
+        name
+        for name, measure in last.items()
+        if is_outcome(name) and not explains(name) and measure.interval
+    ]
+    everyone = [of for _, of in measured] + [
+        measures(line["teacher"]) for line in evaluations if line.get("teacher")
+    ]
+    return [
+        name
+        for name in shares
+        if name == shares[0] or any(name in of and of[name].value for of in everyone)
+    ]
+
+
+def _training(axes: Axes, training: Lines, evaluations: Sequence, curve: str, shown: Shown) -> None:
     steps = [line["step"] for line in training if line.get(curve) is not None]
     values = [line[curve] for line in training if line.get(curve) is not None]
-    axes.plot(steps, values, color=BLUE, linewidth=1, alpha=0.35, label="training batch")
-    axes.plot(steps, _smooth(values), color=BLUE, label="its running mean")
+    batch, color = aside("training batch", shown.batches), COLORS["aside"]
+    axes.plot(steps, values, color=color, linewidth=1, alpha=0.45, label=batch)
+    axes.plot(steps, _smooth(values), color=color, label="its running mean")
     held_out = [(step, found[curve]) for step, found in evaluations if curve in found]
     if held_out:
-        _with_intervals(axes, held_out, ORANGE, "held-out problems")
+        problems = aside("held-out problems, 95 % interval", shown.answers)
+        _with_intervals(axes, held_out, COLORS["student"], problems)
     axes.set(title="Distance to the teacher" if curve == "kl" else "Training loss")
     axes.set(ylabel="KL to the teacher (nats per token)" if curve == "kl" else "loss")
     if min(values) >= 0:
         axes.set_ylim(0, None)
-    axes.legend()
+    _legend_below(axes)
 
 
-def _shares(axes: Axes, evaluations: Sequence, names: Sequence[str], lines: Lines) -> None:
+def _shares(
+    axes: Axes, evaluations: Sequence, names: Sequence[str], lines: Lines, shown: Shown
+) -> None:
     teachers = [measures(line["teacher"]) for line in lines if line.get("teacher")]
     # What all the names end with goes into the title, and the lines are told apart by the rest.
     endings = {name.split("/")[-1] for name in names}
     common = endings.pop() if len(endings) == 1 else ""
-    for name, color in zip(names, (BLUE, GREEN, PURPLE, ORANGE, GREY), strict=False):
+    colors = (COLORS["student"], *FURTHER)
+    for name, color in zip(names, colors, strict=False):
         points = [(step, found[name]) for step, found in evaluations if name in found]
         change = " → ".join(
             f"{100 * measure.value:.0f} %" for _, measure in [points[0], points[-1]][: len(points)]
         )
-        who = label(name.removesuffix(common).strip("/")) or "student"
-        _with_intervals(axes, points, color, f"{who}: {change}")
+        what = label(name.removesuffix(common).strip("/"))
+        _with_intervals(axes, points, color, f"{what or 'student'}: {change}")
         if teachers and name in teachers[-1]:
-            value, shade = teachers[-1][name].value, ORANGE if len(names) == 1 else color
-            axes.axhline(value, color=shade, linestyle="--", label=f"teacher: {100 * value:.0f} %")
-    axes.set(title=f"Held-out {label(common) or 'problems'}", ylim=(0, 1.02))
+            teacher, alone = teachers[-1][name], len(names) == 1
+            whose = "teacher" if alone else f"teacher, {what}"
+            shade = COLORS["teacher"] if alone else color
+            words = f"{whose}: {100 * teacher.value:.0f} %"
+            axes.axhline(teacher.value, color=shade, linestyle="--", label=words)
+            if teacher.interval:
+                axes.axhspan(*teacher.interval, color=shade, alpha=0.12, linewidth=0)
+    drawn = aside(f"Held-out {label(common) or 'problems'}", shown.answers)
+    axes.set(title=drawn, ylim=(0, 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     counts = {found[name].count for _, found in evaluations for name in names if name in found}
     problems = (
         f"{counts.pop():,} problems" if len(counts) == 1 and None not in counts else "problems"
     )
     axes.set_ylabel(f"share of {problems}, 95 % interval")
-    axes.legend()
+    _legend_below(axes)
 
 
-def _colors(count: int) -> list[str]:
-    """One for each of several runs; the first of two is what came before."""
-    colors = (
-        (ORANGE, BLUE) if count == 2 else (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, GREY, BLACK)
-    )
-    return [colors[index % len(colors)] for index in range(count)]
+def _legend_below(axes: Axes) -> None:
+    """Where it hides no interval."""
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.17), borderaxespad=0, fontsize=11)
+
+
+def _colors(runs: Sequence[str]) -> list[str]:
+    """One for each of several runs; of two the first is the student as it was."""
+    if len(runs) == 2 and runs[0] == "before":
+        return [COLORS["before"], COLORS["student"]]
+    colors = (COLORS["student"], *FURTHER)
+    return [colors[index % len(colors)] for index in range(len(runs))]
 
 
 def _with_intervals(axes: Axes, points: Sequence, color: str, name: str) -> None:
@@ -368,9 +292,3 @@ def _smooth(values: Sequence[float]) -> list[float]:
         sum(part) / len(part)
         for part in (values[max(i - reach, 0) : i + reach + 1] for i in range(len(values)))
     ]
-
-
-def _save(figure: Figure, path: Path) -> Figure:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
-    return figure

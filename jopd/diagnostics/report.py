@@ -29,15 +29,14 @@ PLOTS = {
 }
 
 
-def write(
-    folder: Path,
+def collected(
     *,
     config: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
     variables: Mapping[str, str],
     evaluations: Evaluations,
-) -> None:
-    """Writes `report.json` and `report.md` into a run's folder.
+) -> dict[str, Any]:
+    """What `report.json` holds.
 
     Args:
       config: the whole configuration as plain data, for the JSON.
@@ -71,15 +70,17 @@ def write(
         groups[group] = {
             key: plain(recorded.get(key, MISSING)) for key in dict.fromkeys((*keys, *recorded))
         }
-    data = {
+    return {
         **groups,
         "variables": dict(variables),
         "results": plain(_results(evaluations)),
         "config": plain(config),
     }
-    (folder / "report.md").write_text(
-        _markdown(folder, groups, variables, evaluations, config), encoding="utf-8"
-    )
+
+
+def write(folder: Path, data: Mapping[str, Any], evaluations: Evaluations) -> None:
+    """Writes what was `collected` into a run's folder, as `report.json` and `report.md`."""
+    (folder / "report.md").write_text(_markdown(folder, data, evaluations), encoding="utf-8")
     # Last, and whole or not at all: a folder with a report.json is that of a finished run.
     partial = folder / ".report.json.partial"
     partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -119,17 +120,15 @@ def _results(evaluations: Evaluations) -> dict[str, dict[str, Any]]:
 
 def _markdown(
     folder: Path,
-    groups: Mapping[str, Any],
-    variables: Mapping[str, str],
+    data: Mapping[str, Any],
     evaluations: Evaluations,
-    config: Mapping[str, Any],
 ) -> str:
-    run = groups["run"]
+    run, variables = data["run"], data["variables"]
     parts = [f"# Run report: {run['preset']}, method {run['method']}"]
     if sentences := findings(evaluations):
         compared = bool(results_of(evaluations).changed)
         parts.append("\n".join(f"- {sentence}" for sentence in sentences))
-        parts.append(_coverage(run["seed"], config, compared=compared))
+        parts.append(_coverage(run["seed"], data["config"], compared=compared))
     header = ("held-out problems", "before", "after", "teacher", "problems")
     parts.append(_rows(header, comparison(evaluations)))
     parts.append(
@@ -153,7 +152,7 @@ def _markdown(
         _facts({name: variables[name] for name in VARIABLES}),
     ]
     for group in ("state", "feedback", "update", "resource", "speed"):
-        parts += [f"## {TITLES[group]}", _facts(groups[group])]
+        parts += [f"## {TITLES[group]}", _facts(data[group])]
     return "\n\n".join(parts) + "\n"
 
 

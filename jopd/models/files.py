@@ -1,7 +1,12 @@
-"""Files as they came: JSON, a hash of them, and a broken download said with the file's name."""
+"""Files as they came: JSON, a hash of them, and a broken download said with the file's name; and
+folders that are written whole.
+"""
 
+import contextlib
 import hashlib
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +61,24 @@ def fingerprint(settings: str, files: tuple[Path, ...]) -> str:
                 stream.seek(size * block // 64)
                 digest.update(stream.read(4096))
     return digest.hexdigest()[:16]
+
+
+def check_replaceable(folder: Path, mark: str, kind: str) -> None:
+    """Raises ValueError where `folder` holds something, but not the file that marks its kind."""
+    if folder.is_file() or (
+        folder.exists() and not (folder / mark).is_file() and any(folder.iterdir())
+    ):
+        raise ValueError(f"{folder} holds something that is not {kind}: give another folder")
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder, which takes the place of `folder` once it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)

@@ -10,7 +10,8 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 import jopd
 from jopd.models.files import one_line
 
-DOWNLOADS = ["*.json", "model*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+DOWNLOADS = ["*.json", "model*.safetensors", "adapter_model.safetensors"]
+DOWNLOADS += ["tokenizer.model", "merges.txt", "*.jinja"]
 
 
 def find(source: str) -> Path:

@@ -4,7 +4,6 @@
 
 import functools
 import json
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,10 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from jopd import models
 from jopd.models import huggingface, sharding, weights
+from jopd.models.adapters import Origin
 from jopd.models.families import config_from
-from jopd.models.files import fingerprint
+from jopd.models.files import check_replaceable, fingerprint, replacing
 from jopd.models.find import find
 from jopd.models.gguf import open_gguf
+from jopd.models.merging import merged, under_adapters
 from jopd.models.settings import Architecture, Compute, LoRA
 from jopd.models.transformer import Transformer
 
@@ -36,6 +37,7 @@ class Opened(NamedTuple):
       graph, abstract: as from `jopd.models.abstract`.
       lora: the adapters that reading it adds.
       source: what it was asked for by.
+      origin: what its weights are made of.
     """
 
     graph: nnx.GraphDef
@@ -43,6 +45,7 @@ class Opened(NamedTuple):
     checkpoint: huggingface.Checkpoint
     lora: LoRA
     source: str
+    origin: Origin
 
     @property
     def architecture(self) -> Architecture:
@@ -73,7 +76,7 @@ class Loaded(NamedTuple):
       graph, params: as from `jopd.models.split`.
       stop_tokens: the ids that end a completion, ascending; may be empty.
       source: what it was asked for by.
-      fingerprint: as of `Opened`.
+      fingerprint, origin: as of `Opened`.
     """
 
     graph: nnx.GraphDef
@@ -83,6 +86,7 @@ class Loaded(NamedTuple):
     stop_tokens: tuple[int, ...]
     source: str
     fingerprint: str
+    origin: Origin
 
     @property
     def pad_id(self) -> int:
@@ -102,7 +106,8 @@ def load(
 
     Args:
       source: a Hugging Face folder, a hub name, a GGUF file, "jopd:NAME" for a model that ships
-        with the package, or "smollm2".
+        with the package, or "smollm2". A PEFT adapter, by folder or hub name, is merged into its
+        base.
       dtype: of the parameters. Adapters are float32 whatever it is, because they are trained.
       mesh: where the parameters go, by `jopd.models.sharding`; None: the first device.
       lora: adds fresh adapters, drawn from `seed`.
@@ -118,15 +123,19 @@ def open_model(source: str | Path, *, compute: Compute = Compute(), lora: LoRA =
     """Finds a model and checks all that can be told before its weights are read; see `load`."""
     path = find(str(source))
     try:
+        path, adapters = under_adapters(path)
+        origin = Origin(adapters[0].base if adapters else str(source))
         checkpoint = open_gguf(path) if path.is_file() else huggingface.open_folder(path)
         graph, abstract = models.abstract(checkpoint.architecture, compute, lora)
         weights.check_tensors(checkpoint.tensors, base_shapes(abstract))
+        for adapter in adapters:
+            checkpoint, origin = merged(checkpoint, origin, adapter)
     except ValueError as error:
         raise ValueError(f"model {str(source)!r}: {error}") from error
     checkpoint = checkpoint._replace(
         stop_tokens=huggingface.with_end_of_turn(checkpoint, str(source))
     )
-    return Opened(graph, abstract, checkpoint, lora, str(source))
+    return Opened(graph, abstract, checkpoint, lora, str(source), origin)
 
 
 def read(
@@ -171,6 +180,7 @@ def read(
         stop_tokens=checkpoint.stop_tokens,
         source=opened.source,
         fingerprint=opened.fingerprint,
+        origin=opened.origin,
     )
 
 
@@ -199,12 +209,7 @@ def save(
       ValueError: where `folder` holds something other than a saved model.
     """
     folder = Path(folder)
-    if (
-        folder.exists()
-        and not (folder / "config.json").is_file()
-        and (folder.is_file() or any(folder.iterdir()))
-    ):
-        raise ValueError(f"{folder} holds something that is not a saved model: give another folder")
+    check_replaceable(folder, "config.json", "a saved model")
     arrays, model = flat(params), models.merge(graph, params)
 
     def value(key, layer):
@@ -229,10 +234,7 @@ def save(
         "eos_token_id": stops or None,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
+    with replacing(folder) as new:
         weights.write_safetensors(new, shapes, value, jnp.dtype(dtype), file_bytes)
         tokenizer.save_pretrained(new)
         for name, content in (
@@ -240,9 +242,6 @@ def save(
             ("generation_config.json", special),
         ):
             (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, stop_tokens: tuple[int, ...]) -> int:

@@ -3,8 +3,13 @@
 import dataclasses
 from typing import Literal
 
+from jopd.nearest import did_you_mean
+
 # The kernels of attention; see `jopd.models.attention`.
 Kind = Literal["auto", "matmul", "splash", "cudnn"]
+
+# The linear layers of a block, by the names that Hugging Face's families and PEFT have for them.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +72,19 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters on every linear layer, 2106.09685: `x W + (alpha / rank) (x A) B`, B starts
-    at zero.
+    """Low-rank adapters on linear layers, 2106.09685: `x W + (alpha / rank) (x A) B`, B starts at
+    zero.
 
     Attributes:
       rank: 0 trains the whole model.
       alpha: the adapter's scale is `alpha / rank`.
+      targets: the layers that have one: of attention q_proj, k_proj, v_proj and o_proj, of the MLP
+        gate_proj, up_proj and down_proj.
     """
 
     rank: int = 0
     alpha: float = 16.0
+    targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self):
         if self.rank < 0 or self.alpha <= 0:
@@ -84,3 +92,21 @@ class LoRA:
                 f"lora.rank={self.rank}, lora.alpha={self.alpha}: rank must be 0 (off) or more and "
                 "alpha above 0"
             )
+        for name in self.targets:
+            if name not in TARGETS:
+                raise ValueError(
+                    f"lora.targets has {name!r}{did_you_mean(name, TARGETS)}: name some of "
+                    f"{', '.join(TARGETS)}"
+                )
+        if not self.targets:
+            raise ValueError(
+                f"lora.targets is empty: name some of {', '.join(TARGETS)}, or leave it unset for "
+                "all"
+            )
+        # In one order and each once, so that the same layers are the same settings.
+        in_order = tuple(name for name in TARGETS if name in self.targets)
+        object.__setattr__(self, "targets", in_order)
+
+    def on(self, target: str) -> "LoRA":
+        """What the linear layer of that name has."""
+        return self if target in self.targets else LoRA()

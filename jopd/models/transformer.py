@@ -96,10 +96,14 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     def __init__(self, a: Architecture, compute: Compute, *, lora: LoRA, rngs: nnx.Rngs):
         self.architecture, self.compute = a, compute
-        self.query = Linear(a.width, a.heads * a.head_dim, bias=a.qkv_bias, lora=lora, rngs=rngs)
-        self.key = Linear(a.width, a.kv_heads * a.head_dim, bias=a.qkv_bias, lora=lora, rngs=rngs)
-        self.value = Linear(a.width, a.kv_heads * a.head_dim, bias=a.qkv_bias, lora=lora, rngs=rngs)
-        self.output = Linear(a.heads * a.head_dim, a.width, lora=lora, rngs=rngs)
+
+        def linear(target: str, inputs: int, outputs: int, bias: bool = False) -> Linear:
+            return Linear(inputs, outputs, bias=bias, lora=lora.on(target), rngs=rngs)
+
+        self.query = linear("q_proj", a.width, a.heads * a.head_dim, a.qkv_bias)
+        self.key = linear("k_proj", a.width, a.kv_heads * a.head_dim, a.qkv_bias)
+        self.value = linear("v_proj", a.width, a.kv_heads * a.head_dim, a.qkv_bias)
+        self.output = linear("o_proj", a.heads * a.head_dim, a.width)
         self.query_norm = RMSNorm(a.head_dim, a.norm_epsilon) if a.qk_norm else None
         self.key_norm = RMSNorm(a.head_dim, a.norm_epsilon) if a.qk_norm else None
 
@@ -124,9 +128,9 @@ class Attention(nnx.Module):
 
 class MLP(nnx.Module):
     def __init__(self, a: Architecture, *, lora: LoRA, rngs: nnx.Rngs):
-        self.gate = Linear(a.width, a.mlp_width, lora=lora, rngs=rngs)
-        self.up = Linear(a.width, a.mlp_width, lora=lora, rngs=rngs)
-        self.down = Linear(a.mlp_width, a.width, lora=lora, rngs=rngs)
+        self.gate = Linear(a.width, a.mlp_width, lora=lora.on("gate_proj"), rngs=rngs)
+        self.up = Linear(a.width, a.mlp_width, lora=lora.on("up_proj"), rngs=rngs)
+        self.down = Linear(a.mlp_width, a.width, lora=lora.on("down_proj"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))

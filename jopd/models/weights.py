@@ -255,12 +255,16 @@ def write_safetensors(
             named[NAMES[key].format(layer)] = np.ascontiguousarray(
                 part.T if key[-1] in TRANSPOSED else part, dtype
             )
-        save_file(named, folder / file, metadata={"format": "pt"})
-        # safetensors writes for the owner's eyes alone; whoever may read the folder may read the
-        # model.
-        (folder / file).chmod((folder / file).stat().st_mode | 0o044)
+        write_file(folder / file, named)
         index |= dict.fromkeys(named, file)
     if len(groups) > 1:
         (folder / "model.safetensors.index.json").write_text(
             json.dumps({"metadata": {}, "weight_map": index}, indent=1), encoding="utf-8"
         )
+
+
+def write_file(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    """One safetensors file, as Hugging Face's libraries take it."""
+    save_file(tensors, file, metadata={"format": "pt"})
+    # safetensors writes for the owner's eyes alone; whoever may read the folder may read the model.
+    file.chmod(file.stat().st_mode | 0o044)

@@ -11,6 +11,7 @@ import html
 import json
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 # In the order in which the browser reads them.
@@ -39,6 +40,13 @@ def document(runs: Sequence[dict[str, Any]], *, live: bool = False) -> str:
         before, after = page.split(f"[[{name}]]", 1)
         page = before + text + after
     return page
+
+
+def write(file: Path, page: str) -> None:
+    """The file, whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(file)
 
 
 def policy(script: str, *, live: bool) -> str:

@@ -27,7 +27,7 @@ def serve(port: int, read: Callable[[], list[dict[str, Any]]]) -> ThreadingHTTPS
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            if self.headers.get("Host") not in names(self.server.server_address[1]):
+            if self.headers.get("Host") not in names(server.server_port):
                 return self.send_error(403)
             if self.path not in ("/", "/data.json"):
                 return self.send_error(404)
@@ -53,9 +53,10 @@ def serve(port: int, read: Callable[[], list[dict[str, Any]]]) -> ThreadingHTTPS
             pass
 
     try:
-        return ThreadingHTTPServer((LOOPBACK, port), Handler)
+        server = ThreadingHTTPServer((LOOPBACK, port), Handler)
     except (OSError, OverflowError) as error:
         raise ValueError(f"live={port} can't be listened on ({error}): choose another") from None
+    return server
 
 
 def names(port: int) -> tuple[str, ...]:

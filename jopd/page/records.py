@@ -31,8 +31,11 @@ class NotARun(ValueError):
     """A folder without what a run writes."""
 
 
-def read_run(folder: Path, name: str) -> Data:
+def read_run(folder: Path, name: str, collected: Mapping[str, Any] | None = None) -> Data:
     """One run, as plain JSON data.
+
+    Args:
+      collected: what its report.json will hold, where that is yet to be written.
 
     Raises:
       NotARun: there is no config.yaml, or it or a record can't be read.
@@ -40,15 +43,13 @@ def read_run(folder: Path, name: str) -> Data:
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         config = yaml.safe_load(text)
-        records = logs.read(folder)
+        records, facts = logs.read(folder), collected or _read_report(folder / "report.json")
     except FileNotFoundError:
         raise NotARun(f"{name} holds no run (no config.yaml): name the folder of one") from None
-    except (yaml.YAMLError, UnicodeDecodeError, logs.BadRecord) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise NotARun(f"{name} can't be read ({' '.join(str(error).split())})") from None
     if not isinstance(config, dict):
         raise NotARun(f"{name}/config.yaml holds no settings")
-    written = folder / "report.json"
-    facts = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
     return {
         "name": name,
         "method": config.get("method", {}).get("name", ""),
@@ -76,6 +77,10 @@ def read_run(folder: Path, name: str) -> Data:
         "samples": shown_samples(records.samples),
         "checklist": checklist(facts),
     }
+
+
+def _read_report(file: Path) -> Mapping[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -149,7 +154,7 @@ def profiles(lines: Iterable[Mapping[str, Any]]) -> dict[str, Data]:
                 continue
             if along and isinstance(values[0], list):  # quantiles: the median
                 values = [value[len(value) // 2] for value in values]
-            numbers = [value.get("value") if isinstance(value, Mapping) else value for value in values]
+            numbers = [it.get("value") if isinstance(it, Mapping) else it for it in values]
             measure = name.removesuffix("_by_position").removesuffix("_by_length")
             if name not in by_name:
                 by_name[name] = titled(measure, bins=bins(name, values), step=[], value=[])
@@ -202,8 +207,7 @@ def checklist(facts: Mapping[str, Any]) -> list[Data]:
         {
             "title": title,
             "items": [
-                [key.replace("_", " "), report.words(key, value)]
-                for key, value in items.items()
+                [key.replace("_", " "), report.words(key, value)] for key, value in items.items()
             ],
         }
         for title, items in groups.items()

@@ -6,6 +6,7 @@ v5e:2x4, v5p:4x4x4, v6e:8x8, tpu7x:2x2x1      the chips along each axis of a sli
 import dataclasses
 import os
 import re
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -21,6 +22,31 @@ _ACCELERATORS = {
     "v6e": "v6e-8",
     "tpu7x": "tpu7x-8",
 }
+
+
+class Machine(NamedTuple):
+    """What a run is planned for."""
+
+    name: str
+    chip: Chip
+    devices: list[jax.Device]
+
+
+def named(topology: str | None, slices: int = 1) -> Machine:
+    """The TPU slices of that name, or the accelerator that is here.
+
+    Raises:
+      ValueError: no such slice, no libtpu, or neither a name nor an accelerator.
+    """
+    if topology is not None:
+        name = topology if slices == 1 else f"{slices} × {topology}"
+        return Machine(name, TPUS[kind_of(topology)], devices(topology, slices))
+    if (found := here()) is None:
+        raise ValueError(
+            "this machine has no accelerator to plan for: name a TPU slice, such as "
+            "--topology v5e:2x4"
+        )
+    return Machine(*found, jax.devices())
 
 
 def kind_of(topology: str) -> str:

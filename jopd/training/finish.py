@@ -1,5 +1,5 @@
-"""The end of a run: the student as a Hugging Face folder, the pictures, and the report, which is
-written last and marks a run as finished.
+"""The end of a run: the student as a Hugging Face folder, its adapters as PEFT's, the pictures, and
+the report, which is written last and marks a run as finished.
 """
 
 import json
@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from jopd import config as configs
-from jopd.diagnostics import plots, report, speed
+from jopd.diagnostics import plots, report, speed, token_plots
 from jopd.diagnostics.findings import comparison
+from jopd.diagnostics.style import Shown, drawn
+from jopd.diagnostics.tokens import Diagnostics
+from jopd.models.adapters import CONFIG, save_adapter
 from jopd.models.load import save
+from jopd.page.document import document, write
+from jopd.page.records import read_run
 from jopd.training import facts, logs, processes
-from jopd.training.card import model_card
+from jopd.training.card import adapter_card, model_card
 from jopd.training.console import results_table, say
 from jopd.training.home import Disk
 from jopd.training.setup import Run
@@ -40,16 +45,20 @@ def finish(worker: Worker, state: TrainState) -> None:
     """
     run, folder = worker.run, worker.run.home.folder
     if processes.first():
-        for leftover in folder.glob(".student-*"):  # of a kill while the student was written
-            shutil.rmtree(leftover)
+        for pattern in (".student-*", ".adapter-*"):  # of a kill while one of them was written
+            for leftover in folder.glob(pattern):
+                shutil.rmtree(leftover)
+    params = run.program.student_params(state, run.fixed)
     save(
         folder / "student",
         run.student.graph,
-        run.program.student_params(state, run.fixed),
+        params,
         run.student.architecture,
         run.student.tokenizer,
         stop_tokens=run.student.stop_tokens,
     )
+    if (lora := run.config.student.lora).rank:
+        save_adapter(folder / "adapter", params, lora, run.student.origin)
     pictured = worker.look(run.config.steps, state)
     processes.decided(_write_down, run, pictured)
 
@@ -57,41 +66,66 @@ def finish(worker: Worker, state: TrainState) -> None:
 def _write_down(run: Run, pictured: dict[str, np.ndarray]) -> None:
     folder = run.home.folder
     records = logs.read(folder)
-    draw(records, pictured, folder / "plots")
+    draw(records, pictured, folder / "plots", shown(str(run.home), run.name, run.config))
     config = configs.to_dict(run.config)
     method = run.config.objective
     card = model_card(config, source=method.source, evaluations=records.evaluations)
     (folder / "student" / "README.md").write_text(card, encoding="utf-8")
-    report.write(
-        folder,
+    if run.config.student.lora.rank:
+        written = json.loads((folder / "adapter" / CONFIG).read_text(encoding="utf-8"))
+        text = adapter_card(config, written)
+        (folder / "adapter" / "README.md").write_text(text, encoding="utf-8")
+    collected = report.collected(
         config=config,
         facts=facts.of(run, records),
         variables=run.program.method.variables()._asdict(),
         evaluations=records.evaluations,
     )
+    page = document([read_run(folder, str(run.home), collected)])
+    write(folder / "report.html", page)
+    report.write(folder, collected, records.evaluations)
     run.home.push()
     results_table(comparison(records.evaluations))
     say(speed.sentence(records.training, records.evaluations))
-    say(f"everything is in {run.home}; try  {run.home.trial}")
+    say(f"everything is in {run.home}; look at its report.html, and try  {run.home.trial}")
 
 
-def draw(records: logs.Records, pictured: dict[str, np.ndarray], folder: Path) -> None:
+def shown(home: str, preset: str, config: configs.Config) -> Shown:
+    """What the pictures say of a run: its folder's name, with preset, method and seed where that
+    doesn't tell them, and how completions are drawn.
+    """
+    folder = home.rstrip("/").rpartition("/")[2]
+    usual = f"{preset}-{config.method.name}-seed{config.seed}"
+    return Shown(
+        folder if folder.startswith(usual) else f"{folder} ({usual})",
+        batches=drawn(config.rollout.sampling.temperature),
+        answers=drawn(config.evaluation.sampling.temperature),
+        k=Diagnostics.k,
+    )
+
+
+def draw(
+    records: logs.Records, pictured: dict[str, np.ndarray], folder: Path, shown: Shown
+) -> None:
     """The curves of every run, and the pictures of what only some methods have."""
-    plots.learning_curve(records.training, records.evaluations, folder / "learning_curve.png")
-    plots.kl_by_position(records.evaluations, folder / "kl_by_position.png")
-    plots.overlap_by_position(records.evaluations, folder / "overlap_by_position.png")
-    first, last = records.evaluations[0], records.evaluations[-1]
+    evaluations = records.evaluations
+    plots.learning_curve(records.training, evaluations, folder / "learning_curve.png", shown)
+    plots.kl_by_position(evaluations, folder / "kl_by_position.png", shown)
+    plots.overlap_by_position(evaluations, folder / "overlap_by_position.png", shown)
+    first, last = evaluations[0], evaluations[-1]
     ends = {"before": first, f"after {last['step']:,} steps": last}
     if all("accuracy_by_length" in line for line in ends.values()):
         buckets = {when: line["accuracy_by_length"] for when, line in ends.items()}
-        plots.accuracy_by_length(buckets, folder / "accuracy_by_length.png")
+        plots.accuracy_by_length(buckets, folder / "accuracy_by_length.png", shown)
     if "evidence" in pictured:
         let_through = pictured["kept"] > 0
-        plots.evidence_histogram(pictured["evidence"], let_through, folder / "evidence.png")
+        path = folder / "evidence.png"
+        token_plots.evidence_histogram(pictured["evidence"], let_through, path, shown)
     if "transport" in pictured:
-        plots.transport_against_loss(
+        token_plots.transport_against_loss(
             pictured["divergence"],
             pictured["transport"],
             folder / "transport_against_loss.png",
+            shown,
             threshold=float(pictured["threshold"]),
         )

@@ -34,9 +34,9 @@ from jopd.training.console import say
 LOCK, MARK, OWNER = ".lock", ".processes", ".owner"
 # In the order in which it is cleared: without its config.yaml a folder would be no run's.
 WRITTEN = (
-    *("lengthened.json", "report.md", "report.json", "events.out.tfevents.*"),
+    *("lengthened.json", "report.md", "report.html", "report.json", "events.out.tfevents.*"),
     *("metrics.jsonl", "evaluations.jsonl", "samples.jsonl", "trackers.json"),
-    *("checkpoints", "damaged-checkpoints", "plots", "student"),
+    *("checkpoints", "damaged-checkpoints", "plots", "student", "adapter"),
     "config.yaml",
 )
 # What a run that goes on reads of what it wrote before.

@@ -7,6 +7,7 @@ import pytest
 
 from jopd import config as configs
 from jopd import losses
+from jopd.__main__ import COMMANDS
 from jopd.config import (
     load_yaml,
     parse,
@@ -108,6 +109,9 @@ def test_settings_of_the_method_and_of_the_run_are_parsed():
             "self",
             "--student.lora.rank",
             "4",
+            "--student.lora.targets",
+            "v_proj",
+            "q_proj",
             "--rollout.sampling.top-p",
             "0.9",
         ]
@@ -131,6 +135,7 @@ def test_settings_of_the_method_and_of_the_run_are_parsed():
         0.9,
         7,
     )
+    assert config.student.lora.targets == ("q_proj", "v_proj")
     assert (config.mesh.fsdp, config.view.thinking, config.output) == (2, True, "runs/x")
     assert parse(["--method", "opd", "--steps", "3"])[1] == dataclasses.replace(
         preset("default"), steps=3
@@ -217,17 +222,38 @@ def test_where_there_is_no_torch_nothing_is_said_of_it():
     assert done.stdout == "False\n" and not done.stderr
 
 
-@pytest.mark.parametrize("asked", [["--help"], ["--steps", "-1"], ["--stps", "3"], ["tiny"]])
-def test_help_and_a_refused_setting_wait_for_no_import_of_what_only_a_run_needs(asked):
+@pytest.mark.parametrize(
+    "command, asked",
+    [
+        *((command, "--help") for command in COMMANDS),
+        ("train", "--steps -1"),
+        ("train", "--stps 3"),
+        ("train", "tiny"),
+        ("evaluate", "--model x --batch 0"),
+        ("evaluate", "--model x --mesh.data 0"),
+        ("evaluate", "--model x --seed -1"),
+        ("evaluate", "--model x --save /"),
+        ("generate", "--model x --samples 0"),
+        ("generate", "--modle x"),
+        ("check", "identity --method opdd"),
+        ("check", "everything"),
+        ("plan", "--stps 3"),
+        ("plan", "--topology v5e"),
+        ("plan", "--topology v5e:2x4 --slices 0"),
+        ("methods", "opd"),
+    ],
+)
+def test_help_and_a_refused_setting_wait_for_no_import_of_what_only_the_work_needs(command, asked):
     program = (
-        "import sys; from jopd.train import main\n"
-        f"try: main({asked})\nexcept SystemExit: pass\nprint(*sys.modules)"
+        f"import sys; from jopd.{command} import main\n"
+        f"try: main({asked.split()})\n"
+        "except SystemExit as stop: print(stop.code or 0, *sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    loaded = set(done.stdout.splitlines()[-1].split())
-    assert "jopd.config" in loaded
+    code, *loaded = done.stdout.splitlines()[-1].split()
+    assert code == ("0" if asked == "--help" else "2") and "jopd.losses" in loaded
     heavy = {"flax", "matplotlib", "optax", "orbax", "tensorflow_datasets", "transformers", "torch"}
-    assert not loaded & heavy
+    assert not heavy.intersection(loaded)
 
 
 def test_a_reader_that_has_had_enough_ends_it_quietly():

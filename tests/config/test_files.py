@@ -43,11 +43,23 @@ def test_every_methods_file_gives_the_run_back(name, tmp_path):
     )
 
 
+def test_a_file_from_before_lora_had_targets_is_that_of_all_of_them(tmp_path):
+    config = Config(method=losses.get("opd"), student=Student(lora=LoRA(2, 4.0)))
+    save_yaml(tmp_path / "config.yaml", "default", config)
+    plain = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert plain["student"]["lora"].pop("targets") == [
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    ]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
+    assert load_yaml(tmp_path / "config.yaml")[1] == config
+
+
 def test_every_setting_survives_the_file(tmp_path):
     config = Config(
         method=losses.get("ar_opd", scale=0.25, teacher_update="ema"),
         student=Student(
-            model="a", compute=Compute("bfloat16", "matmul", "dots"), lora=LoRA(3, 6.0)
+            model="a", compute=Compute("bfloat16", "matmul", "dots"), lora=LoRA(3, 6.0, ("v_proj",))
         ),
         teacher=Teacher(model="self", ema_rate=1e-05, compute=Compute("bfloat16")),
         data=DataConfig(

@@ -122,6 +122,11 @@ def test_values_out_of_range_are_refused(cls, settings, message):
             r"student\.lora\.alpha=8\.0 has no effect without adapters",
         ),
         (
+            "opd",
+            {"student": Student(lora=LoRA(targets=("q_proj",)))},
+            r"student\.lora\.targets=\('q_proj',\) has no effect without adapters",
+        ),
+        (
             "opsd",
             {
                 "teacher": Teacher(model="self", dtype="bfloat16"),
@@ -177,6 +182,23 @@ def test_so_do_estimates_of_a_divergence(divergence):
     rollout = RolloutConfig(sampling=Sampling(temperature=0.7))
     with pytest.raises(ValueError, match="one temperature for both"):
         Config(method=losses.get("opd", divergence=divergence), rollout=rollout)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (("q_proj", "v_pro"), r"lora\.targets has 'v_pro' \(did you mean 'v_proj'\?\): name some"),
+        (("lm_head",), r"lora\.targets has 'lm_head': name some of q_proj, .*, down_proj"),
+        ((), r"lora\.targets is empty: name some of q_proj, .*, or leave it unset"),
+    ],
+)
+def test_a_target_that_is_none_is_named(targets, message):
+    with pytest.raises(ValueError, match=message):
+        LoRA(rank=2, targets=targets)
+
+
+def test_the_same_targets_in_another_order_are_the_same_settings():
+    assert LoRA(2, targets=("v_proj", "q_proj", "v_proj")) == LoRA(2, targets=("q_proj", "v_proj"))
 
 
 INFINITE = [

@@ -40,3 +40,7 @@ EVALUATIONS = [
     evaluation(20, 120, 0.2),
     evaluation(40, 150, 0.1),
 ]
+
+
+def is_png(path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000

@@ -46,9 +46,10 @@ FACTS = {
 def written(tmp_path):
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "kl_by_position.png").touch()
-    report.write(
-        tmp_path, config={"steps": 40}, facts=FACTS, variables=VARIABLES, evaluations=EVALUATIONS
+    collected = report.collected(
+        config={"steps": 40}, facts=FACTS, variables=VARIABLES, evaluations=EVALUATIONS
     )
+    report.write(tmp_path, collected, EVALUATIONS)
     return (tmp_path / "report.md").read_text(), json.loads((tmp_path / "report.json").read_text())
 
 
@@ -130,9 +131,10 @@ def test_before_and_after_with_intervals(written):
 
 def test_drawn_answers_and_unknown_pairs_are_said(tmp_path):
     def written(config, evaluations):
-        report.write(
-            tmp_path, config=config, facts=FACTS, variables=VARIABLES, evaluations=evaluations
+        collected = report.collected(
+            config=config, facts=FACTS, variables=VARIABLES, evaluations=evaluations
         )
+        report.write(tmp_path, collected, evaluations)
         return (tmp_path / "report.md").read_text()
 
     drawn = {"evaluation": {"sampling": {"temperature": 0.7}}}
@@ -158,6 +160,6 @@ def test_the_command_can_be_typed_again(monkeypatch):
     ("facts", "variables", "message"),
     [({"sate": {}}, VARIABLES, "sate"), ({}, {"state": "x"}, "the survey's six")],
 )
-def test_unknown_groups_and_missing_variables_are_named(tmp_path, facts, variables, message):
+def test_unknown_groups_and_missing_variables_are_named(facts, variables, message):
     with pytest.raises(ValueError, match=message):
-        report.write(tmp_path, config={}, facts=facts, variables=variables, evaluations=[])
+        report.collected(config={}, facts=facts, variables=variables, evaluations=[])

@@ -6,10 +6,11 @@ import chex
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from tokenizers import pre_tokenizers
 
-from jopd.models import RopeScaling
+from jopd.models import LoRA, RopeScaling
+from jopd.models.adapters import Origin, save_adapter
 from jopd.models.gguf import rope_scaling_from
 from jopd.models.load import load, open_model, save
 from jopd.models.weights import NAMES, TRANSPOSED
@@ -154,6 +155,20 @@ def test_a_part_of_a_permuted_tensor(architectures, random_model, write):
     mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), devices=jax.devices()[:4])
     loaded = load(write(architectures["llama"], params), mesh=mesh)
     chex.assert_trees_all_equal(jax.device_get(loaded.params), jax.device_get(params))
+
+
+def test_an_adapter_is_merged_into_a_file_too(architectures, random_model, write, tmp_path):
+    lora = LoRA(rank=2, alpha=3.0, targets=("q_proj", "down_proj"))
+    params = jax.device_get(flatten_dict(random_model(architectures["llama"], lora)[1]))
+    plain = {key: leaf for key, leaf in params.items() if "lora" not in key[-1]}
+    base = write(architectures["llama"], unflatten_dict(plain))
+    save_adapter(tmp_path / "adapter", unflatten_dict(params), lora, Origin(str(base)))
+    loaded = flatten_dict(load(tmp_path / "adapter").params)
+    for owner in (("layers", "attention", "query"), ("layers", "mlp", "down")):
+        added = 1.5 * params[*owner, "lora_a"] @ params[*owner, "lora_b"]  # alpha / rank
+        np.testing.assert_allclose(
+            loaded[*owner, "kernel"], plain[*owner, "kernel"] + added, atol=1e-5
+        )
 
 
 def test_the_tokenizer_in_the_metadata(architectures, random_model, write, tmp_path):

@@ -196,6 +196,17 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(
     assert np.abs(logits_of(graph, params, *batch) - expected).max() > 0.1
 
 
+def test_targets_alone_have_adapters(architectures, random_model):
+    targets = ("q_proj", "o_proj", "gate_proj")
+    _, params = random_model(architectures["qwen3"], LoRA(rank=2, targets=targets))
+    adapted = {key[:-1] for key in flatten_dict(params) if key[-1].startswith("lora")}
+    assert adapted == {
+        ("layers", "attention", "query"),
+        ("layers", "attention", "output"),
+        ("layers", "mlp", "gate"),
+    }
+
+
 def test_shapes_without_values_are_those_of_a_model(architectures, random_model):
     for name, architecture in architectures.items():
         graph, params = random_model(architecture)

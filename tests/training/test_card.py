@@ -1,7 +1,7 @@
 import yaml
 
 from jopd.config import parse, to_dict
-from jopd.training.card import model_card
+from jopd.training.card import adapter_card, model_card
 
 EVALUATIONS = [
     {
@@ -39,6 +39,20 @@ def test_a_path_is_no_base_model(tmp_path, monkeypatch):
     assert "base_model" not in card(student="models/mine")[0]
     assert "base_model" not in card(student="/home/me/models/mine")[0]
     assert "base_model" not in card(student="jopd:baby-student")[0]
+
+
+def test_the_adapters_have_a_card_of_their_own():
+    adapter = {"r": 4, "lora_alpha": 6.5, "base_model_name_or_path": "Qwen/Qwen3-0.6B"}
+    plain = to_dict(parse(["--student", "some/adapter", "--student.lora.rank", "4"])[1])
+    _, facts, text = adapter_card(plain, adapter).split("---\n", 2)
+    facts = yaml.safe_load(facts)
+    assert (facts["library_name"], facts["base_model"]) == ("peft", "Qwen/Qwen3-0.6B")
+    assert "rank 4, alpha 6.5" in text
+    assert 'from_pretrained("Qwen/Qwen3-0.6B")' in text
+    local = adapter_card(plain, adapter | {"base_model_name_or_path": "/home/me/model"})
+    assert "base_model:" not in local and 'from_pretrained("BASE")' in local
+    assert "`adapter/`" in card(**{"student.lora.rank": "4"})[1]
+    assert "`adapter/`" not in card()[1]
 
 
 def test_no_name_breaks_out_of_its_place():

@@ -10,6 +10,7 @@ import chex
 import numpy as np
 import pytest
 
+from jopd.models.load import load
 from jopd.training import processes
 from jopd.training.folder import has_result
 from jopd.training.home import Disk
@@ -162,6 +163,16 @@ def test_a_signal_to_one_stops_all(command, tmp_path):
     steps = [line["step"] for line in read(folder / METRICS)]
     assert steps == [*range(1, steps[-1] + 1)] and 2 <= steps[-1] < 30
     assert (folder / "checkpoints" / str(steps[-1])).is_dir()
+
+
+@pytest.mark.slow
+def test_adapters_that_lie_on_several_processes_are_written_whole(command, tmp_path):
+    run = command(tmp_path / "run", steps=2, evaluation__every=0, student__lora__rank=2)
+    run += ["--mesh.tensor", "2", "--mesh.fsdp", "2"]
+    statuses, said = Processes([run] * 2, tmp_path / "two", devices=2).wait()
+    assert statuses == [0, 0], said
+    student, adapter = (load(tmp_path / "run" / name).params for name in ("student", "adapter"))
+    chex.assert_trees_all_close(adapter, student, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -76,10 +76,10 @@ function figureOf(kind, name, runs, families) {
       const place = step == null ? line.step.length - 1 : line.step.indexOf(step);
       const values = ["value", "low", "high"].map((it) => amount(line[it]?.[place], unit));
       const spread = line.low?.[place] == null ? "" : ` [${values[1]}, ${values[2]}]`;
-      return place < 0 ? null : `${lines.length > 1 ? `${line.name}: ` : ""}${values[0]}${spread}`;
+      const when = step == null && !line.teacher ? ` after step ${line.step[place]}` : "";
+      return place < 0 ? null : `${lines.length > 1 ? `${line.name}: ` : ""}${values[0]}${spread}${when}`;
     }).filter(Boolean);
-    const when = step ?? Math.max(...lines.map((line) => line.step.at(-1)));
-    caption.textContent = `step ${when.toLocaleString("en")}: ${parts.join("; ")}`;
+    caption.textContent = `${step == null ? "" : `step ${step}: `}${parts.join("; ")}`;
   };
   say(null);
   requestAnimationFrame(() => drawn.push(plotOf(lines, unit, space, say)));
@@ -97,7 +97,8 @@ function linesOf(kind, name, runs, families) {
     }
     for (const index of family) {
       const curve = runs[index].curves[kind][name];
-      if (curve) lines.push({ ...curve, style: index, name: runs[index].name });
+      const of = runs.length > 1 ? runs[index].name : "student";
+      if (curve) lines.push({ ...curve, style: index, name: of });
     }
   }
   const teachers = kind === "evaluation" ? families.map(([index]) => [index, runs[index].teacher[name]]) : [];

@@ -120,8 +120,9 @@ function passes(answer, before) {
 }
 
 function scaleOf(run, measure, full) {
+  // Not by a rounding's breadth.
   const signed = run.samples.answers.flat()
-    .some((answer) => valuesOf(answer, measure).some((value) => value < 0));
+    .some((answer) => valuesOf(answer, measure).some((value) => value < -0.02 * full));
   const sample = (value) =>
     create("span", coloured(value, full), number(value) + (Math.abs(value) === full ? " or more" : ""));
   const values = [...(signed ? [-full, -full / 2] : []), 0, full / 2, full];
@@ -182,7 +183,9 @@ function detailOf(answer, place) {
   const rows = [...Object.entries(method).map(([name, values]) => [`method: ${words(name)}`, values]),
     ...Object.entries(measures).map(([name, values]) => [words(name), values])]
     .map(([name, values]) => [name, number(values[place])]);
-  const readers = Object.entries(likeliest).map(([reader, tokens]) => create("div", {},
+  const first = ([reader]) => (reader === "student" ? 0 : 1);
+  const expected = Object.entries(likeliest).sort((a, b) => first(a) - first(b));
+  const readers = expected.map(([reader, tokens]) => create("div", {},
     create("p", { class: "note" }, reader === "student" ? "student expected" : `${reader} expected`),
     likeliestTable(tokens[place], text[place])));
   return [create("h3", {}, `“${visible(text[place])}”`),
@@ -197,7 +200,6 @@ function likeliestTable(pairs, sampled) {
     { class: text === sampled ? "sampled" : null },
     create("td", {}, `“${visible(text)}”`),
     create("td", { class: "number" }, share < 0.0001 ? "<0.01 %" : `${(100 * share).toFixed(2)} %`),
-    create("td", {}, create("span", { class: "bar", "--share": "0" }))));
-  rows.forEach((row, i) => { row.querySelector(".bar").style.width = `${4 * pairs[i][1]}rem`; });
+    create("td", {}, create("span", { class: "bar", "--share": share }))));
   return create("table", { class: "likely" }, create("tbody", {}, ...rows));
 }

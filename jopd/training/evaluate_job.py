@@ -1,0 +1,75 @@
+"""A model on held-out problems, from its settings to its table."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jopd.config import Config
+from jopd.data import sources
+from jopd.diagnostics import measures
+from jopd.diagnostics.findings import comparison
+from jopd.training import console, evaluation, mesh, setup, summary
+from jopd.training.fit import evaluation_batch
+from jopd.training.samples import samples
+from jopd.training.state import Fixed, TrainState
+from jopd.training.step import jitted
+
+
+def run(config: Config, save: Path | None) -> dict:
+    """Prints the table and returns the evaluation record.
+
+    Args:
+      config: whose student is measured, and whose teacher is what it is compared with.
+      save: a file for every answer and the record.
+    """
+    model = config.student.model
+    answers = answers_of(config)
+    record = summary.summarise(config.data, answers)
+    # What a run measures against its teacher is measured against the reference here.
+    rows = [
+        row._replace(measure=row.measure.replace("teacher", "reference"))
+        for row in comparison([record])
+    ]
+    console.results_table(rows, title=f"{model}, held-out problems")
+    if save is not None:
+        lines = [{"record": record}, *samples(answers, len(answers.text), record)]
+        text = "".join(
+            json.dumps(measures.plain(line), ensure_ascii=False) + "\n" for line in lines
+        )
+        save.expanduser().write_text(text, encoding="utf-8")
+    return record
+
+
+def answers_of(config: Config) -> summary.Answers:
+    """What the student answers to the held-out problems."""
+    examples = sources.load(config.data, "held_out")
+    devices = mesh.make_mesh(config.mesh)
+    readers = setup.open_models(config)
+    at_once = evaluation_batch(config.evaluation.batch, config.micro_batches, devices)
+    problems = setup.make_batches(config, readers, examples, at_once, devices)
+    console.say(f"{config.student.model} on {config.data.source}: {problems.report}")
+    student, teacher = setup.read_models(config, readers, devices)
+    program = setup.make_program(config, readers, teacher and teacher.graph, optax.identity())
+    key = jax.random.key(config.seed)
+    evaluator = evaluation.Evaluator(
+        program,
+        jitted(program),
+        devices,
+        problems,
+        student.tokenizer,
+        dataclasses.replace(program.decoding, sampling=config.evaluation.sampling),
+        key,
+    )
+    state = TrainState(
+        student.params, {}, (), {}, {}, jnp.zeros((), jnp.int32), jax.random.key_data(key)
+    )
+    fixed = Fixed({}, teacher.params if teacher else {}, {})
+    with (
+        jax.set_mesh(devices),
+        console.waiting(f"answering {len(problems.examples)} problems (compiles first)"),
+    ):
+        return evaluator.student(state, fixed)
