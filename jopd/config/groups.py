@@ -229,11 +229,11 @@ class Hub:
                     "or leave it unset"
                 )
             return
+        if self.push_to.count("/") != 1:
+            raise ValueError(f"hub.push_to={self.push_to} must be ORG/NAME or USER/NAME")
         from huggingface_hub.utils import validate_repo_id  # `--help` need not wait for it
 
         try:
             validate_repo_id(self.push_to)
         except ValueError as error:
             raise ValueError(f"hub.push_to={self.push_to}: {error}") from None
-        if "/" not in self.push_to:
-            raise ValueError(f"hub.push_to={self.push_to} must be ORG/NAME or USER/NAME")

@@ -139,7 +139,9 @@ def validate(kind: str, answer: str) -> None:
 
 def require(module: str, package: str, setting: str) -> None:
     """Raises ValueError, with the command that mends it, where an optional package is missing."""
-    if importlib.util.find_spec(module) is None:
+    found = importlib.util.find_spec(module)
+    # A folder of that name, such as the one that wandb writes to, passes for a package without one.
+    if found is None or found.origin is None:
         raise ValueError(f"{setting} needs the package {package}: pip install {package}")
 
 

@@ -70,7 +70,7 @@ from tests.config.runs import config_of
         (Tracking, {"to": (), "name": "mine"}, "tracking.name=mine has no effect without wandb or"),
         (Hub, {"push_to": "student"}, "hub.push_to=student must be ORG/NAME"),
         (Hub, {"push_to": "org/a b"}, "hub.push_to=org/a b: Repo id must use alphanumeric chars"),
-        (Hub, {"push_to": "org/a/b"}, "hub.push_to=org/a/b: Repo id must be in the form"),
+        (Hub, {"push_to": "org/a/b"}, "hub.push_to=org/a/b must be ORG/NAME or USER/NAME"),
         (Hub, {"private": False}, "hub.private=False has no effect .* set --hub.push-to ORG/NAME"),
     ],
 )

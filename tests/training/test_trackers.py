@@ -26,7 +26,7 @@ class StandIn(ModuleType):
 
     def __init__(self, name):
         super().__init__(name)
-        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None, origin=__file__)
         self.said, self.logged_in, self.broken = [], False, False
         self.Settings = dict
         self.Table = lambda columns, data: (columns, data)
@@ -200,6 +200,22 @@ def test_one_that_is_not_installed_is_refused_with_its_command(monkeypatch):
     check_installed(Tracking(()))
     with pytest.raises(ValueError, match="tracking.to=wandb needs .*: pip install wandb$"):
         check_installed(Tracking(("tensorboard", "wandb")))
+
+
+def test_the_folder_that_wandb_writes_to_is_not_taken_for_wandb(tmp_path):
+    (tmp_path / "wandb").mkdir()
+    program = (
+        "import importlib.util, sys; from jopd.config import Tracking\n"
+        "from jopd.training.trackers import check_installed\n"
+        "sys.path = [''] + [path for path in sys.path if 'site-packages' not in path]\n"
+        "assert importlib.util.find_spec('wandb') is not None\n"
+        "try: check_installed(Tracking(('wandb',)))\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "needs the package wandb: pip install wandb" in done.stdout, done.stderr
 
 
 def test_a_run_tells_its_trackers_all_that_metrics_jsonl_has(
