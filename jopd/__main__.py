@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "one run of distillation, resumed where it stopped",
     "evaluate": "a model's answers to held-out problems",
     "generate": "a model's answers to prompts",
+    "export": "the student of a checkpoint as a Hugging Face folder",
     "show": "runs as a page to look at: tokens, curves, profiles, settings",
     "methods": "every method in the survey's six variables",
     "check": "does a method vanish at its teacher; does this machine compute what it should",

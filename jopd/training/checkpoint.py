@@ -82,6 +82,13 @@ def _facts(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
         return None
 
 
+def _abstract(like: TrainState) -> dict[str, Any]:
+    """What a state looks like and where it lives, without its arrays."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict()
+    )
+
+
 class _Manager(ocp.CheckpointManager):
     def _wait_for_checkpointers(self):
         # A write that fails on one process is told before Orbax waits for the others, which wait
@@ -136,9 +143,7 @@ class Checkpoints:
         Raises:
           DamagedCheckpoints: there are some, and none can be read.
         """
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict()
-        )
+        abstract = _abstract(like)
         steps = sorted(self.manager.all_steps(), reverse=True)
         if steps:
             # Two states side by side may be more than a device holds.
@@ -172,6 +177,23 @@ class Checkpoints:
                 "begin anew, or choose another --output"
             )
         return None
+
+    def restore_one(self, step: int, like: TrainState) -> TrainState:
+        """The state of one step, placed as `like` is; a damaged one stays where it is.
+
+        Raises:
+          DamagedCheckpoints: it can't be read.
+        """
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)))
+        try:
+            return TrainState(**self.manager.restore(step, args=args)["state"])
+        except Exception as error:
+            if is_out_of_room(error) or is_unreachable(error):
+                raise
+            raise DamagedCheckpoints(
+                f"the checkpoint of step {step} in {self.folder} can't be read: choose another of "
+                f"its steps, {', '.join(map(str, self.manager.all_steps()))}"
+            ) from None
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves damaged checkpoints out of the way of those that are written when their step comes

@@ -13,16 +13,14 @@ from jopd.diagnostics import plots, report, speed, token_plots
 from jopd.diagnostics.findings import comparison
 from jopd.diagnostics.style import Shown, drawn
 from jopd.diagnostics.tokens import Diagnostics
-from jopd.models.adapters import CONFIG, save_adapter
-from jopd.models.load import save
 from jopd.page.document import document, write
 from jopd.page.records import read_run
 from jopd.training import facts, logs, processes
-from jopd.training.card import adapter_card, model_card
 from jopd.training.console import results_table, say
 from jopd.training.home import Disk
 from jopd.training.setup import Run
 from jopd.training.state import TrainState
+from jopd.training.students import write_cards, write_student
 from jopd.training.worker import Worker
 
 
@@ -48,17 +46,7 @@ def finish(worker: Worker, state: TrainState) -> None:
         for pattern in (".student-*", ".adapter-*"):  # of a kill while one of them was written
             for leftover in folder.glob(pattern):
                 shutil.rmtree(leftover)
-    params = run.program.student_params(state, run.fixed)
-    save(
-        folder / "student",
-        run.student.graph,
-        params,
-        run.student.architecture,
-        run.student.tokenizer,
-        stop_tokens=run.student.stop_tokens,
-    )
-    if (lora := run.config.student.lora).rank:
-        save_adapter(folder / "adapter", params, lora, run.student.origin)
+    write_student(run, state, folder / "student", folder / "adapter")
     pictured = worker.look(run.config.steps, state)
     processes.decided(_write_down, run, pictured)
 
@@ -67,16 +55,9 @@ def _write_down(run: Run, pictured: dict[str, np.ndarray]) -> None:
     folder = run.home.folder
     records = logs.read(folder)
     draw(records, pictured, folder / "plots", shown(str(run.home), run.name, run.config))
-    config = configs.to_dict(run.config)
-    method = run.config.objective
-    card = model_card(config, source=method.source, evaluations=records.evaluations)
-    (folder / "student" / "README.md").write_text(card, encoding="utf-8")
-    if run.config.student.lora.rank:
-        written = json.loads((folder / "adapter" / CONFIG).read_text(encoding="utf-8"))
-        text = adapter_card(config, written)
-        (folder / "adapter" / "README.md").write_text(text, encoding="utf-8")
+    write_cards(run, records.evaluations, folder / "student", folder / "adapter")
     collected = report.collected(
-        config=config,
+        config=configs.to_dict(run.config),
         facts=facts.of(run, records),
         variables=run.program.method.variables()._asdict(),
         evaluations=records.evaluations,

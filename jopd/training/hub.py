@@ -4,6 +4,7 @@ goes there, once the run has ended.
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -63,15 +64,20 @@ def push(home: Disk, hub: Hub) -> None:
     if not hub.push_to:
         return
     with _forgiven(home, hub), waiting(f"uploading the student to {hub.push_to}"):
-        folder, api = home.student(), huggingface_hub.HfApi()
-        place = api.create_repo(hub.push_to, private=hub.private, exist_ok=True)
-        api.upload_folder(
-            repo_id=hub.push_to,
-            folder_path=folder,
-            commit_message="A student of jopd",
-            delete_patterns=WEIGHTS,
-        )
-        say(f"the student is at {place}")
+        upload(home.student(), hub)
+
+
+def upload(folder: Path, hub: Hub) -> None:
+    """Uploads a student, to a model that is made where there is none, and says where it is."""
+    api = huggingface_hub.HfApi()
+    place = api.create_repo(hub.push_to, private=hub.private, exist_ok=True)
+    api.upload_folder(
+        repo_id=hub.push_to,
+        folder_path=folder,
+        commit_message="A student of jopd",
+        delete_patterns=WEIGHTS,
+    )
+    say(f"the student is at {place}")
 
 
 @contextlib.contextmanager
