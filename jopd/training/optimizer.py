@@ -27,7 +27,9 @@ def schedule(config: Optimizer, updates: int) -> optax.Schedule:
 
 def rates(config: Optimizer, updates: int) -> Float[np.ndarray, " updates"]:
     """The learning rate of each of `updates` optimiser steps, on the host."""
-    return np.asarray(jax.vmap(schedule(config, updates))(jnp.arange(updates, dtype=jnp.float32)))
+    # One program, and not one for every operation of the schedule.
+    of_each = jax.jit(jax.vmap(schedule(config, updates)))
+    return np.asarray(of_each(np.arange(updates, dtype=np.float32)))
 
 
 def rate_after(config: Optimizer, updates: int, done: int) -> float:
