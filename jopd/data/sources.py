@@ -22,6 +22,7 @@ it does not depend on the order of the rows, and a prompt that occurs twice stay
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, get_args
@@ -55,8 +56,9 @@ class DataConfig:
         math, or a function of yours, FILE.py:NAME; auto: number for a lone number, math for LaTeX,
         else exact.
       columns: which column holds what.
-      train_split: the split to train on (tfds, hf).
+      train_split: the split to train on (tfds, hf), such as train, train[:10%] or train+extra.
       held_out_split: the split to evaluate on (tfds, hf), or a second file.
+      streaming: reads the first `limit` rows and no others (hf), of a set too large to download.
       data_dir: where TFDS keeps its data sets, if not in ~/tensorflow_datasets.
       min_steps: fewest steps of a built-in problem.
       max_steps: most steps of a built-in problem.
@@ -71,6 +73,7 @@ class DataConfig:
     columns: Columns = Columns()
     train_split: str = "train"
     held_out_split: str | None = None
+    streaming: bool = False
     data_dir: str | None = None
     min_steps: int = TallySettings.min_steps
     max_steps: int = TallySettings.max_steps
@@ -93,6 +96,11 @@ class DataConfig:
                     f"{field}={getattr(self, field)!r} has no effect on source={self.source!r}, "
                     f"only on {', '.join(kinds)}: leave it unset"
                 )
+        if self.streaming and self.limit is None:
+            raise ValueError(
+                "streaming=True reads no more than is asked for: say how many training examples "
+                "that are with limit"
+            )
         for field, least in (("seed", 0), ("held_out", 1), ("limit", 1)):
             value = getattr(self, field)
             if value is not None and value < least:
@@ -134,6 +142,7 @@ _ONLY_FOR = {
     "columns": _ROWS,
     "train_split": ("tfds", "hf"),
     "held_out_split": ("jsonl", "tfds", "hf"),
+    "streaming": ("hf",),
     "data_dir": ("tfds",),
     "min_steps": ("builtin",),
     "max_steps": ("builtin",),
@@ -196,8 +205,13 @@ def _table(config: DataConfig, split: Split) -> Sequence[Example]:
     if config.kind == "tfds":
         table = tables.tfds(config.name, config.data_dir)
     else:
-        table = tables.hugging_face(config.name)
-    return _part(table.rows, *_splits(table.splits, config, split), config, split)
+        table = tables.hugging_face(config.name, streaming=config.streaming)
+    rows = table.rows
+    if config.streaming:
+        # As many as may be used, some of which may be cut off for evaluation.
+        most = (config.limit or 0) + config.held_out
+        rows = lambda part: itertools.islice(table.rows(part), most)
+    return _part(rows, *_splits(table.splits, config, split), config, split)
 
 
 def _python(config: DataConfig, split: Split) -> Sequence[Example]:
@@ -285,9 +299,10 @@ def _splits(available: Sequence[str], config: DataConfig, split: Split) -> tuple
     held_out = config.held_out_split or next(
         (name for name in HELD_OUT_SPLITS if name in available), None
     )
-    asked = split == "held_out" and held_out
-    field, name = ("held_out_split", held_out) if asked else ("train_split", config.train_split)
-    if name not in available:
+    field, name = "train_split", config.train_split
+    if split == "held_out" and held_out:
+        field, name = "held_out_split", held_out
+    if not set(tables.names_in(name)) <= set(available):
         raise ValueError(
             f"{field}={name!r} is no split of {config.source}: it has {', '.join(available)}"
         )

@@ -1,6 +1,8 @@
 """Rows of TensorFlow Datasets, read without TensorFlow, and of Hugging Face's data sets."""
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,24 +54,66 @@ def tfds(name: str, data_dir: str | None) -> Table:
     return Table(list(builder.info.splits), rows)
 
 
-def hugging_face(name: str) -> Table:
-    """`NAME` or `NAME:CONFIG`; raises ValueError where it can't be loaded."""
+def hugging_face(name: str, *, streaming: bool = False) -> Table:
+    """`NAME` or `NAME:CONFIG`, a name of the hub, a folder of data files, or what `save_to_disk`
+    wrote.
+
+    Args:
+      streaming: rows are read as they are asked for, and not downloaded before.
+
+    Raises:
+      ValueError: it can't be loaded.
+    """
     require("datasets", "datasets", f"hf:{name}")
     import datasets  # pyright: ignore[reportMissingImports]
 
     path, _, subset = name.partition(":")
-    try:
-        tables = datasets.load_dataset(path, subset or None)
-    except Exception as error:
-        raise ValueError(
-            f"hf:{name} can't be loaded ({first_line(error)}): check the name and the network"
-        ) from error
+    folder = Path(path).expanduser()
+    saved = any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
+
+    def explained(load: Callable[[], Any], what: str) -> Any:
+        try:
+            return load()
+        except Exception as error:
+            raise ValueError(
+                f"hf:{name}{what} can't be loaded ({first_line(error)}): check the name and the "
+                "network"
+            ) from error
+
+    if saved:
+        tables = explained(lambda: datasets.load_from_disk(str(folder)), "")
+        tables = tables if isinstance(tables, Mapping) else {"train": tables}
+        splits = [*map(str, tables)]
+        of_split = lambda split: _selected(datasets, tables, split)
+    else:
+        splits = explained(lambda: datasets.get_dataset_split_names(path, subset or None), "")
+        of_split = lambda split: datasets.load_dataset(
+            path, subset or None, split=split, streaming=streaming
+        )
 
     def rows(split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        for i, row in enumerate(tables[split]):
+        for i, row in enumerate(explained(lambda: of_split(split), f", split {split},")):
             yield f"{path}/{split}:{i}", plain(row)
 
-    return Table([*map(str, tables)], rows)
+    return Table(splits, rows)
+
+
+def _selected(datasets: Any, tables: Mapping[str, Any], split: str) -> Iterable[Any]:
+    """The rows of `train`, `train[:10%]` or `train+test`, of tables that are on the disk."""
+    sizes = {name: len(table) for name, table in tables.items()}
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
+    bounds = lambda it: (it.from_ or 0, sizes[it.splitname] if it.to is None else it.to)
+    selected = [tables[it.splitname].select(range(*bounds(it))) for it in parts]
+    return itertools.chain.from_iterable(selected)
+
+
+def names_in(split: str) -> list[str]:
+    """The splits that an expression is made of: `train` and `test` of `train[:10%]+test`.
+
+    >>> names_in("train[:10%] + test")
+    ['train', 'test']
+    """
+    return [part.partition("[")[0].strip() for part in split.split("+")]
 
 
 def plain(value: Any) -> Any:

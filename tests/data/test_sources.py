@@ -484,14 +484,17 @@ def hub(monkeypatch):
         for i in range(4)
     )
 
-    def load_dataset(name, subset):
+    def splits(name, subset):
         if name == "none":
             raise ConnectionError("Couldn't reach the hub\nat all")
         return {"train": chats} if subset == "chats" else rows
 
-    monkeypatch.setitem(
-        sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, __spec__=object())
+    stub = types.SimpleNamespace(
+        get_dataset_split_names=lambda name, subset: [*splits(name, subset)],
+        load_dataset=lambda name, subset, split, streaming: splits(name, subset)[split],
+        __spec__=types.SimpleNamespace(origin="a stand-in"),
     )
+    monkeypatch.setitem(sys.modules, "datasets", stub)
 
 
 def test_hf(hub):
@@ -509,6 +512,79 @@ def test_hf(hub):
         ValueError, match=r"hf:none can't be loaded \(Couldn't reach the hub\): check the name and"
     ):
         load(DataConfig("hf:none"), "train")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Ten rows and three, as data files and as `save_to_disk` writes them."""
+    datasets = pytest.importorskip("datasets", reason="pip install datasets")
+    rows = lambda name, count: [{"prompt": f"{name}{i}", "answer": str(i)} for i in range(count)]
+    splits = {"train": rows("q", 10), "test": rows("t", 3)}
+    for name, of_split in splits.items():
+        table = datasets.Dataset.from_list(of_split)
+        table.to_parquet(tmp_path / "files" / f"{name}.parquet")
+        splits[name] = table
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "disk")
+    splits["train"].save_to_disk(tmp_path / "alone")
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", ["files", "disk"])
+def test_hf_takes_parts_of_splits_as_datasets_does(saved, folder):
+    of = lambda **settings: DataConfig(f"hf:{saved / folder}", **settings)
+    assert prompts(load(of(train_split="train[:30%]"), "train")) == ["q0", "q1", "q2"]
+    assert prompts(load(of(train_split="train[-2:]+test"), "train")) == [
+        "q8",
+        "q9",
+        "t0",
+        "t1",
+        "t2",
+    ]
+    assert prompts(load(of(held_out_split="test[1:]"), "held_out")) == ["t1", "t2"]
+    with pytest.raises(ValueError, match=r"train_split='trai\[:2\]' is no split of hf:.*: it has"):
+        load(of(train_split="trai[:2]"), "train")
+    with pytest.raises(ValueError, match=r"split train\[:x\], can't be loaded \("):
+        load(of(train_split="train[:x]"), "train")
+
+
+def test_hf_reads_one_table_as_its_training_split(saved):
+    config = DataConfig(f"hf:{saved / 'alone'}", held_out=2)
+    train, held_out = load(config, "train"), load(config, "held_out")
+    assert sorted(prompts([*train, *held_out])) == [f"q{i}" for i in range(10)]
+
+
+def test_hf_streams_no_more_than_is_asked_for(saved, monkeypatch):
+    import datasets
+
+    asked = []
+    load_dataset = datasets.load_dataset
+
+    def watched(*names, **settings):
+        def read():
+            for row in load_dataset(*names, **settings):
+                asked.append(row["prompt"])
+                yield row
+
+        assert settings["streaming"]
+        return read()
+
+    monkeypatch.setattr(datasets, "load_dataset", watched)
+    config = DataConfig(f"hf:{saved / 'files'}", streaming=True, limit=4, held_out=2)
+    assert prompts(load(config, "train")) == ["q0", "q1", "q2", "q3"]
+    assert len(asked) <= 6
+    assert prompts(load(config, "held_out")) == ["t0", "t1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "hf:x"}, "streaming=True reads no more than is asked for: .* with limit"),
+        ({"source": "builtin", "limit": 3}, "streaming=True has no effect on source='builtin'"),
+    ],
+)
+def test_streaming_is_refused_where_it_means_nothing(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**settings, streaming=True)
 
 
 def test_messages_of_tfds_are_read_whatever_their_shape():
