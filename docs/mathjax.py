@@ -1,4 +1,4 @@
-"""Formulas without a network: after `npm install --no-save mathjax@3` the site brings MathJax along.
+"""Formulas without a network: after `npm install --no-save mathjax@3` the site has MathJax in it.
 
 Otherwise the pages ask unpkg.com for the very same file.
 """
