@@ -112,7 +112,8 @@ def settings_of(study: Path, flags: Sequence[str]) -> str:
     """A digest of all that makes a run's numbers, but for its seed, which a `Run` tells."""
     _, config = parse([str(study), *flags])
     settings = configs.same_numbers(configs.to_dict(config), config) | {"seed": 0}
-    text = json.dumps(settings, sort_keys=True)
+    # A file of ours that they name is the same wherever the repository lies.
+    text = json.dumps(settings, sort_keys=True).replace(str(FOLDER.parent.resolve()), "")
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 

@@ -8,6 +8,7 @@ prompts: how far a student has moved from where it began, or how close it is to 
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -32,6 +33,9 @@ class Evaluate:
         or `smollm2`.
       reference: another such model to compare with token by token.
       data: the problems; `--task X` is short for `--data.source X`.
+      reads: what stands in the prompt besides the problem, as a teacher would see it: nothing, a
+        part of the worked solution (partial) or all that is known (full, privileged);
+        `--view X` is short for `--reads X`.
       sampling: how the answers are drawn.
       batch: problems answered at once.
       save: a file for every answer and the numbers, as JSON lines.
@@ -40,6 +44,7 @@ class Evaluate:
     model: str
     reference: str | None = None
     data: DataConfig = DataConfig()
+    reads: Literal["plain", "partial", "full", "privileged"] = "plain"
     view: ViewConfig = ViewConfig()
     sampling: Sampling = Sampling()
     compute: Compute = Compute()
@@ -57,8 +62,9 @@ class Evaluate:
 
 def main(arguments: list[str] | None = None) -> None:
     rest = sys.argv[1:] if arguments is None else list(arguments)
-    if (task := configs.or_exit(configs.take, rest, "--task")) is not None:
-        rest += ["--data.source", task]
+    for short, flag in (("--task", "--data.source"), ("--view", "--reads")):
+        if (value := configs.or_exit(configs.take, rest, short)) is not None:
+            rest += [flag, value]
     settings = tyro.cli(Evaluate, args=rest, prog="python -m jopd.evaluate", description=__doc__)
     keep_compiled()
     with failures.explaining(memory=failures.SAMPLING):
@@ -72,7 +78,7 @@ def run(settings: Evaluate) -> dict:
     # Seconds of imports, which nobody should wait for who asks for help or has mistyped a setting.
     from jopd.training import evaluate_job
 
-    return evaluate_job.run(config, settings.save)
+    return evaluate_job.run(config, settings.reads, settings.save)
 
 
 def as_run(settings: Evaluate) -> Config:

@@ -53,10 +53,15 @@ def run(settings: Show) -> None:
 
     homes = [home.at(str(Path(run)) if "://" not in run else run) for run in settings.runs]
 
+    known: dict[str, tuple[object, records.Data]] = {}
+
     def read() -> list[records.Data]:
         for it in homes:
             it.fetch()
-        return [records.read_run(it.folder, str(it)) for it in homes]
+            stamp = records.stamp(it.folder)
+            if str(it) not in known or known[str(it)][0] != stamp:
+                known[str(it)] = stamp, records.read_run(it.folder, str(it))
+        return [known[str(it)][1] for it in homes]
 
     if settings.live is not None:
         return follow(settings.live, read)

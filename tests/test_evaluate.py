@@ -8,6 +8,7 @@ import pytest
 from jopd import evaluate
 from jopd.data.sources import DataConfig
 from jopd.evaluate import Evaluate
+from jopd.rollout.settings import Sampling
 
 
 def test_a_model_is_at_no_distance_from_itself(tmp_path):
@@ -29,6 +30,31 @@ def test_a_model_is_at_no_distance_from_itself(tmp_path):
     assert first["record"]["accuracy"]["count"] == len(answers) == 11
     right = sum(answer["completion"].split()[-1:] == [answer["answer"]] for answer in answers)
     assert right / 11 == pytest.approx(record["accuracy"]["value"])
+
+
+def test_a_model_that_reads_the_solution_gets_more_of_them_right(tmp_path):
+    """The baby student uses what it is shown, and what the reference reads it is shown too."""
+    records = []
+    for reads in ("plain", "full"):
+        settings = Evaluate(
+            "jopd:baby-student",
+            "jopd:baby-student",
+            DataConfig(held_out=24, max_steps=6),
+            reads=reads,
+            sampling=Sampling(temperature=0.0),
+            batch=24,
+            max_new_tokens=96,
+        )
+        records.append(evaluate.run(settings))
+    plain, full = (record["by_problem"]["accuracy"] for record in records)
+    assert sum(full) >= sum(plain) + 4
+    assert [record["kl"]["value"] for record in records] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_a_view_is_one_of_those_that_show_something(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--model", "jopd:baby-student", "--view", "teachers"])
+    assert "teachers" in (said := capsys.readouterr().err) and "privileged" in said
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_answered(tmp_path, capsys):

@@ -128,7 +128,8 @@ class Evaluation:
       every: steps between two evaluations; 0 evaluates before and after only.
       sampling: how the answers are drawn; the KL to the teacher is measured on them.
       batch: problems answered at once.
-      samples_shown: answers written to `samples.jsonl` each time.
+      samples_shown: answers written to `samples.jsonl` each time, the first 16 with numbers of
+        their tokens.
     """
 
     every: int = dataclasses.field(default=50, metadata=SAME_NUMBERS)

@@ -4,6 +4,7 @@ A run may still be going on, or have been written by an earlier version: what is
 out. `config.yaml` is read as data, so no code that it names is run.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,27 +43,31 @@ def read_run(folder: Path, name: str, collected: Mapping[str, Any] | None = None
     """
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-        records, facts = logs.read(folder), collected or _read_report(folder / "report.json")
-    except FileNotFoundError:
+        config, records = yaml.safe_load(text), logs.read(folder)
+    except (FileNotFoundError, NotADirectoryError):
         raise NotARun(f"{name} holds no run (no config.yaml): name the folder of one") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise NotARun(f"{name} can't be read ({' '.join(str(error).split())})") from None
-    if not isinstance(config, dict):
-        raise NotARun(f"{name}/config.yaml holds no settings")
+    if not (isinstance(config, dict) and isinstance(config.get("method"), dict)):
+        raise NotARun(f"{name}/config.yaml holds no settings of a run")
+    facts = collected or _read_report(folder / "report.json")
+    if facts.get("config", {}).get("steps") != config.get("steps"):
+        facts = {}  # of before the run became longer
+    groups = thinned(records.training)
     return {
         "name": name,
-        "method": config.get("method", {}).get("name", ""),
+        "method": config["method"].get("name", ""),
         "preset": config.get("preset", ""),
         "steps": config.get("steps"),
         "done": records.training[-1]["step"] if records.training else 0,
         "finished": bool(facts),
+        "steps_a_point": max(map(len, groups), default=1),
         "settings": flat(config),
         "findings": findings(records.evaluations),
         "result": [list(row) for row in comparison(records.evaluations)],
         "why": [list(row) for row in comparison(records.evaluations, diagnostics=True)],
         "curves": {
-            "training": curves([coarse(record) for record in thinned(records.training)]),
+            "training": curves([coarse(group) for group in groups]),
             "evaluation": curves(records.evaluations),
         },
         "teacher": teacher_of(records.evaluations),
@@ -79,8 +84,21 @@ def read_run(folder: Path, name: str, collected: Mapping[str, Any] | None = None
     }
 
 
+def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes when one of a run's files does."""
+    names = ("config.yaml", "report.json", logs.METRICS, logs.EVALUATIONS, logs.SAMPLES)
+    known = [(folder / name, name) for name in names if (folder / name).is_file()]
+    return tuple((name, it.stat().st_size, it.stat().st_mtime_ns) for it, name in known)
+
+
 def _read_report(file: Path) -> Mapping[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """What a finished run has written, if it can be read and is whole."""
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    whole = isinstance(facts, dict) and {"config", "variables", *CHECKLIST} <= facts.keys()
+    return facts if whole else {}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -95,9 +113,14 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def thinned(lines: Lines) -> list[list[Mapping[str, Any]]]:
-    """Neighbours that make one point of a curve."""
-    size = max(1, -(-len(lines) // POINTS))
-    return [list(lines[begin : begin + size]) for begin in range(0, len(lines), size)]
+    """Neighbours that make one point of a curve: as many steps as a round number says, so that runs
+    of other lengths have points at the same steps.
+    """
+    last = lines[-1]["step"] if lines else 0
+    sizes = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    size = next(size for size in sizes if last <= size * POINTS)
+    groups = itertools.groupby(lines, key=lambda line: (line["step"] - 1) // size)
+    return [list(group) for _, group in groups]
 
 
 def coarse(group: Lines) -> dict[str, Any]:

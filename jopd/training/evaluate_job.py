@@ -19,22 +19,24 @@ from jopd.training.state import Fixed, TrainState
 from jopd.training.step import jitted
 
 
-def run(config: Config, save: Path | None) -> dict:
+def run(config: Config, reads: str, save: Path | None) -> dict:
     """Prints the table and returns the evaluation record.
 
     Args:
       config: whose student is measured, and whose teacher is what it is compared with.
+      reads: the view under which both read the problems.
       save: a file for every answer and the record.
     """
     model = config.student.model
-    answers = answers_of(config)
+    answers = answers_of(config, reads)
     record = summary.summarise(config.data, answers)
     # What a run measures against its teacher is measured against the reference here.
     rows = [
         row._replace(measure=row.measure.replace("teacher", "reference"))
         for row in comparison([record])
     ]
-    console.results_table(rows, title=f"{model}, held-out problems")
+    under = "" if reads == "plain" else f", view {reads}"
+    console.results_table(rows, title=f"{model}, held-out problems{under}")
     if save is not None:
         lines = [{"record": record}, *samples(answers, len(answers.text), record)]
         text = "".join(
@@ -44,15 +46,17 @@ def run(config: Config, save: Path | None) -> dict:
     return record
 
 
-def answers_of(config: Config) -> summary.Answers:
-    """What the student answers to the held-out problems."""
+def answers_of(config: Config, reads: str) -> summary.Answers:
+    """What the student answers to the held-out problems, under a view."""
     examples = sources.load(config.data, "held_out")
     devices = mesh.make_mesh(config.mesh)
-    readers = setup.open_models(config)
+    readers = setup.open_models(config)._replace(views=(reads,))
     at_once = evaluation_batch(config.evaluation.batch, config.micro_batches, devices)
     problems = setup.make_batches(config, readers, examples, at_once, devices)
     console.say(f"{config.student.model} on {config.data.source}: {problems.report}")
     student, teacher = setup.read_models(config, readers, devices)
+    if teacher is None:
+        readers = readers._replace(views=())
     program = setup.make_program(config, readers, teacher and teacher.graph, optax.identity())
     key = jax.random.key(config.seed)
     evaluator = evaluation.Evaluator(
@@ -63,6 +67,7 @@ def answers_of(config: Config) -> summary.Answers:
         student.tokenizer,
         dataclasses.replace(program.decoding, sampling=config.evaluation.sampling),
         key,
+        reads,
     )
     state = TrainState(
         student.params, {}, (), {}, {}, jnp.zeros((), jnp.int32), jax.random.key_data(key)

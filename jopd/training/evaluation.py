@@ -36,6 +36,7 @@ class Evaluator(NamedTuple):
     Attributes:
       problems: in order, without shuffle.
       key: the same noise at every evaluation, so that two of them differ by the model alone.
+      reads: the view under which the student answers.
     """
 
     program: Program
@@ -45,6 +46,7 @@ class Evaluator(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     decoding: Decoding
     key: jax.Array
+    reads: str = "student"
 
     def student(self, state: TrainState, fixed: Fixed, look: Look = lambda *_: {}) -> Answers:
         """The student's answers, compared token by token with the teacher, if there is one.
@@ -57,6 +59,7 @@ class Evaluator(NamedTuple):
         """
 
         def answer(index, contexts, rows):
+            contexts = contexts | {"student": contexts[self.reads]}
             rollout = self.jitted.rollout(
                 state, fixed, contexts["student"], rows, self.key, decoding=self.decoding, samples=1
             )

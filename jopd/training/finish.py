@@ -4,7 +4,9 @@ the report, which is written last and marks a run as finished.
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from jopd.diagnostics import plots, report, speed, token_plots
 from jopd.diagnostics.findings import comparison
 from jopd.diagnostics.style import Shown, drawn
 from jopd.diagnostics.tokens import Diagnostics
+from jopd.models.files import one_line
 from jopd.page.document import document, write
 from jopd.page.records import read_run
 from jopd.training import facts, logs, processes
@@ -62,13 +65,21 @@ def _write_down(run: Run, pictured: dict[str, np.ndarray]) -> None:
         variables=run.program.method.variables()._asdict(),
         evaluations=records.evaluations,
     )
-    page = document([read_run(folder, str(run.home), collected)])
-    write(folder / "report.html", page)
+    picture_page(run, collected)
     report.write(folder, collected, records.evaluations)
     run.home.push()
     results_table(comparison(records.evaluations))
     say(speed.sentence(records.training, records.evaluations))
     say(f"everything is in {run.home}; look at its report.html, and try  {run.home.trial}")
+
+
+def picture_page(run: Run, collected: Mapping[str, Any]) -> None:
+    """Writes `report.html`, without which a run has ended all the same."""
+    folder = run.home.folder
+    try:
+        write(folder / "report.html", document([read_run(folder, str(run.home), collected)]))
+    except Exception as error:
+        say(f"warning: report.html was not written ({one_line(error)}): python -m jopd.show again")
 
 
 def shown(home: str, preset: str, config: configs.Config) -> Shown:

@@ -5,7 +5,10 @@ whether it was right, and of every token what the readers and the method made of
      "tokens": {"text": ["step", " 1", ...],
                 "measures": {"kl": [0.1, ...], ...},        of the comparison with the teacher
                 "method": {"divergence": [0.1, ...], ...},  the method's own, see `training.seen`
-                "likeliest": {"student": [[["step", 0.9], ...], ...], ...}}}
+                "length": 57,                               in all; TOKENS are looked at
+                "likeliest": {"student": [[["step", 0.9, true], ...], ...], ...}}}
+
+`likeliest` has a text, its probability, and whether it is the token that was written.
 """
 
 import math
@@ -18,8 +21,8 @@ from jopd.data.texts import Decoder, pieces_of, text_after
 from jopd.training.seen import EXPECTED
 from jopd.training.summary import CORE, Answers
 
-# Of each answer so many tokens are looked at, so that long answers make no long files.
-TOKENS = 256
+# So many answers of an evaluation are looked at, and of each so many tokens: some 100 kB an answer.
+LOOKED_AT, TOKENS = 16, 256
 
 Tokens = dict[str, Any]
 
@@ -47,7 +50,7 @@ def samples(
         }
         if example.answer is not None and (outcome := next(right, None)) is not None:
             line["right"] = bool(outcome)
-        if tokenizer is not None:
+        if tokenizer is not None and row < LOOKED_AT:
             line["tokens"] = tokens_of(answers, row, tokenizer)
         lines.append(line)
     return lines
@@ -71,6 +74,7 @@ def tokens_of(answers: Answers, row: int, tokenizer: Decoder) -> Tokens:
     }
     return {
         "text": pieces_of(tokenizer, ids),
+        "length": int(answers.mask[row].sum()),
         "measures": {name: rounded(values[row, written]) for name, values in measured.items()},
         "method": own,
         "likeliest": likeliest(found, ids, tokenizer),
@@ -79,8 +83,10 @@ def tokens_of(answers: Answers, row: int, tokenizer: Decoder) -> Tokens:
 
 def likeliest(
     found: Mapping[str, np.ndarray], ids: list[int], tokenizer: Decoder
-) -> dict[str, list[list[tuple[str, float]]]]:
-    """By reader, for each token the pairs of a text and its probability, the likeliest first."""
+) -> dict[str, list[list[tuple[str, float, bool]]]]:
+    """By reader, for each token texts, their probabilities and which was written, the likeliest
+    first.
+    """
     ending = "_ids"
     readers = [
         name.removeprefix(EXPECTED).removesuffix(ending)
@@ -94,7 +100,7 @@ def likeliest(
         shares = found[f"{EXPECTED}{reader}_probabilities"]
         by_reader[reader] = [
             [
-                (text_after(tokenizer, before, id), share)
+                (text_after(tokenizer, before, id), share, id == ids[place])
                 for id, share in zip(of_token, rounded(shares[place]), strict=True)
             ]
             for place, (before, of_token) in enumerate(zip(previous, expected, strict=True))

@@ -70,8 +70,9 @@ def method_values(
     don't count; and what comes of them:
 
       push: of a policy gradient, `-d loss / d log pi(y)` before the loss is divided by its count:
-        the token is made likelier where it is positive.
-      loss: of a differentiated divergence, the token's summand, alike.
+        by it the token is made likelier where it is positive. What else a loss differentiates, such
+        as a divergence beside it, is not in it.
+      loss: of a differentiated divergence, the token's summand, alike, without further streams.
 
     Neither is there where the loss compares the samples of a prompt, as these answers have none
     beside them.

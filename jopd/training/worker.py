@@ -25,6 +25,7 @@ from jopd.training.batch import (
 )
 from jopd.training.laps import Laps
 from jopd.training.optimizer import rates
+from jopd.training.samples import LOOKED_AT
 from jopd.training.setup import Run
 from jopd.training.state import EVALUATION, GUIDING, TRAINING, WINDOWS, TrainState
 from jopd.training.step import jitted
@@ -278,7 +279,7 @@ class Worker:
         some are shown; see `jopd.training.seen`.
         """
         run, method = self.run, self.run.program.method
-        if index * len(rollout.tokens) >= run.config.evaluation.samples_shown:
+        if index * len(rollout.tokens) >= min(run.config.evaluation.samples_shown, LOOKED_AT):
             return {}
         if unread := tuple(view for view in method.views if view not in batch.hidden):
             further = self.jitted.score(state, run.fixed, batch, unread)

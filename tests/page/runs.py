@@ -29,7 +29,10 @@ def evaluation(step: int, accuracy: float, kl: float, **more) -> dict:
 
 
 def answer(step: int, id: str, right: bool, kl: list[float], prompt: str = "how many?") -> dict:
-    expected = [[["seven", 0.75], [HOSTILE, 0.25]], [[" eggs", 0.5], [" pens", 0.125]]]
+    expected = [
+        [["seven", 0.75, True], [HOSTILE, 0.25, False]],
+        [[" eggs", 0.5, True], [" pens", 0.125, False]],
+    ]
     return {
         "step": step,
         "id": id,
@@ -39,6 +42,7 @@ def answer(step: int, id: str, right: bool, kl: list[float], prompt: str = "how 
         "right": right,
         "tokens": {
             "text": ["seven", " eggs"],
+            "length": 2,
             "measures": {"kl": kl},
             "method": {"push": [-kl[0], None]},
             "likeliest": {"student": expected, "teacher": expected},

@@ -108,3 +108,19 @@ def test_what_differs_is_told_first(page):
     open_tab(page, "Settings")
     rows = page.locator("table").first.locator("tbody tr")
     assert [row.split("\t")[0] for row in rows.all_inner_texts()] == ["seed", "output"]
+
+
+def test_a_control_stays_in_hand(page):
+    open_tab(page, "Tokens")
+    page.get_by_label("Colour").focus()
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.tagName") == "SELECT"
+    assert page.evaluate("document.activeElement.value") == "measures/kl"
+
+
+def test_what_was_written_is_marked_and_escape_puts_the_numbers_away(page):
+    open_tab(page, "Tokens")
+    page.locator(".answer").first.locator(".token").first.hover()
+    assert page.locator("#detail tr.sampled").all_inner_texts()[0].startswith("“seven”")
+    page.keyboard.press("Escape")
+    assert page.locator("#detail").inner_text() == ""

@@ -49,7 +49,9 @@ def test_nothing_else_is_served(server, path):
 
 
 def test_whoever_asks_by_another_name_gets_nothing(server):
+    assert ask(server[0], host="localhost:9000")[0] == 200  # through a tunnel
     assert ask(server[0], host="example.org")[0] == 403
+    assert ask(server[0], host="localhost.example.org")[0] == 403
     assert ask(server[0], host=f"example.org:{server[0].server_port}")[0] == 403
 
 

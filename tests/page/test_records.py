@@ -57,18 +57,47 @@ def test_before_the_first_evaluation_there_is_little_to_see(tmp_path):
 
 
 def test_many_steps_are_the_means_of_neighbours(monkeypatch):
-    monkeypatch.setattr(records, "POINTS", 2)
+    monkeypatch.setattr(records, "POINTS", 3)
     lines = [{"step": i, "loss": float(i), "seconds": {"rollout": 1.0}} for i in range(1, 6)]
     curves = records.curves([records.coarse(group) for group in records.thinned(lines)])
-    assert curves["loss"]["step"] == [3, 5]
-    assert curves["loss"]["value"] == [2.0, 4.5]
-    assert curves["seconds/rollout"]["value"] == [1.0, 1.0]
+    assert curves["loss"]["step"] == [2, 4, 5]
+    assert curves["loss"]["value"] == [1.5, 3.5, 5.0]
+    assert curves["seconds/rollout"]["value"] == [1.0, 1.0, 1.0]
+
+
+def test_runs_of_other_lengths_have_points_at_the_same_steps():
+    of = lambda steps: [{"step": step} for step in range(1, steps + 1)]
+    ends = [[group[-1]["step"] for group in records.thinned(of(n))] for n in (20_000, 19_000)]
+    assert ends[1] == ends[0][: len(ends[1])] and len(ends[0]) <= records.POINTS
+    assert records.thinned([]) == []
 
 
 def test_of_many_evaluations_the_first_and_the_last_are_there(monkeypatch):
     monkeypatch.setattr(records, "EVALUATIONS", 3)
     found = records.shown_samples([{"step": step, "id": "a"} for step in range(0, 70, 10)])
     assert (found["steps"], found["of"]) == ([0, 30, 60], 7)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"config": {"steps": 3}}'])
+def test_a_report_that_is_torn_or_partial_counts_as_none(tmp_path, text):
+    folder = write_run(tmp_path / "run")
+    (folder / "report.json").write_text(text)
+    run = records.read_run(folder, "run")
+    assert (run["finished"], run["checklist"]) == (False, [])
+
+
+def test_a_run_that_became_longer_is_not_finished(tmp_path):
+    folder = write_run(tmp_path / "run")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("steps: 3", "steps: 30"))
+    run = records.read_run(folder, "run")
+    assert (run["finished"], run["done"], run["steps"], run["checklist"]) == (False, 3, 30, [])
+
+
+def test_a_file_is_no_folder(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with pytest.raises(records.NotARun, match="holds no run"):
+        records.read_run(folder / "config.yaml", "run/config.yaml")
 
 
 def test_code_that_a_config_names_is_not_run(tmp_path):
@@ -86,7 +115,7 @@ def test_code_that_a_config_names_is_not_run(tmp_path):
         ("config.yaml", "{", "can't be read"),
         ("config.yaml", "a list", "holds no settings"),
         ("metrics.jsonl", "1\n2\n", "line 1 is not a run's record"),
-        ("report.json", "{", "can't be read"),
+        ("config.yaml", "method: opd", "holds no settings"),
     ],
 )
 def test_what_is_no_run_is_said_to_be_none(tmp_path, file, text, message):

@@ -2,7 +2,7 @@ import numpy as np
 
 from jopd.data.example import Example, Message
 from jopd.data.sources import DataConfig
-from jopd.training.samples import TOKENS, samples
+from jopd.training.samples import LOOKED_AT, TOKENS, samples
 from jopd.training.summary import Answers, summarise
 
 
@@ -61,10 +61,16 @@ def test_every_token_carries_what_was_measured_of_it():
         "text": ["a", "b"],
         "measures": {"kl": [1.0, 3.0], "kl_partial": [4.0, 5.0]},
         "method": {"push": [-1.5, None]},
-        "likeliest": {"student": [[("a", 0.75), ("b", 0.25)], [("b", 0.5), ("c", 0.125)]]},
+        "length": 2,
+        "likeliest": {
+            "student": [
+                [("a", 0.75, True), ("b", 0.25, False)],
+                [("b", 0.5, True), ("c", 0.125, False)],
+            ]
+        },
     }
     assert second["measures"]["kl"] == [0.1235, 0.5, 0.5]
-    assert second["likeliest"]["student"][2] == [("a", 0.6), ("b", 0.4)]
+    assert second["likeliest"]["student"][2] == [("a", 0.6, True), ("b", 0.4, False)]
 
 
 def test_long_answers_are_looked_at_in_their_beginning():
@@ -79,4 +85,18 @@ def test_long_answers_are_looked_at_in_their_beginning():
     )
     (line,) = samples(long, 1, tokenizer=Letters())
     assert len(line["tokens"]["text"]) == len(line["tokens"]["measures"]["kl"]) == TOKENS
-    assert line["completion"] == "a" * length
+    assert (line["tokens"]["length"], line["completion"]) == (length, "a" * length)
+
+
+def test_of_many_answers_the_first_are_looked_at():
+    count = LOOKED_AT + 2
+    many = ANSWERS._replace(
+        examples=[example(str(i), None) for i in range(count)],
+        tokens=np.zeros((count, 3), int),
+        mask=np.ones((count, 3), bool),
+        text=["a"] * count,
+        terms={},
+        seen={},
+    )
+    lines = samples(many, count, tokenizer=Letters())
+    assert ["tokens" in line for line in lines] == [True] * LOOKED_AT + [False] * 2

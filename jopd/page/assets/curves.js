@@ -1,12 +1,12 @@
 // Everything that was measured against steps, several runs over each other.
 
-const curving = { banded: true, search: "" };
+const curving = { banded: true, search: "", open: new Map() };
 const drawn = [];
 
 function curvesTab(runs) {
   drawn.splice(0).forEach((plot) => plot.destroy());
   const box = create("div");
-  const redraw = () => box.replaceWith(curvesTab(runs));
+  const redraw = () => redrawn(box, () => curvesTab(runs));
   const families = familiesOf(runs);
   const search = create("input", { type: "search", value: curving.search, oninput: (event) => {
     curving.search = event.target.value;
@@ -17,7 +17,13 @@ function curvesTab(runs) {
     controls.append(checkbox("seeds of the same settings as a band (their mean, from least to most)",
       curving.banded, (value) => { curving.banded = value; redraw(); }));
   const sections = create("div");
-  box.append(controls, sections);
+  box.append(controls, create("p", { class: "note" }, "A shade is a run's 95 % interval over "
+    + "problems; of several seeds it reaches from the least to the most, around their mean."));
+  const coarse = runs.filter((run) => run.steps_a_point > 1);
+  for (const run of coarse)
+    box.append(create("p", { class: "note" },
+      `${run.name}: each point of its training steps is the mean of ${run.steps_a_point}.`));
+  box.append(sections);
 
   function filled() {
     drawn.splice(0).forEach((plot) => plot.destroy());
@@ -51,13 +57,13 @@ function sectionOf(title, names, runs, families) {
     run.curves[kind][name]?.title.toLowerCase().includes(curving.search.toLowerCase())));
   if (!wanted.length) return null;
   const grid = create("div", { class: "curves" });
-  const open = !title.includes(":") || curving.search !== "";
+  const open = curving.open.get(title) ?? (!title.includes(":") || curving.search !== "");
   const section = create("details", { open }, create("summary", {}, `${title} (${wanted.length})`), grid);
   const fill = () => {
     if (section.open && !grid.children.length)
       grid.append(...wanted.map(([kind, name]) => figureOf(kind, name, runs, families)));
   };
-  section.addEventListener("toggle", fill);
+  section.addEventListener("toggle", () => { curving.open.set(title, section.open); fill(); });
   // What is on no screen yet has no width.
   requestAnimationFrame(fill);
   return section;
@@ -145,11 +151,16 @@ function plotOf(lines, unit, space, say) {
   const look = getComputedStyle(document.documentElement);
   const ink = look.getPropertyValue("--faint"), faint = look.getPropertyValue("--line");
   const axis = { stroke: ink, grid: { stroke: faint, width: 1 }, ticks: { stroke: faint } };
-  return new uPlot({
+  const plot = new uPlot({
     width: Math.max(200, space.clientWidth), height: 200, series, bands, legend: { show: false },
     scales: { x: { time: false } },
-    axes: [axis, { ...axis, size: 60, values: (_, values) => values.map(number) }],
+    axes: [axis, { ...axis, size: 70 }],
     cursor: { y: false, drag: { x: true, y: false } },
     hooks: { setCursor: [(plot) => say(plot.cursor.idx == null ? null : steps[plot.cursor.idx])] },
   }, data, space);
+  new ResizeObserver(() => {
+    if (space.clientWidth && space.clientWidth !== plot.width)
+      plot.setSize({ width: space.clientWidth, height: 200 });
+  }).observe(space);
+  return plot;
 }

@@ -34,14 +34,25 @@ function table(header, rows, { className = "", numbers = [] } = {}) {
     create("tbody", {}, ...rows.map((row) => create("tr", {}, ...row.map(cell))))));
 }
 
-// Three digits that count, as the reports have them.
+// Puts what `make` makes in an element's place; the control that was in hand is in hand again.
+function redrawn(old, make) {
+  const labelOf = (control) => control?.closest("label")?.firstChild.textContent
+    ?? control?.closest("label")?.textContent;
+  const held = old.contains(document.activeElement) ? labelOf(document.activeElement) : null;
+  const now = make();
+  old.replaceWith(now);
+  if (held != null)
+    [...now.querySelectorAll("label select, label input")].find((it) => labelOf(it) === held)?.focus();
+}
+
+// Four digits that count.
 function number(value) {
   if (value == null) return "none";
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 1000) return Math.round(value).toLocaleString("en");
   if (size < 0.001) return value.toExponential(1);
-  return String(Number(value.toPrecision(3)));
+  return String(Number(value.toPrecision(4)));
 }
 
 const amount = (value, unit) =>
@@ -54,7 +65,8 @@ const COLOURS = {
   light: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a87900", "#3a8fc4", "#1b1b1b"],
   dark: ["#4aa8e0", "#f08a3c", "#2fc79b", "#e29cc4", "#e6b422", "#8fd0f5", "#e8e8e8"],
 };
-const DASHES = [[], [8, 4], [2, 3], [12, 3, 3, 3], [5, 2], [1, 4], [14, 5]];
+// One fewer than colours, so that as many runs as both can tell look different.
+const DASHES = [[], [8, 4], [2, 3], [12, 3, 3, 3], [5, 2], [14, 5]];
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
 function styleOf(index) {

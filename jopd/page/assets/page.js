@@ -44,14 +44,22 @@ function draw() {
   drawPanel();
 }
 
+let shown = "";  // of what was asked for last
+
 async function follow() {
+  const panel = document.getElementById("panel");
   try {
-    const text = await (await fetch("data.json")).text();
-    const now = JSON.parse(text).runs;
-    if (JSON.stringify(now) !== JSON.stringify(runs)) {
-      runs = now;
+    const answer = await fetch("data.json");
+    const text = answer.ok ? await answer.text() : shown;
+    // Whoever has something in hand there is not disturbed: what is new waits.
+    const busy = panel !== document.activeElement && panel.contains(document.activeElement);
+    if (text !== shown && !busy) {
+      shown = text;
+      runs = JSON.parse(text).runs;
+      const height = window.scrollY;
       drawHeader();
       drawPanel();
+      window.scrollTo(0, height);
     }
   } catch { /* the server has ended or the run is being written: the page keeps what it has */ }
   setTimeout(follow, 1000 * SECONDS);

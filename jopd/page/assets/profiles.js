@@ -14,7 +14,7 @@ function profilesTab(runs) {
   const [where, name] = profiling.name.split("|");
   box.append(create("div", { class: "controls" },
     select("Profile", [...names], profiling.name,
-      (value) => { profiling.name = value; box.replaceWith(profilesTab(runs)); })));
+      (value) => { profiling.name = value; redrawn(box, () => profilesTab(runs)); })));
   const shown = runs.filter((run) => run.profiles[where][name]);
   const sizes = shown.flatMap((run) => run.profiles[where][name].value.flat())
     .filter((value) => value != null).map(Math.abs);

@@ -1,6 +1,7 @@
 // The answers, every token in the colour of what was measured of it.
 
-const looking = { run: 0, place: null, measure: null, only: "all", sort: "order", least: 0,
+// `step` is that of the evaluation; null is the newest.
+const looking = { run: 0, step: null, measure: null, only: "all", sort: "order", least: 0,
   beside: true };
 
 const MEANINGS = {
@@ -10,8 +11,8 @@ const MEANINGS = {
   student_entropy: "student's entropy, nats",
   teacher_entropy: "teacher's entropy, nats",
   top1_agreement: "same best token",
-  push: "method: push on the token (weight x advantage; below 0 it is made less likely)",
-  loss: "method: what the token adds to the loss",
+  push: "method: push on the token by the policy gradient (below 0: less likely)",
+  loss: "method: what the token adds to the divergence that is learnt",
 };
 
 function measuresOf(run) {
@@ -56,11 +57,11 @@ function tokensTab(runs) {
   const box = create("div", { class: "tokens" });
   const left = create("div"), detail = create("aside", { id: "detail", "aria-live": "polite" });
   box.append(left, detail);
-  const redraw = () => box.replaceWith(tokensTab(runs));
+  const redraw = () => redrawn(box, () => tokensTab(runs));
   const set = (name) => (value) => { looking[name] = value; redraw(); };
   if (runs.length > 1)
     left.append(create("div", { class: "controls" }, select("Run", runs.map((it, i) => [i, it.name]),
-      looking.run, (value) => { looking.run = Number(value); looking.place = null; redraw(); })));
+      looking.run, (value) => { looking.run = Number(value); looking.step = null; redraw(); })));
   const measures = measuresOf(run);
   if (!steps.length || !measures.size) {
     left.append(create("p", { class: "note" }, steps.length
@@ -71,13 +72,18 @@ function tokensTab(runs) {
   if (!measures.has(looking.measure))
     looking.measure = ["method/push", "method/loss", "measures/kl"].find((it) => measures.has(it))
       ?? [...measures.keys()][0] ?? "measures/kl";
-  looking.place = Math.min(looking.place ?? steps.length - 1, steps.length - 1);
+  let place = steps.indexOf(looking.step);
+  if (place < 0) place = steps.length - 1;
   const full = fullSize(run, looking.measure);
   const shown = create("div", { class: "answers" });
   const at = create("output", {});
   const slider = create("input", { type: "range", min: 0, max: steps.length - 1, step: 1,
-    value: looking.place, id: "step",
-    oninput: (event) => { looking.place = Number(event.target.value); fill(); } });
+    value: place, id: "step",
+    oninput: (event) => {
+      place = Number(event.target.value);
+      looking.step = place === steps.length - 1 ? null : steps[place];
+      fill();
+    } });
   left.append(
     create("div", { class: "controls" },
       select("Colour", [...measures], looking.measure, set("measure")),
@@ -96,25 +102,28 @@ function tokensTab(runs) {
     left.append(create("p", { class: "note" }, `${steps.length} of ${of} evaluations are in this page.`));
 
   function fill() {
-    at.textContent = `step ${steps[looking.place].toLocaleString("en")}`;
+    at.textContent = `step ${steps[place].toLocaleString("en")}`;
     slider.setAttribute("aria-valuetext", at.textContent);
-    const cards = answers[looking.place].map((answer, row) => ({ answer, row, before: answers[0][row] }))
+    const cards = answers[place].map((answer, row) => ({ answer, row, before: answers[0][row] }))
       .filter(({ answer, before }) => passes(answer, before));
     const size = {
       order: () => 0,
-      length: ({ answer }) => -(answer.tokens?.text.length ?? 0),
+      length: ({ answer }) => -lengthOf(answer),
       largest: ({ answer }) => -Math.max(0, ...valuesOf(answer, looking.measure).map(Math.abs)),
     }[looking.sort];
     cards.sort((a, b) => size(a) - size(b));
-    shown.replaceChildren(...cards.map((card) => answerCard(card, full, detail, steps)));
+    const [first, step] = [steps[0], steps[place]];
+    shown.replaceChildren(...cards.map((card) => answerCard(card, full, detail, first, step)));
     if (!cards.length) shown.append(create("p", { class: "note" }, "No answer is like that here."));
   }
   fill();
   return box;
 }
 
+const lengthOf = (answer) => answer.tokens?.length ?? 0;
+
 function passes(answer, before) {
-  if ((answer.tokens?.text.length ?? 0) < looking.least) return false;
+  if (lengthOf(answer) < looking.least) return false;
   return { all: true, right: answer.right === true, wrong: answer.right === false,
     changed: answer.right != null && answer.right !== before?.right }[looking.only];
 }
@@ -126,24 +135,26 @@ function scaleOf(run, measure, full) {
   const sample = (value) =>
     create("span", coloured(value, full), number(value) + (Math.abs(value) === full ? " or more" : ""));
   const values = [...(signed ? [-full, -full / 2] : []), 0, full / 2, full];
-  if (signed) {
-    const least = create("span", coloured(-full, full), `${number(-full)} or less`);
-    return create("div", { class: "scale" }, least, ...values.slice(1).map(sample));
-  }
-  return create("div", { class: "scale" }, ...values.map(sample));
+  const samples = values.map(sample);
+  if (signed) samples[0].textContent = `${number(-full)} or less`;
+  const unknown = create("span", coloured(null, full), "no number");
+  return create("div", { class: "scale" }, ...samples, unknown);
 }
 
-function answerCard({ answer, before }, full, detail, steps) {
+function answerCard({ answer, before }, full, detail, first, step) {
   const side = (it, step) => create("div", {},
     create("h3", { class: "faint" }, `after step ${step.toLocaleString("en")}  ${judged(it)}`),
     textOf(it, full, detail));
-  const both = looking.beside && looking.place > 0 && before;
+  const both = looking.beside && step !== first && before;
   return create("article", { class: "answer" },
     create("p", { class: "prompt", tabindex: 0 }, answer.prompt),
     answer.answer == null ? null : create("p", { class: "note" }, `expected: ${answer.answer}`),
-    create("div", { class: "sides" }, both ? side(before, steps[0]) : null,
-      side(answer, steps[looking.place])));
+    create("div", { class: "sides" }, both ? side(before, first) : null, side(answer, step)));
 }
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") document.getElementById("detail")?.replaceChildren();
+});
 
 // One stop for the keyboard; arrows go from token to token.
 function textOf(answer, full, detail) {
@@ -154,7 +165,8 @@ function textOf(answer, full, detail) {
   }
   const values = valuesOf(answer, looking.measure);
   const spans = answer.tokens.text.map((text, place) => create("span",
-    { ...coloured(values[place], full), tabindex: place ? -1 : 0, "data-place": place }, text));
+    { ...coloured(values[place], full), tabindex: place ? -1 : 0, "data-place": place },
+    text || "·"));
   const show = (event) => {
     const place = event.target.dataset?.place;
     if (place === undefined) return;
@@ -173,8 +185,7 @@ function textOf(answer, full, detail) {
     event.preventDefault();
   });
   box.append(...spans);
-  const rest = answer.completion.length > answer.tokens.text.join("").length + 20;
-  if (rest) box.append(create("span", { class: "faint" }, " … (the rest was not looked at)"));
+  if (lengthOf(answer) > spans.length) box.append(create("span", { class: "faint" }, " … (the rest was not looked at)"));
   return box;
 }
 
@@ -187,17 +198,17 @@ function detailOf(answer, place) {
   const expected = Object.entries(likeliest).sort((a, b) => first(a) - first(b));
   const readers = expected.map(([reader, tokens]) => create("div", {},
     create("p", { class: "note" }, reader === "student" ? "student expected" : `${reader} expected`),
-    likeliestTable(tokens[place], text[place])));
+    likeliestTable(tokens[place])));
   return [create("h3", {}, `“${visible(text[place])}”`),
-    create("p", { class: "note" }, `token ${place + 1} of ${text.length}`),
+    create("p", { class: "note" }, `token ${place + 1} of ${lengthOf(answer)}`),
     create("div", { class: "columns" }, ...readers, table([], rows, { numbers: [1] }))];
 }
 
 const visible = (text) => text.replaceAll("\n", "↵");
 
-function likeliestTable(pairs, sampled) {
-  const rows = pairs.map(([text, share]) => create("tr",
-    { class: text === sampled ? "sampled" : null },
+function likeliestTable(expected) {
+  const rows = expected.map(([text, share, written]) => create("tr",
+    { class: written ? "sampled" : null },
     create("td", {}, `“${visible(text)}”`),
     create("td", { class: "number" }, share < 0.0001 ? "<0.01 %" : `${(100 * share).toFixed(2)} %`),
     create("td", {}, create("span", { class: "bar", "--share": share }))));
