@@ -136,10 +136,13 @@ def test_the_loop_is_the_readmes():
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
-    for module in ("material", "mkdocstrings"):
+    for module in ("material", "mkdocstrings", "nbconvert"):
         pytest.importorskip(module, reason="not installed: pip install 'jopd[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "methods" / "opd.html").exists()
+    for notebook in (ROOT / "experiments" / "notebooks").glob("*.ipynb"):
+        page = tmp_path / "experiments" / "notebooks" / f"{notebook.stem}.html"
+        assert '<img alt="png"' in page.read_text(), notebook
