@@ -137,12 +137,14 @@ def validate(kind: str, answer: str) -> None:
         raise ValueError(f"answer_check={kind} is no function: name one of (completion, answer)")
 
 
-def require(module: str, package: str, setting: str) -> None:
+def require(module: str, package: str, setting: str, installed_by: str | None = None) -> None:
     """Raises ValueError, with the command that mends it, where an optional package is missing."""
     found = importlib.util.find_spec(module)
     # A folder of that name, such as the one that wandb writes to, passes for a package without one.
     if found is None or found.origin is None:
-        raise ValueError(f"{setting} needs the package {package}: pip install {package}")
+        raise ValueError(
+            f"{setting} needs the package {package}: pip install {installed_by or package}"
+        )
 
 
 # Final answers.

@@ -6,8 +6,8 @@
     jsonl:FILE, FILE    JSON lines, a JSON array, CSV or Parquet,     `held_out_split`, another
                         by the file's ending (data.files)             file, or cut
     tfds:NAME           TensorFlow Datasets, read without             `held_out_split`, or the first
-                        TensorFlow: NAME, NAME/CONFIG                 of held_out, validation, test,
-                                                                      or cut
+                        TensorFlow: NAME, NAME/CONFIG                 of held_out, validation, test
+                                                                      beside `train_split`, or cut
     hf:NAME             a data set of the Hugging Face hub, or a      the same
                         folder: NAME, NAME:CONFIG
     gym:NAME,NAME       generators of reasoning-gym in turns,         generated; a problem that is
@@ -22,13 +22,12 @@ it does not depend on the order of the rows, and a prompt that occurs twice stay
 import dataclasses
 import difflib
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from jopd import plugins
-from jopd.data import answers, files, gym, persona, tables
+from jopd.data import answers, files, gym, hugging_face, persona, splits, tables
 from jopd.data.example import Example
 from jopd.data.persona import Persona
 from jopd.data.rows import Columns, examples
@@ -36,7 +35,6 @@ from jopd.data.task import Split, TallySettings, TallyTask
 
 # Sources that are generated, not read, give so many training examples where `limit` does not say.
 GENERATED = 4096
-HELD_OUT_SPLITS = ("held_out", "validation", "test")
 # A field that may name a function of a user's file: whoever records a run records that file too.
 CODE = {"code": True}
 
@@ -57,8 +55,9 @@ class DataConfig:
         else exact.
       columns: which column holds what.
       train_split: the split to train on (tfds, hf), such as train, train[:10%] or train+extra.
-      held_out_split: the split to evaluate on (tfds, hf), or a second file.
-      streaming: reads the first `limit` rows and no others (hf), of a set too large to download.
+      held_out_split: the split to evaluate on (tfds, hf), written so too, or a second file.
+      streaming: reads only the first rows (hf), of a set too large to download: `limit` of them,
+        and `held_out` more where a part is cut.
       data_dir: where TFDS keeps its data sets, if not in ~/tensorflow_datasets.
       min_steps: fewest steps of a built-in problem.
       max_steps: most steps of a built-in problem.
@@ -96,11 +95,6 @@ class DataConfig:
                     f"{field}={getattr(self, field)!r} has no effect on source={self.source!r}, "
                     f"only on {', '.join(kinds)}: leave it unset"
                 )
-        if self.streaming and self.limit is None:
-            raise ValueError(
-                "streaming=True reads no more than is asked for: say how many training examples "
-                "that are with limit"
-            )
         for field, least in (("seed", 0), ("held_out", 1), ("limit", 1)):
             value = getattr(self, field)
             if value is not None and value < least:
@@ -112,7 +106,24 @@ class DataConfig:
                 f"{_nearest(self.answer_check, checks)}use one of {', '.join(checks)}, or a "
                 "function of yours as FILE.py:NAME"
             )
+        if self.streaming:
+            self._check_streaming()
         _ = self.task  # refuses bad steps
+
+    def _check_streaming(self):
+        if self.limit is None:
+            raise ValueError(
+                "streaming=True reads no more than is asked for, and a run counts and shuffles its "
+                "examples: say with limit how many of the first rows to train on, or leave "
+                "streaming unset"
+            )
+        for field in ("train_split", "held_out_split"):
+            if "[" in (getattr(self, field) or ""):
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} is a part of a split, which a stream has no "
+                    "length to find: name whole splits (limit and held_out say how many rows), or "
+                    "leave streaming unset"
+                )
 
     @property
     def kind(self) -> str:
@@ -205,13 +216,11 @@ def _table(config: DataConfig, split: Split) -> Sequence[Example]:
     if config.kind == "tfds":
         table = tables.tfds(config.name, config.data_dir)
     else:
-        table = tables.hugging_face(config.name, streaming=config.streaming)
-    rows = table.rows
-    if config.streaming:
-        # As many as may be used, some of which may be cut off for evaluation.
-        most = (config.limit or 0) + config.held_out
-        rows = lambda part: itertools.islice(table.rows(part), most)
-    return _part(rows, *_splits(table.splits, config, split), config, split)
+        table = hugging_face.table(config.name, streaming=config.streaming)
+    train, held_out = splits.chosen(
+        table, config.train_split, config.held_out_split, training=split == "train"
+    )
+    return _part(lambda spec: splits.rows(table, spec), train, held_out, config, split)
 
 
 def _python(config: DataConfig, split: Split) -> Sequence[Example]:
@@ -264,7 +273,9 @@ def _part(
         return examples(rows(part), config.columns, config.answer_check, part, at_most=at_most)
 
     if held_out is None:
-        part, part_examples = train, _cut(read(train), config, split)
+        # Of a stream, as many rows as both parts need.
+        at_most = config.held_out + (config.limit or 0) if config.streaming else None
+        part, part_examples = train, _cut(read(train, at_most), config, split)
     elif split == "held_out":
         part, part_examples = held_out, read(held_out, config.held_out)
     else:
@@ -290,23 +301,6 @@ def _cut(read: list[Example], config: DataConfig, split: Split) -> list[Example]
             f"{config.source} to train on: lower held_out, or name a held_out_split"
         )
     return rest[: config.limit]
-
-
-def _splits(available: Sequence[str], config: DataConfig, split: Split) -> tuple[str, str | None]:
-    """The names of the split to train on, and of the held-out one if there is any; the one that is
-    asked for exists.
-    """
-    held_out = config.held_out_split or next(
-        (name for name in HELD_OUT_SPLITS if name in available), None
-    )
-    field, name = "train_split", config.train_split
-    if split == "held_out" and held_out:
-        field, name = "held_out_split", held_out
-    if not set(tables.names_in(name)) <= set(available):
-        raise ValueError(
-            f"{field}={name!r} is no split of {config.source}: it has {', '.join(available)}"
-        )
-    return config.train_split, held_out
 
 
 def _nearest(word: str, known: Collection[str]) -> str:

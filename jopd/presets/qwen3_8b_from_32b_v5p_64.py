@@ -2,7 +2,7 @@
 tokens.
 
 `python -m jopd.plan qwen3-8b-from-32b-v5p-64 --topology v5p:2x4x4` says how it fits. Needs a
-network (or the models and the data set in the local cache) and `pip install datasets`.
+network (or the models and the data set in the local cache) and `pip install 'jopd[hf]'`.
 """
 
 from jopd import losses

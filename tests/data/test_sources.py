@@ -1,7 +1,6 @@
 import json
 import re
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -444,6 +443,12 @@ def test_tfds(tfds_folder):
     assert "tensorflow" not in sys.modules
 
 
+def test_tfds_parts_of_splits_keep_the_places_of_their_rows(tfds_folder):
+    of = lambda part: DataConfig("tfds:tally", data_dir=tfds_folder, train_split=part, limit=2)
+    (_, second), (first, _) = load(of("train"), "train"), load(of("train[1:5]"), "train")
+    assert first == second and first.id == "tally/train:1"
+
+
 def test_tfds_refusals(tfds_folder):
     def refuse(message, name="tally", **settings):
         with pytest.raises(ValueError, match=message):
@@ -453,8 +458,15 @@ def test_tfds_refusals(tfds_folder):
         r"tfds:no_such_set can't be prepared \(.*not found.*\): check the name", name="no_such_set"
     )
     refuse(
-        "train_split='trian' is no split of tfds:tally: it has train, held_out", train_split="trian"
+        r"train_split='trian' is no split of tfds:tally \(did you mean 'train'\?\): it has train",
+        train_split="trian",
     )
+    refuse(
+        r"held_out_split='train\[:1%\]' shares rows with train_split='train\[:2%\]'",
+        train_split="train[:2%]",
+        held_out_split="train[:1%]",
+    )
+    refuse(r"train_split='train\[x\]' is no part of tfds:tally", train_split="train[x]")
     refuse(
         "tally/train:0: needs either 'question' or 'messages', and has neither: it has .*answer",
         columns=Columns(prompt="question"),
@@ -465,139 +477,20 @@ def test_tfds_refusals(tfds_folder):
     )
 
 
-class Table(list):
-    """What is used of a `datasets.Dataset`."""
-
-    @property
-    def column_names(self):
-        return list(self[0])
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    rows = {
-        "train": Table({"question": f"q{i}", "target": i, "level": None} for i in range(4)),
-        "test": Table([{"question": "t", "target": 7, "level": None}]),
-    }
-    chats = Table(
-        {"messages": [{"role": "user", "content": f"u{i}"}], "answer": " ", "n": 1}
-        for i in range(4)
-    )
-
-    def splits(name, subset):
-        if name == "none":
-            raise ConnectionError("Couldn't reach the hub\nat all")
-        return {"train": chats} if subset == "chats" else rows
-
-    stub = types.SimpleNamespace(
-        get_dataset_split_names=lambda name, subset: [*splits(name, subset)],
-        load_dataset=lambda name, subset, split, streaming: splits(name, subset)[split],
-        __spec__=types.SimpleNamespace(origin="a stand-in"),
-    )
-    monkeypatch.setitem(sys.modules, "datasets", stub)
-
-
-def test_hf(hub):
-    config = DataConfig("hf:some/set", columns=Columns(prompt="question", answer="target"))
-    assert prompts(load(config, "train")) == ["q0", "q1", "q2", "q3"]
-    (example,) = load(config, "held_out")
-    assert (example.id, example.answer, example.answer_check) == ("some/set/test:0", "7", "number")
-    chats = load(DataConfig("hf:some/set:chats", held_out=1), "train")
-    assert [(len(e.messages), e.answer) for e in chats] == [(1, None)] * 3
-    with pytest.raises(
-        ValueError, match=r"held_out_split='dev' is no split of hf:some/set: it has train, test"
-    ):
-        load(DataConfig("hf:some/set", held_out_split="dev"), "held_out")
-    with pytest.raises(
-        ValueError, match=r"hf:none can't be loaded \(Couldn't reach the hub\): check the name and"
-    ):
-        load(DataConfig("hf:none"), "train")
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """Ten rows and three, as data files and as `save_to_disk` writes them."""
-    datasets = pytest.importorskip("datasets", reason="pip install datasets")
-    rows = lambda name, count: [{"prompt": f"{name}{i}", "answer": str(i)} for i in range(count)]
-    splits = {"train": rows("q", 10), "test": rows("t", 3)}
-    for name, of_split in splits.items():
-        table = datasets.Dataset.from_list(of_split)
-        table.to_parquet(tmp_path / "files" / f"{name}.parquet")
-        splits[name] = table
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "disk")
-    splits["train"].save_to_disk(tmp_path / "alone")
-    return tmp_path
-
-
-@pytest.mark.parametrize("folder", ["files", "disk"])
-def test_hf_takes_parts_of_splits_as_datasets_does(saved, folder):
-    of = lambda **settings: DataConfig(f"hf:{saved / folder}", **settings)
-    assert prompts(load(of(train_split="train[:30%]"), "train")) == ["q0", "q1", "q2"]
-    assert prompts(load(of(train_split="train[-2:]+test"), "train")) == [
-        "q8",
-        "q9",
-        "t0",
-        "t1",
-        "t2",
-    ]
-    assert prompts(load(of(held_out_split="test[1:]"), "held_out")) == ["t1", "t2"]
-    with pytest.raises(ValueError, match=r"train_split='trai\[:2\]' is no split of hf:.*: it has"):
-        load(of(train_split="trai[:2]"), "train")
-    with pytest.raises(ValueError, match=r"split train\[:x\], can't be loaded \("):
-        load(of(train_split="train[:x]"), "train")
-
-
-def test_hf_reads_one_table_as_its_training_split(saved):
-    config = DataConfig(f"hf:{saved / 'alone'}", held_out=2)
-    train, held_out = load(config, "train"), load(config, "held_out")
-    assert sorted(prompts([*train, *held_out])) == [f"q{i}" for i in range(10)]
-
-
-def test_hf_streams_no_more_than_is_asked_for(saved, monkeypatch):
-    import datasets
-
-    asked = []
-    load_dataset = datasets.load_dataset
-
-    def watched(*names, **settings):
-        def read():
-            for row in load_dataset(*names, **settings):
-                asked.append(row["prompt"])
-                yield row
-
-        assert settings["streaming"]
-        return read()
-
-    monkeypatch.setattr(datasets, "load_dataset", watched)
-    config = DataConfig(f"hf:{saved / 'files'}", streaming=True, limit=4, held_out=2)
-    assert prompts(load(config, "train")) == ["q0", "q1", "q2", "q3"]
-    assert len(asked) <= 6
-    assert prompts(load(config, "held_out")) == ["t0", "t1"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"source": "hf:x"}, "streaming=True reads no more than is asked for: .* with limit"),
-        ({"source": "builtin", "limit": 3}, "streaming=True has no effect on source='builtin'"),
-    ],
-)
-def test_streaming_is_refused_where_it_means_nothing(settings, message):
-    with pytest.raises(ValueError, match=message):
-        DataConfig(**settings, streaming=True)
-
-
 def test_messages_of_tfds_are_read_whatever_their_shape():
     sequence = {"role": np.array([b"user"], object), "content": np.array([b"hi"], object)}
     assert plain(sequence) == [{"role": "user", "content": "hi"}]
     assert (plain(np.int64(3)), plain(b"x"), plain(None)) == (3, "x", None)
 
 
-@pytest.mark.parametrize(("source", "package"), [("hf:x", "datasets"), ("gym:x", "reasoning-gym")])
-def test_a_missing_package_is_named_with_its_command(monkeypatch, source, package):
+@pytest.mark.parametrize(
+    ("source", "package", "installed_by"),
+    [("hf:x", "datasets", r"'jopd\[hf\]'"), ("gym:x", "reasoning-gym", "reasoning-gym")],
+)
+def test_a_missing_package_is_named_with_its_command(monkeypatch, source, package, installed_by):
     monkeypatch.setattr(answers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=f"{source} needs the package {package}: pip install {package}"
+        ValueError, match=f"{source} needs the package {package}: pip install {installed_by}$"
     ):
         load(DataConfig(source), "train")
 
@@ -749,6 +642,18 @@ def test_names_in_answers(answer, own, other):
             "answer_check='numbr' is not known: did you mean 'number'",
         ),
         ({"min_steps": 9}, "min_steps=9 and max_steps=5"),
+        (
+            {"source": "hf:x", "streaming": True},
+            "streaming=True reads no more than is asked for, .*: say with limit how many",
+        ),
+        (
+            {"source": "builtin", "limit": 3, "streaming": True},
+            "streaming=True has no effect on source='builtin', only on hf",
+        ),
+        (
+            {"source": "hf:x", "limit": 3, "streaming": True, "held_out_split": "train[:9]"},
+            r"held_out_split='train\[:9\]' is a part of a split, .*: name whole splits",
+        ),
         ({"limit": 0}, "limit=0 must be at least 1"),
         ({"held_out": 0}, "held_out=0 must be at least 1"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
