@@ -1,8 +1,8 @@
 """The ordinary case of on-policy distillation, for an accelerator: Qwen3-0.6B learns grade-school
 mathematics from Qwen3-8B.
 
-Needs a network (or the models and the data set in the local cache) and `pip install 'jopd[hf]'`. Both
-models are told not to think aloud.
+Needs a network (or the models and the data set in the local cache) and `pip install 'jopd[hf]'`.
+Both models are told not to think aloud.
 """
 
 from jopd import losses
