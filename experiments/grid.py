@@ -106,7 +106,10 @@ def judged(study, by: str, model: str, output: Path, log: Path, cores: set[int])
         flags = ["--model", model, "--save", str(file), *getattr(study, by)]
         start(["jopd.evaluate", *flags], log, cores)
     with file.open(encoding="utf-8") as lines:
-        return ledger.kept(json.loads(next(lines))["record"])
+        record = json.loads(next(lines))["record"]
+    # A choice needs no intervals.
+    columns = [name.removeprefix("judge/") for name in study.COLUMNS] if by == "JUDGE" else []
+    return ledger.kept(record, columns)
 
 
 def carry_out(path: Path, study, run: Run, judges: Sequence[str], cores: set[int]) -> None:

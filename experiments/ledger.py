@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,11 +117,15 @@ def settings_of(study: Path, flags: Sequence[str]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def kept(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a judge's record the measures, accuracy by length, and how each problem came out."""
-    names = ("accuracy_by_length", "by_problem")
+def kept(record: Mapping[str, Any], by_problem: Collection[str]) -> dict[str, Any]:
+    """Of a judge's record the measures, accuracy by length, and by some measures how each problem
+    came out.
+    """
     values = {name: measure.value for name, measure in measures(record).items()}
-    return {"measures": values} | {name: record[name] for name in names if name in record}
+    names = {"problems", *by_problem}
+    each = {name: it for name, it in record.get("by_problem", {}).items() if name in names}
+    lengths = {"accuracy_by_length": record.get("accuracy_by_length", [])}
+    return {"measures": values, "by_problem": each, **lengths}
 
 
 def machine() -> str:
