@@ -251,8 +251,14 @@ def main() -> None:
     print(tables)
     if not settings.page:
         return
+    if not any(found.values()):
+        parser.error(f"--page: nothing of {path} is in {ledger.file_of(path)} yet: run it first")
     page = path.with_suffix(".md")
-    page.write_text(with_tables(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    try:
+        text = with_tables(page.read_text(encoding="utf-8"), tables)
+    except ValueError as error:
+        parser.error(f"--page: {page}: {error}")
+    page.write_text(text, encoding="utf-8")
     picture = path.parent / "figures" / f"{path.stem}.png"
     if hasattr(study, "CURVES"):
         curves(path, study, found, picture)
