@@ -4,7 +4,7 @@ learns from that.
     D_t    = KL(pi_t || q_t)                           at every token of the student's completion
     W_S, W_T                                           K tokens each, by student and teacher, that
                                                        go on from x, y_<t
-    C_ij   = 1 - cos(E[W_S_i], E[W_T_j])               E: the student's input embeddings
+    C_ij   = 1 - cos(E[W_S_i], E[W_T_j])               E: by default the student's input embeddings
     gamma  = argmin <gamma, C> - epsilon entropy(gamma)        over plans with uniform marginals
     D_OT   = <gamma, C>
     w_ij   = gamma_ij / sum_j gamma_ij                 how much of the target at i is W_T_j
@@ -32,7 +32,7 @@ coefficient, or on which median its ablation caps. The control `teacher_window` 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jopd.losses import base
 from jopd.losses.divergences import comparison, comparison_of, reverse_kl
 from jopd.losses.vocabulary import accumulator, log_softmax
-from jopd.losses.windows import Compared, Places, Window, Windows
+from jopd.losses.windows import Compared, Places, Space, Window, Windows
 
 State = Mapping[str, Array]
 
@@ -60,6 +60,9 @@ class TOPD(base.Method):
       windows: places a row, at most, from which both models write on.
       window_tokens: how many tokens they write there, at most 50; places are so far apart.
       share: of a row's tokens, those of highest divergence are candidates for a place, in (0, 0.5].
+      space: what tokens of the windows are compared by. `embeddings`: the student's input
+        embeddings, the same wherever a token stands; `hidden_states`: the teacher's final hidden
+        states, of both windows, after it has read the token.
       epsilon: weight of the plan's entropy. A small one makes targets of one token, 0.5 smears them
         over the window.
       iterations: of the transport's solver.
@@ -81,6 +84,7 @@ class TOPD(base.Method):
     windows: int = 2
     window_tokens: int = 50
     share: float = 0.0225
+    space: Space = "embeddings"
     epsilon: float = 0.05
     iterations: int = 200
     percentile: float = 75.0
@@ -104,6 +108,7 @@ class TOPD(base.Method):
                 f"share={self.share} must lie in (0, 0.5]: candidates are tokens above the median "
                 "loss"
             )
+        base.check_known("space", [self.space], get_args(Space))
         _check_solver(self.epsilon, self.iterations)
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"percentile={self.percentile} must lie in [0, 100]")

@@ -6,11 +6,15 @@ models write from there, and hands what they wrote to `compare_windows`.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jopd.losses.types import Inputs, Mask, Total
+
+# What tokens of windows are compared by: the student's input embeddings, or the final hidden states
+# of the teacher when it has read them.
+Space = Literal["embeddings", "hidden_states"]
 
 
 class Places(NamedTuple):
@@ -27,7 +31,7 @@ class Window(NamedTuple):
 
     Attributes:
       tokens, mask: [B * W, K]; the mask is off behind a stop token.
-      embeddings: [B * W, K, d], the student's of the tokens, whoever wrote them.
+      embeddings: [B * W, K, d], of one reader, whoever wrote the tokens; see `Space`.
     """
 
     tokens: Int[Array, "R K"]
@@ -71,6 +75,11 @@ class Windows(Protocol):
     @property
     def window_tokens(self) -> int:
         """How many tokens each model writes there, at most."""
+        ...
+
+    @property
+    def space(self) -> Space:
+        """What the tokens of both windows are compared by."""
         ...
 
     def choose_windows(self, inputs: Inputs, mask: Mask, noise: Float[Array, "B T"]) -> Places:

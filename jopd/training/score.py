@@ -133,3 +133,23 @@ def completion_hidden(
         jnp.concatenate([context.valid, mask], axis=1),
     )
     return hidden[:, context.tokens.shape[1] - 1 :]
+
+
+def with_branches(
+    model: models.Transformer,
+    context: Context,
+    tokens: Int[Array, "b t"],
+    mask: Bool[Array, "b t"],
+    branch_tokens: Int[Array, "n k"],
+    branch_mask: Bool[Array, "n k"],
+    starts: Int[Array, "b w"],
+) -> tuple[Float[Array, "b s d"], Float[Array, "n k d"]]:
+    """The hidden states after every token of context and completion, and after those of sequences
+    that go on from inside the completions, each behind `starts` of its row's tokens.
+    """
+    starts = context.tokens.shape[1] + starts
+    return model.branched(
+        jnp.concatenate([context.tokens, tokens], axis=1),
+        jnp.concatenate([context.valid, mask], axis=1),
+        models.Branches(branch_tokens, branch_mask, starts),
+    )

@@ -22,7 +22,7 @@ from jopd.losses.types import Inputs, Profiles, Terms, Total, share
 from jopd.losses.vocabulary import log_prob_of, log_softmax
 from jopd.training.batch import Batch, batch_rows, in_width, parts, stream_of, whole
 from jopd.training.program import Program
-from jopd.training.score import completion_hidden, terms
+from jopd.training.score import completion_hidden, terms, with_branches
 from jopd.training.state import Fixed, Params, TrainState, union
 
 
@@ -265,17 +265,13 @@ def hidden_by_stream(model: models.Transformer, part: Batch) -> dict[str, Float[
         return {"": completion_hidden(model, context, part.tokens, part.mask)}
     ((name, stream),) = part.streams.items()
     assert stream.starts is not None
-    tokens, valid = (
-        jnp.concatenate(pair, axis=1)
-        for pair in zip(context, (part.tokens, part.mask), strict=True)
+    hidden, of_branches = with_branches(
+        model, context, part.tokens, part.mask, stream.tokens, stream.mask, stream.starts
     )
-    starts = context.tokens.shape[1] + stream.starts
-    branches = models.Branches(stream.tokens, stream.mask, starts)
-    hidden, of_branches = model.branched(tokens, valid, branches)
-    before = jnp.take_along_axis(hidden, starts[..., None] - 1, axis=1)
+    of_completion = hidden[:, context.tokens.shape[1] - 1 :]
+    before = jnp.take_along_axis(of_completion, stream.starts[..., None], axis=1)
     before = before.reshape(len(stream.tokens), 1, -1)
-    first = context.tokens.shape[1] - 1
-    return {"": hidden[:, first:], name: jnp.concatenate([before, of_branches], axis=1)}
+    return {"": of_completion, name: jnp.concatenate([before, of_branches], axis=1)}
 
 
 def finite_rows(of_tokens: Terms, mask: Bool[Array, "b t"]) -> Bool[Array, " b"]:

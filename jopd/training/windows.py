@@ -10,10 +10,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jopd import models
 from jopd.losses.windows import Compared, Window
 from jopd.models import sharding
+from jopd.rollout.sampler import Rollout
 from jopd.rollout.settings import Decoding
 from jopd.rollout.windows import place_noise, window_rows, write_on
 from jopd.training.batch import Batch, batch_rows, parts, whole
 from jopd.training.program import Program
+from jopd.training.score import with_branches
 from jopd.training.state import Fixed, Params, TrainState
 
 
@@ -54,7 +56,13 @@ def windows(
     student = program.student_model(state, fixed)
     teacher_view = program.method.views[0]
     teacher = program.teacher_model(state, fixed)
-    embedding = student.embedding[...]
+
+    def embeddings(part: Batch, positions: Int[Array, "b w"], written: Rollout):
+        if near_future.space == "embeddings":
+            return student.embedding[...][written.tokens]
+        context = part.contexts[teacher_view]
+        branches = written.tokens, written.mask, positions
+        return with_branches(teacher, context, part.tokens, part.mask, *branches)[1]
 
     def write(model: models.Transformer, view: str, key: PRNGKeyArray) -> Window:
         def micro(split: tuple[Batch, Array, Array]) -> Window:
@@ -63,7 +71,8 @@ def windows(
             written = write_on(
                 model, *context, part.tokens, part.mask, positions, ids, key, decoding=decoding
             )
-            vectors = sharding.constrain(embedding[written.tokens], "batch", None, None)
+            vectors = embeddings(part, positions, written)
+            vectors = sharding.constrain(vectors, "batch", None, None)
             return Window(written.tokens, written.mask, vectors)
 
         # As many windows a row, so as much more memory: in the parts that the other passes take.

@@ -536,6 +536,7 @@ def test_describes_itself():
         {"temperature": 0.0},
         {"target": "teacher"},
         {"down_weight": "low"},
+        {"space": "hidden"},
     ],
     ids=str,
 )

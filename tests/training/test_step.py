@@ -31,6 +31,7 @@ from jopd.training.batch import (
 )
 from jopd.training.state import LORA, Fixed, separate
 from tests.losses.test_chunked import largest_array
+from tests.reference import transport
 from tests.training import problem as problem_module
 from tests.training.problem import (
     FORMULAS,
@@ -225,6 +226,42 @@ def test_windows_grow_out_of_the_completions_and_add_their_loss_on_any_mesh():
         found[0]["loss_trajectory"], 0.1 * found[0]["windows_cross_entropy"], rtol=1e-5
     )
     assert found[0]["loss_trajectory"] > 0 and set(batch.inputs) == {"scored_divergence"}
+
+
+def test_windows_are_compared_by_what_the_teacher_has_read():
+    """By hand: the teacher's final hidden states of each model's window, behind the prompt and what
+    was written before it, alone.
+    """
+    method = losses.get("topd", window_tokens=3, windows=1, space="hidden_states", epsilon=0.2)
+    ways = [problem(method), problem(method, chunk=2, micro_batches=2, mesh=mesh_of(1, 2, 2))]
+    streams = [given.scored().streams["windows"] for given in ways]
+    same(streams[0].extras, streams[1].extras, atol=1e-4)
+    graph, params = random_model(TEACHER, seed=1)
+    model = models.merge(graph, jax.tree.map(jnp.asarray, params))
+
+    def read(row: int, window: np.ndarray) -> np.ndarray:
+        prompt, start = prompts("teacher")[row // SAMPLES], int(streams[0].starts[row, 0])
+        tokens = jnp.asarray([[*prompt, *completions()[row][:start], *window]], jnp.int32)
+        hidden = np.asarray(model.hidden(tokens, jnp.ones(tokens.shape, bool)), np.float64)
+        return hidden[0, -len(window) :]
+
+    ids, weights = (np.asarray(streams[0].extras[f"target_{it}"]) for it in ("ids", "weights"))
+    compared = 0
+    for row in range(ROWS):
+        # What a stop token cut off has no weight.
+        student, teacher = weights[row].any(axis=1), weights[row].any(axis=0)
+        if not student.any():
+            continue
+        states = [
+            read(row, np.asarray(window)[on])
+            for window, on in ((streams[0].tokens[row], student), (ids[row, 0], teacher))
+        ]
+        costs = transport.cosine_costs(*states)
+        plan = transport.sinkhorn(costs, 0.2, method.iterations)
+        expected = plan / plan.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(weights[row][np.ix_(student, teacher)], expected, atol=1e-3)
+        compared += len(expected)
+    assert compared > ROWS  # more than a token a row
 
 
 def test_a_watched_update_has_profiles_of_all_its_tokens():

@@ -88,6 +88,15 @@ def test_windows_are_read_once_and_written_and_learnt_from():
     assert found["update"] - plain["update"] == 3 * 5 * of_student
 
 
+def test_windows_compared_by_hidden_states_are_read_by_the_teacher_as_well():
+    tokens = {"student_window_tokens": 6, "teacher_window_tokens": 5}
+    found, plain = (
+        by_phase("topd", metrics=tokens, space=space)["windows"]
+        for space in ("hidden_states", "embeddings")
+    )
+    assert found - plain == 2 * TEACHER_READ + (6 + 5) * 2 * (LAYER + HEAD)
+
+
 @pytest.mark.parametrize("name", losses.names())
 def test_every_method_is_counted(name):
     method = losses.get(name)
