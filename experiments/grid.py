@@ -88,13 +88,16 @@ def start(arguments: Sequence[str], log: Path, cores: set[int]) -> None:
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as out:
-        subprocess.run(
+        ended = subprocess.run(
             [sys.executable, "-m", *arguments],
-            check=True,
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, **cache},
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
+    if ended.returncode:
+        raise SystemExit(
+            f"{shlex.join(arguments)} failed: {log} says why; the same command goes on"
         )
 
 
