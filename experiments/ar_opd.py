@@ -145,7 +145,9 @@ def config() -> Config:
         data=DataConfig(source="builtin", held_out=100, max_steps=6),
         rollout=RolloutConfig(max_prompt_tokens=256, max_new_tokens=128),
         optimizer=Optimizer(learning_rate=5e-4, schedule="constant", warmup=0.1),
-        evaluation=Evaluation(every=8, batch=100, sampling=Sampling(temperature=1.0)),
+        evaluation=Evaluation(
+            every=8, batch=100, sampling=Sampling(temperature=1.0), samples_shown=0
+        ),
         checkpoint=Checkpointing(every=24, keep=1),
         steps=24,
         prompts=16,
