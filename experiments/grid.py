@@ -250,7 +250,7 @@ def main() -> None:
             study.prepare()
         run_all(path, study, cells, settings.seeds or study.SEEDS, settings.workers)
     found = on_file(path, study, [*study.CELLS])
-    tables = pages_tables(study, found)
+    tables = pages_tables(study, found, ledger.first_gradients(path, study.CELLS))
     print(tables)
     if not settings.page:
         return

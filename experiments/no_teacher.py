@@ -55,7 +55,8 @@ class NoTeacher(base.Method):
         logp, on = terms["student_logp"], mask.astype(bool)
         order = jnp.argsort(jnp.where(on, jax.lax.stop_gradient(logp), jnp.inf), axis=1)
         rank = jnp.argsort(order, axis=1)
-        chosen = on & (rank < jnp.ceil(self.least_likely * on.sum(axis=1, keepdims=True)))
+        tokens = on.sum(axis=1, keepdims=True, dtype=logp.dtype)
+        chosen = on & (rank < jnp.ceil(self.least_likely * tokens).astype(rank.dtype))
         loss = base.token_mean(jnp.where(chosen, logp, 0), mask, inputs)
         return {"suppression": base.LossTerm(1.0, *loss)}, base.masked_totals(terms, mask)
 

@@ -30,5 +30,5 @@ class RandomMask(EvidenceGuidedOPD):
         key = jax.random.fold_in(jax.random.key(0), inputs["step"][0, 0].astype(jnp.int32))
         drawn = jnp.where(mask.astype(bool), jax.random.uniform(key, mask.shape), jnp.inf)
         rank = jnp.argsort(jnp.argsort(drawn, axis=1), axis=1)
-        many = jnp.sum(jnp.where(mask.astype(bool), found["kept"], 0), axis=1, keepdims=True)
+        many = jnp.sum(mask.astype(bool) & (found["kept"] > 0), axis=1, keepdims=True)
         return found | {"kept": (rank < many).astype(found["kept"].dtype)}

@@ -51,9 +51,14 @@ def along(output: Path, study) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def pages_tables(study, found: Found) -> str:
-    """All tables of a study, and what they were made of."""
+def pages_tables(study, found: Found, gradients: Mapping[str, Entry] | None = None) -> str:
+    """All tables of a study, and what they were made of.
+
+    Args:
+      gradients: by cell, what `first_gradient.py` made of it.
+    """
     tables = [table(study, found), differences(study, found)]
+    tables += [first_gradients(study, gradients)] if gradients else []
     tables += [markdown(more(found)) for more in getattr(study, "TABLES", ())]
     return "\n\n".join([*filter(None, tables), made_of(found)])
 
@@ -183,8 +188,50 @@ def differences(study, found: Found) -> str:
     return markdown([[*head, "seeds"], *body])
 
 
+def first_gradients(study, gradients: Mapping[str, Entry]) -> str:
+    """How much of each cell's first gradient is signal, and its angle to the baseline's."""
+    rows = [
+        [
+            "first gradient of a batch",
+            "signal / noise",
+            "batches for as much of one as of the other",
+            f"cosine with {study.BASELINE}'s",
+        ]
+    ]
+    for cell, entry in gradients.items():
+        ratio = entry.measured["signal_to_noise"]
+        told = entry.measured.get("signal_to_noise/low", 0) > 0
+        enough = f"{1 / ratio:,.0f}" if told else "not told from none" if ratio else "no gradient"
+        rows.append([cell, _measured("signal_to_noise", entry), enough, _angle(study, entry, told)])
+    return markdown(rows)
+
+
+def _measured(name: str, entry: Entry) -> str:
+    found = entry.measured
+    if f"{name}/low" not in found:
+        return f"{found[name]:.3f}"
+    return f"{found[name]:.3f} [{found[f'{name}/low']:.3f}, {found[f'{name}/high']:.3f}]"
+
+
+def _angle(study, entry: Entry, told: bool) -> str:
+    """Nothing of a gradient whose signal is not told from none, nor of one with itself."""
+    if not told or entry.cell == study.BASELINE or "cosine" not in entry.measured:
+        return ""
+    return _measured("cosine", entry)
+
+
 def difference(name: str, before: Sequence[Entry], after: Sequence[Entry]) -> str:
     """`+3.2 [+0.4, +6.0]` over seeds and problems; nothing where pairs are not known."""
+    change = changed(name, before, after)
+    return bracketed(name, change.value, change.low, change.high, sign="+") if change else ""
+
+
+def changed(
+    name: str, before: Sequence[Entry], after: Sequence[Entry]
+) -> intervals.Interval | None:
+    """After less before in what the judge measured, by seed and problem; None where pairs are not
+    known.
+    """
     first = {entry.seed: entry for entry in before}
     if before and before[0].cell == BEFORE:  # it has no seed
         first = {entry.seed: before[0] for entry in after}
@@ -192,13 +239,13 @@ def difference(name: str, before: Sequence[Entry], after: Sequence[Entry]) -> st
     by_seed = {entry.seed: entry for entry in after}
     pairs = [problems_of([of[seed] for seed in same], name) for of in (first, by_seed)]
     if not same or pairs[0] is None or pairs[1] is None or pairs[0][0].shape != pairs[1][0].shape:
-        return ""
+        return None
     if (
         first[same[0]].judged["by_problem"]["problems"]
         != by_seed[same[0]].judged["by_problem"]["problems"]
     ):
-        return ""
-    value, low, high, _ = intervals.difference(*pairs)
+        return None
+    change = intervals.difference(*pairs)
     if unit(name) == "%":  # a share can't change by more than all of it
-        low, high = max(low, -1.0), min(high, 1.0)
-    return bracketed(name, value, low, high, sign="+")
+        change = change._replace(low=max(change.low, -1.0), high=min(change.high, 1.0))
+    return change

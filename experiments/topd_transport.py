@@ -1,115 +1,250 @@
-"""How far apart the near futures of student and teacher are, by how high the loss is: before
-training, after OPD and after TOPD.
+"""What TOPD's transport finds, and what its targets teach, at the model before training.
 
-    python experiments/grid.py experiments/topd.py --workers 2
-    python experiments/topd_transport.py
+    nice python experiments/topd_transport.py
+    python experiments/grid.py experiments/topd.py --page
 
-On BATCHES batches of new problems both models write on from places of the student's completions
-where the loss is high (the method's own candidates), where it is low (below the row's median), and
-at random (an upper-half and a lower-half place of each row, drawn evenly). What TOPD calls a false
-alarm is a place of high loss whose transport costs no more than the 75th percentile of low-loss
-places.
+In both spaces that tokens may be compared in (`embeddings`, `hidden_states`), on batches of new
+problems:
 
-It prints the table of experiments/topd.md and draws experiments/figures/topd_transport.png.
+- the transport cost D_OT of windows at places of high loss (the method's own candidates), at random
+  (an upper-half and a lower-half place of each row) and of low loss, and how many of the first are
+  false alarms, no dearer than the 75th percentile of the last;
+- how likely the teacher itself finds the targets, after the student's own window, beside its best
+  token there;
+- where the gradient of the targets' loss points: its cosine with that of the divergence, and with
+  that of the control, the teacher's window after the student's prefix. Without the noise's bias,
+  see `first_gradient.py`;
+- the paper's local correction: windows of the same prefixes again after five updates on them.
+
+A line each in `ledger/topd_transport.jsonl`. Intervals are over batches.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import first_gradient
 import jax
-import matplotlib
+import jax.numpy as jnp
+import ledger
 import numpy as np
 import topd
-from grid import load
-from matplotlib.figure import Figure
-from study_tables import folder, markdown
+from first_gradient import cosine, gradients, jackknife, products
+from jaxtyping import Array, Float
+from ledger import Entry
+from scipy.stats import t
 
-from jopd.config import Config, Student
-from jopd.diagnostics.style import BLUE, COLORS, GREEN, GREY, STYLE, new_figure, save
+from jopd.config import Config, Optimizer
+from jopd.losses.windows import Space
 from jopd.training import setup
-from jopd.training.worker import Worker
+from jopd.training.batch import Batch, batch_rows
+from jopd.training.state import TrainState
+from jopd.training.update import hidden_by_stream
+from jopd.training.windows import WithWindows
+from jopd.training.worker import Worker, Written
 
-BATCHES, SEED = 12, 100  # a seed that no cell trains with
 HERE = Path(__file__).parent
+LEDGER = HERE / "topd_transport.py"
+BATCHES, UPDATES, LEARNING_RATE = 12, 5, 5e-4
+# What learns, by the names of the study's cells.
+VARIANTS: dict[str, dict] = {
+    "opd": {"trajectory_coefficient": 0.0},
+    "embeddings": {"trajectory_coefficient": 1.0},
+    "states": {"trajectory_coefficient": 1.0, "space": "hidden_states"},
+    "the teacher's window (control)": {
+        "trajectory_coefficient": 1.0,
+        "target": "teacher_window",
+    },
+}
+SPACES: dict[str, Space] = {"embeddings": "embeddings", "states": "hidden_states"}
 
 
-def costs(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Transport costs of the windows at chosen places and at the probes below the median, of all
-    batches.
-    """
-    run = setup.prepare("topd-transport", config)
-    worker = Worker(run)
-    chosen, probes = [], []
-    with jax.set_mesh(run.mesh):
-        for step in range(1, BATCHES + 1):
-            written = worker.write(step, run.state)
-            *_, points = jax.device_get(
-                worker.windows(run.state, worker.grade(run.state, written.batch), written.rows)
-            )
-            transport, there = points["transport"], points["compared"]
-            chosen.append(transport[:, :-1][there[:, :-1]])
-            probes.append(transport[:, -1][there[:, -1]])
-    return np.concatenate(chosen), np.concatenate(probes)
+Along = dict[str, list[dict[str, float]]]
 
 
-def of(model: str) -> dict[str, np.ndarray]:
+class Graded(NamedTuple):
+    """A step's batch before and after its windows."""
+
+    written: Written
+    batch: Batch
+    windows: WithWindows
+
+
+def config_of(**method) -> Config:
     config = topd.config()
-    config = dataclasses.replace(
-        config, seed=SEED, student=Student(model=model), output="runs/topd-transport"
+    return dataclasses.replace(
+        config,
+        seed=first_gradient.SEED,
+        method=dataclasses.replace(config.method, **method),
+        optimizer=Optimizer(learning_rate=LEARNING_RATE, schedule="constant", warmup=0.0),
+        output="runs/topd-transport",
     )
-    high, low = costs(config)
-    half = dataclasses.replace(
-        config, method=dataclasses.replace(config.method, windows=1, share=0.5)
+
+
+def worker_of(**method) -> Worker:
+    return Worker(setup.prepare("topd-transport", config_of(**method)))
+
+
+def batches_of(worker: Worker) -> Iterator[Graded]:
+    """BATCHES of them, all at the model before training; the method remembers what it saw."""
+    state = worker.run.state
+    for step in range(1, BATCHES + 1):
+        written = worker.write(step, state)
+        batch = worker.grade(state, written.batch)
+        windows = worker.windows(state, batch, written.rows)
+        state = state._replace(method=windows.method_state)
+        yield Graded(written, batch, windows)
+
+
+def over_batches(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The mean of batches' values with its 95 % interval."""
+    mean, count = statistics.fmean(values), len(values)
+    half = float(t.ppf(0.975, count - 1)) * statistics.stdev(values) / count**0.5
+    return {name: mean, f"{name}/low": mean - half, f"{name}/high": mean + half}
+
+
+def costs(worker: Worker) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """By batch, transport costs at the chosen places and at the probes below the median."""
+    chosen, probes = [], []
+    for graded in batches_of(worker):
+        points = jax.device_get(graded.windows.points)
+        transport, there = points["transport"], points["compared"]
+        chosen.append(transport[:, :-1][there[:, :-1]])
+        probes.append(transport[:, -1][there[:, -1]])
+    return chosen, probes
+
+
+def probe(space: Space) -> dict[str, float]:
+    """Costs by where the loss is high, and the share of false alarms."""
+    high, low = costs(worker_of(space=space))
+    upper, lower = costs(worker_of(space=space, windows=1, share=0.5))
+    places = {"high": high, "random": [*upper, *lower], "low": low}
+    medians = {
+        f"median/{where}": float(np.median(np.concatenate(it))) for where, it in places.items()
+    }
+    limit = np.percentile(np.concatenate(low), 75)
+    alarms = over_batches("false_alarms", [float(np.mean(it <= limit)) for it in high])
+    return medians | alarms
+
+
+def teachers_view(worker: Worker) -> dict[str, float]:
+    """The teacher's log-probability of the targets after the student's window, and of the token
+    that it likes best there, in nats.
+    """
+    run = worker.run
+
+    @jax.jit
+    def read(state: TrainState, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        teacher = run.program.teacher_model(state, run.fixed)
+        batch = batch_rows(batch)
+        stream = batch.streams["windows"]
+        # As the student's windows are read, by the teacher.
+        asked = batch._replace(contexts={"student": batch.contexts["teacher"]})
+        hidden = hidden_by_stream(teacher, asked)["windows"][:, :-1]
+        logp = jax.nn.log_softmax(teacher.logits(hidden).astype(jnp.float32))
+        of_targets = jnp.take_along_axis(logp, stream.extras["target_ids"], axis=-1)
+        mean = lambda x: jnp.sum(jnp.where(stream.mask, x, 0)) / stream.mask.sum()
+        weighted = jnp.sum(stream.extras["target_weights"] * of_targets, axis=-1)
+        return mean(weighted), mean(logp.max(axis=-1))
+
+    found = [read(run.state, graded.windows.batch) for graded in batches_of(worker)]
+    # Before the first windows of low loss nothing is learnt from.
+    targets, best = zip(*(map(float, it) for it in found if np.isfinite(it[0])), strict=True)
+    return over_batches("targets_logp", targets) | over_batches("best_logp", best)
+
+
+def corrected(worker: Worker, space: Space) -> tuple[dict[str, float], Along]:
+    """The mean cost of windows at places of high loss before and after updates on them; and by
+    batch how it changed, the same batches for all.
+    """
+    run, measure = worker.run, worker_of(space=space)
+    before, after = [], []
+    for graded in batches_of(worker):
+        at = lambda state, graded=graded: jax.device_get(
+            measure.windows(state, graded.batch, graded.written.rows).points
+        )
+        first = at(run.state)
+        state = jax.tree.map(jnp.copy, run.state)
+        state = state._replace(method=jax.tree.map(jnp.copy, graded.windows.method_state))
+        for _ in range(UPDATES):
+            batch = worker.grade(state, graded.written.batch)
+            batch, method_state, *_ = worker.windows(state, batch, graded.written.rows)
+            state = state._replace(method=method_state)
+            state, _ = worker.jitted.update(state, run.fixed, batch, watch=False)
+        last = at(state)
+        both = (first["compared"] & last["compared"])[:, :-1]
+        before.append(float(first["transport"][:, :-1][both].mean()))
+        after.append(float(last["transport"][:, :-1][both].mean()))
+    change = np.subtract(after, before).tolist()
+    means = over_batches("before", before) | over_batches("after", after)
+    means |= over_batches("change", change)
+    return means, {"change": [{"step": i, "value": it} for i, it in enumerate(change, 1)]}
+
+
+def keep(cell: str, what: str, measured: dict[str, float], along: Along, seconds: float) -> None:
+    entry = Entry(
+        cell=cell,
+        rate=what,
+        seed=first_gradient.SEED,
+        settings="",
+        command="python experiments/topd_transport.py",
+        chosen=None,
+        judged=None,
+        measured=measured,
+        along=along,
+        commit=ledger.commit(),
+        machine=ledger.machine(),
+        versions=ledger.versions(),
+        seconds=seconds,
     )
-    return {"high": high, "random": np.concatenate(costs(half)), "low": low}
+    ledger.add(LEDGER, entry)
+    print(cell, what, measured, flush=True)
 
 
 def main() -> None:
-    study = load(HERE / "topd.py")
-    students = {"before training": [study.config().student.model]}
-    students |= {
-        f"after {cell}": [
-            str(folder(HERE / "topd.py", cell, seed) / "student") for seed in study.SEEDS
-        ]
-        for cell in ("opd", "topd")
-    }
-    rows = [["", "median, high loss", "random", "low loss", "mean, high loss", "false alarms (%)"]]
-    found = {}
-    for when, models in students.items():
-        parts = [of(model) for model in models]
-        found[when] = {where: np.concatenate([part[where] for part in parts]) for where in parts[0]}
-        here = found[when]
-        alarms = np.mean(here["high"] <= np.percentile(here["low"], 75))
-        medians = [f"{np.median(here[where]):.3f}" for where in ("high", "random", "low")]
-        rows.append([when, *medians, f"{here['high'].mean():.3f}", f"{100 * alarms:.0f}"])
-    print(markdown(rows))
+    known, begin = ledger.entries(LEDGER), time.monotonic()
 
-    draw(found, study.SEEDS, HERE / "figures" / "topd_transport.png")
+    def made(cell: str, what: str, make) -> None:
+        nonlocal begin
+        if ledger.Run(cell, what, first_gradient.SEED) not in known:
+            found = make()
+            measured, along = found if isinstance(found, tuple) else (found, {})
+            keep(cell, what, measured, along, time.monotonic() - begin)
+            begin = time.monotonic()
 
+    with jax.set_mesh(worker_of().run.mesh):
+        for name, space in SPACES.items():
+            made(name, "probe", lambda space=space: probe(space))
+        for name in ("embeddings", "states", "the teacher's window (control)"):
+            settings = VARIANTS[name]
+            made(name, "targets", lambda settings=settings: teachers_view(worker_of(**settings)))
+        of_divergence = gradients(config_of(**VARIANTS["opd"]))
+        of_targets = {
+            name: gradients(config_of(**settings)) - of_divergence
+            for name, settings in VARIANTS.items()
+            if name != "opd"
+        }
+        control = of_targets["the teacher's window (control)"]
 
-def draw(
-    found: Mapping[str, Mapping[str, np.ndarray]], seeds: Sequence[int], picture: Path
-) -> Figure:
-    """By when, the share of places up to each cost: of high loss, at random, of low loss."""
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(5.2 * len(found), 5.2)
-        for axes, (when, here) in zip(
-            figure.subplots(1, len(found), sharey=True), found.items(), strict=True
-        ):
-            for (where, values), color in zip(here.items(), (BLUE, GREY, GREEN), strict=True):
-                label = f"{where} loss" if where != "random" else where
-                share = np.arange(1, len(values) + 1) / len(values)
-                axes.plot(np.sort(values), share, color=color, label=label)
-            threshold = np.percentile(here["low"], 75)
-            words = "threshold: 75th percentile of low loss"
-            axes.axvline(threshold, color=COLORS["line"], lw=1.2, ls="--", label=words)
-            axes.set(title=when, xlabel="transport cost of the near futures")
-        figure.axes[0].set(ylabel="share of places up to that cost")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
-        students = f"students of seeds {', '.join(map(str, seeds))} together"
-        return save(figure, picture, "topd_transport", students, f"{BATCHES} batches, sampled")
+        def angles(own) -> dict[str, float]:
+            found = {}
+            for name, other in (("divergence", of_divergence), ("control", control)):
+                pairs = products(own, own), products(other, other), products(own, other)
+                value, low, high = jackknife(cosine, *pairs)
+                found |= {name: value, f"{name}/low": low, f"{name}/high": high}
+            return found
+
+        for name, own in of_targets.items():
+            made(name, "gradient", lambda own=own: angles(own))
+        for name, settings in VARIANTS.items():
+            for of_space, space in SPACES.items():
+                make = lambda settings=settings, space=space: corrected(
+                    worker_of(**settings), space
+                )
+                made(name, f"corrected, by {of_space}", make)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,253 @@
+"""What the papers claim, and what we saw: the README's table, made of the ledgers.
+
+    python experiments/claims.py            prints it
+    python experiments/claims.py --write    puts it into README.md
+
+A claim is that one cell of a study has more of a measure than another. What decides is the 95 %
+interval of their difference, over seeds and, paired, over problems: all of it on the claim's side
+is "reproduced", all on the other "refuted here"; with 0 in it, or with fewer than SEEDS seeds,
+"can't tell". No verdict is written by hand.
+"""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import grid
+from intervals import Interval, mean
+from ledger import Entry
+from study_tables import bracketed, changed, markdown, problems_of, unit, value_of
+
+from jopd.diagnostics.measures import amount
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- claims, made of the ledgers, from here -->", "<!-- to here -->"
+SEEDS = 3
+WORLDS = {
+    "ar_opd": "a baby model that teaches itself, made to slip and to leak",
+    "edge_fact": "SmolLM2-135M, a private fact",
+    "topd": "baby student and teacher, arithmetic",
+    "leaderboard": "baby student and teacher, arithmetic",
+}
+
+
+class Claim(NamedTuple):
+    """That `more` has more of a measure than `less`.
+
+    Attributes:
+      paper: who claims it; "control" is our own question.
+      words: what is claimed.
+      number: the paper's, in its own unit and on its own model; empty where it has none.
+      study, more, less: cells.
+      measure: a column of the study.
+    """
+
+    paper: str
+    words: str
+    number: str
+    study: str
+    more: str
+    less: str
+    measure: str
+
+
+ACCURACY, SHORTCUTS = "judge/accuracy", "judge/shortcut_rate"
+FACT, KL = "judge/fact/accuracy", "judge/ordinary/kl"
+CLAIMS = (
+    Claim(
+        "AR-OPD",
+        "the anchored residual (λ 0.6) is more accurate than Full OPD",
+        "70.3 against 67.9 %",
+        *("ar_opd", "λ 0.6", "full", ACCURACY),
+    ),
+    Claim(
+        "AR-OPD",
+        "Full OPD is more accurate than Partial",
+        "67.9 against 65.2 %",
+        *("ar_opd", "full", "partial", ACCURACY),
+    ),
+    Claim(
+        "AR-OPD",
+        "Full OPD takes more shortcuts than λ 0.6",
+        "23 against 18 of 5,000",
+        *("ar_opd", "full", "λ 0.6", SHORTCUTS),
+    ),
+    Claim(
+        "AR-OPD",
+        "on-policy (Full) beats SFT on the reference solutions",
+        "67.9 against 62.4 %",
+        *("ar_opd", "full", "sft", ACCURACY),
+    ),
+    Claim(
+        "AR-OPD",
+        "λ beyond 1 is worse than 0.6 (AMC23)",
+        "50 against 57.5 %",
+        *("ar_opd", "λ 0.6", "λ 1.2", ACCURACY),
+    ),
+    Claim(
+        "control",
+        "Full OPD needs this problem's solution, not just one",
+        "",
+        *("ar_opd", "full", "full, another's solution", ACCURACY),
+    ),
+    Claim(
+        "control",
+        "Full OPD beats pushing down one's own least likely tokens, without any teacher",
+        "",
+        *("ar_opd", "full", "no teacher", ACCURACY),
+    ),
+    Claim(
+        "control",
+        "Full OPD by the whole vocabulary beats Full OPD by sampled tokens",
+        "",
+        *("ar_opd", "full", "full, sampled tokens", ACCURACY),
+    ),
+    Claim(
+        "EDGE-OPD",
+        "guided rollouts teach what unguided ones don't",
+        "66.7 against 0 % (a name)",
+        *("edge_fact", "guided", "unguided", FACT),
+    ),
+    Claim(
+        "EDGE-OPD",
+        "the mask costs some of what is learnt",
+        "66.7 against 56.2 %",
+        *("edge_fact", "guided", "edge", FACT),
+    ),
+    Claim(
+        "EDGE-OPD",
+        "the mask keeps the rest nearer to the original",
+        "",
+        *("edge_fact", "guided", "edge", KL),
+    ),
+    Claim(
+        "control",
+        "the evidence chooses better than chance does, as many tokens",
+        "",
+        *("edge_fact", "edge", "guided, random mask", FACT),
+    ),
+    Claim(
+        "control",
+        "the full vocabulary learns the fact unguided",
+        "",
+        *("edge_fact", "full vocabulary", "unguided", FACT),
+    ),
+    Claim(
+        "TOPD",
+        "transport targets (static embeddings) beat OPD",
+        "52.2 against 47.8 %",
+        *("topd", "embeddings, 0.1", "opd", ACCURACY),
+    ),
+    Claim(
+        "TOPD",
+        "transport targets (contextual states) beat OPD",
+        "52.2 against 47.8 %",
+        *("topd", "states, 0.1", "opd", ACCURACY),
+    ),
+    Claim(
+        "control",
+        "transport targets (static embeddings) beat the teacher's window as it stands",
+        "",
+        *("topd", "embeddings, 0.1", "the teacher's window (control), 0.1", ACCURACY),
+    ),
+    Claim(
+        "TOPD",
+        "capping the loss where futures agree does less harm than where they differ",
+        "48.2 against 42.1 %",
+        *("topd", "low transport capped", "high transport capped", ACCURACY),
+    ),
+    Claim(
+        "RLSD",
+        "the verifier's reward teaches more than a coin toss",
+        "",
+        *("leaderboard", "rlsd", "rlsd, coin toss", ACCURACY),
+    ),
+    Claim(
+        "survey",
+        "immediate credit beats return-to-go at 24 rows a step",
+        "",
+        *("leaderboard", "opd_pg", "opd_pg, return-to-go", ACCURACY),
+    ),
+    Claim(
+        "survey",
+        "GAE beats return-to-go",
+        "",
+        *("leaderboard", "gae_opd", "opd_pg, return-to-go", ACCURACY),
+    ),
+    Claim(
+        "survey",
+        "counterfactual routing beats plain suppression",
+        "",
+        *("leaderboard", "cr_opd", "opd_pg", ACCURACY),
+    ),
+    Claim(
+        "survey",
+        "the full vocabulary beats sampled tokens",
+        "",
+        *("leaderboard", "opd", "opd_pg", ACCURACY),
+    ),
+)
+
+
+def verdict(change: Interval) -> str:
+    """What the interval of `more` less `less` says of the claim."""
+    if change.seeds < SEEDS:
+        return f"can't tell: {change.seeds} of {SEEDS} seeds"
+    if change.low > 0:
+        return "reproduced"
+    return "refuted here" if change.high < 0 else "can't tell: the interval holds 0"
+
+
+def shown(measure: str, entries: list[Entry]) -> str:
+    problems = problems_of(entries, measure)
+    if problems is None:
+        values = [value for entry in entries if (value := value_of(entry, measure)) is not None]
+        return amount(measure, sum(values) / len(values))
+    return amount(measure, mean(*problems).value)
+
+
+def rows() -> list[list[str]]:
+    """A row a claim whose cells have been run."""
+    found: dict[str, dict[str, list[Entry]]] = {}
+    table = [["who", "claim", "the paper", "here", "difference, 95 % interval", "verdict", "page"]]
+    for claim in CLAIMS:
+        path = HERE / f"{claim.study}.py"
+        if claim.study not in found:
+            study = grid.load(path)
+            found[claim.study] = grid.on_file(path, study, [*study.CELLS])
+        more, less = (found[claim.study][cell] for cell in (claim.more, claim.less))
+        change = changed(claim.measure, less, more)
+        if change is None:
+            continue
+        sides = f"{shown(claim.measure, more)} against {shown(claim.measure, less)}"
+        interval = bracketed(claim.measure, change.value, change.low, change.high, sign="+")
+        who = claim.paper if claim.paper != "control" else "our control"
+        here = f"{sides} {unit(claim.measure)}"
+        page = f"[{WORLDS[claim.study]}](experiments/{claim.study}.md)"
+        table.append([who, claim.words, claim.number, here, interval, verdict(change), page])
+    return table
+
+
+def with_table(readme: str) -> str:
+    """The README with its table made anew, between the two marks."""
+    before, mark, rest = readme.partition(BEGIN)
+    _, ending, after = rest.partition(END)
+    if not (mark and ending):
+        raise SystemExit(f"README.md has no {BEGIN} and {END}: write them where the table belongs")
+    return f"{before}{BEGIN}\n\n{markdown(rows())}\n\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="into README.md")
+    if parser.parse_args().write:
+        README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(markdown(rows()))
+
+
+if __name__ == "__main__":
+    main()
