@@ -5,6 +5,7 @@ from jopd.losses.method import INITIAL, Alert, Loss, Method
 from jopd.losses.stages import silence
 from jopd.losses.totals import masked_total, masked_totals, row_sum, token_mean
 from jopd.losses.types import (
+    Entrywise,
     Inputs,
     Logits,
     LossTerm,
@@ -24,6 +25,7 @@ from jopd.losses.types import (
 __all__ = [
     "INITIAL",
     "Alert",
+    "Entrywise",
     "Inputs",
     "Logits",
     "Loss",

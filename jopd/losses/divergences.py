@@ -17,6 +17,7 @@ Beta belongs to the Jensen-Shannon divergence alone and means what it means in t
 the divergence itself vanishes.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -26,12 +27,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jopd.losses.checks import check_known
-from jopd.losses.types import Moments, Terms
+from jopd.losses.types import Entrywise, Moments, Terms
 from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax
 
 Name = Literal["reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3"]
-# Those that sums over the vocabulary are enough for, in full.
-OF_MOMENTS = ("reverse_kl", "forward_kl", "k2", "k3")
 Divergence = Callable[
     [Float[Array, "*n V"], Float[Array, "*n V"], Int[Array, "*n"]], Float[Array, "*n"]
 ]
@@ -116,17 +115,7 @@ def jensen_shannon(
     """
     _check_beta(beta)
 
-    def to_blend(logp, other_logp, share):
-        # log(p / m) from the difference of the two log-probabilities, so that it is exact where
-        # they are close.
-        gap = _gap(logp, other_logp)
-        return -share * jnp.sum(
-            jnp.exp(logp) * jnp.logaddexp(math.log(share), math.log1p(-share) - gap), axis=-1
-        )
-
-    return to_blend(teacher_logp, student_logp, beta) + to_blend(
-        student_logp, teacher_logp, 1 - beta
-    )
+    return jnp.sum(JensenShannon(beta).value(student_logp, teacher_logp), axis=-1)
 
 
 def total_variation(
@@ -138,15 +127,73 @@ def total_variation(
     >>> print(f"{total_variation(pi, q):.2f}")
     0.25
     """
-    # Its gradient jumps where the two meet, so that of a difference within rounding would be noise
-    # of full size.
-    differs = jnp.abs(teacher_logp - student_logp) > 64 * jnp.finfo(student_logp.dtype).eps
-    return (
-        jnp.sum(
-            jnp.where(differs, jnp.abs(jnp.exp(teacher_logp) - jnp.exp(student_logp)), 0), axis=-1
+    return jnp.sum(TotalVariation().value(student_logp, teacher_logp), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class JensenShannon:
+    """The entries that sum to `jensen_shannon`.
+
+    >>> pi, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(f"{JensenShannon(0.5).value(pi, q).sum():.4f}")
+    0.0338
+    """
+
+    beta: float
+
+    def value(
+        self, student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]
+    ) -> Float[Array, "*n"]:
+        of = lambda logp, other, share: share * jnp.exp(logp) * _over_blend(logp, other, share)
+        return of(teacher_logp, student_logp, self.beta) + of(
+            student_logp, teacher_logp, 1 - self.beta
         )
-        / 2
-    )
+
+    def slope(
+        self, student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]
+    ) -> Float[Array, "*n"]:
+        share = 1 - self.beta
+        return share * _over_blend(student_logp, teacher_logp, share)
+
+
+@dataclasses.dataclass(frozen=True)
+class TotalVariation:
+    """The entries that sum to `total_variation`.
+
+    >>> pi, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(TotalVariation().value(pi, q))
+    [0.125 0.125]
+    """
+
+    def value(
+        self, student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]
+    ) -> Float[Array, "*n"]:
+        gap = jnp.abs(jnp.exp(teacher_logp) - jnp.exp(student_logp)) / 2
+        return jnp.where(_differ(student_logp, teacher_logp), gap, 0)
+
+    def slope(
+        self, student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]
+    ) -> Float[Array, "*n"]:
+        sign = jnp.sign(student_logp - teacher_logp) / 2
+        return jnp.where(_differ(student_logp, teacher_logp), sign, 0)
+
+
+def _over_blend(logp, other_logp, share):
+    """log(p / m) for m = share p + (1 - share) other, from the difference of the two
+    log-probabilities, so that it is exact where they are close.
+    """
+    gap = _gap(logp, other_logp)
+    near = jnp.abs(gap) < 1
+    # Exactly 0 at a gap of 0; far from it expm1 would overflow.
+    close = jnp.log1p((1 - share) * jnp.expm1(jnp.where(near, -gap, 0)))
+    return -jnp.where(near, close, jnp.logaddexp(math.log(share), math.log1p(-share) - gap))
+
+
+def _differ(logp, other_logp):
+    """By more than rounding: a gradient that jumps where the two meet would be noise of full
+    size.
+    """
+    return jnp.abs(other_logp - logp) > 64 * jnp.finfo(logp.dtype).eps
 
 
 def k1(student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -316,8 +363,21 @@ def comparison_of(moments: Moments, view: str) -> Terms:
     return jax.lax.stop_gradient(compared)
 
 
+def entrywise_of(name: str, beta: float | None = None) -> Entrywise | None:
+    """The divergence of that name as a sum over entries, for those that are no KL.
+
+    >>> entrywise_of("jensen_shannon"), entrywise_of("reverse_kl")
+    (JensenShannon(beta=0.5), None)
+    """
+    return {
+        "jensen_shannon": JensenShannon(0.5 if beta is None else beta),
+        "total_variation": TotalVariation(),
+    }.get(name)
+
+
 def chosen_of(name: str, moments: Moments, view: str) -> Float[Array, "*n"]:
-    """The divergence of that name between the student and a view, from sums over the vocabulary.
+    """The divergence of that name between the student and a view, from sums over the vocabulary;
+    one of `entrywise` is to be among them.
 
     >>> from jopd.losses.types import Compared, Reading
     >>> one = jnp.ones(())
@@ -326,13 +386,16 @@ def chosen_of(name: str, moments: Moments, view: str) -> Float[Array, "*n"]:
     0.0
 
     Args:
-      name: one of `OF_MOMENTS`.
+      name: one of `Name`.
     """
     student, of_view = moments.student, moments.teachers[view]
     sampled = {"k2": k2, "k3": k3}
     if name in sampled:
         return sampled[name](student.logp, of_view.logp)
-    return {"reverse_kl": of_view.reverse_kl, "forward_kl": of_view.forward_kl}[name]
+    whole = {"reverse_kl": of_view.reverse_kl, "forward_kl": of_view.forward_kl}
+    found = whole.get(name, of_view.entrywise)
+    assert found is not None, f"{view} is to have the divergence {name}: name it in `entrywise`"
+    return found
 
 
 def _present(logp, values):

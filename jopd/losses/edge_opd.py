@@ -37,7 +37,8 @@ leaves open.
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,7 @@ def check_guidance(guided_share: float, guided_writer: str) -> None:
 class Evidence:
     """The vocabulary stage of the scoring pass: the evidence decides how many tokens count."""
 
+    entrywise: ClassVar[Mapping[str, base.Entrywise]] = {}
     temperature: float
 
     def token_terms(

@@ -12,6 +12,7 @@ logits,
     entropy of p          log Z_s - E_p[z_s]                         -p (log p + entropy)
     KL(p || q)            E_p[d] - log Z_s + log Z_t                 p (d - E_p[d])
     KL(q || p)            log Z_s - log Z_t - E_q[d]                 p - q
+    sum_v d(p_v, q_v)     a sum once both Z are known                p (d' - E_p[d']), d' in p
 
 so the way back makes each tile once more, from normalisers that are kept, and no tile of a teacher
 that it does not need: a policy gradient needs none. Equal models have a d of 0, hence KLs and
@@ -29,6 +30,7 @@ and their gradients.
 
 import functools
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +51,16 @@ from jopd.losses.tiles import (
     sums_of,
     tiles,
 )
-from jopd.losses.types import Compared, Moments, Reading
+from jopd.losses.types import Compared, Entrywise, Moments, Reading
 from jopd.losses.vocabulary import accumulator, product
 
 
 def moments(
-    student: Scored, teachers: Mapping[str, Scored], tokens: Int[Array, "B T"], tiling: Tiling
+    student: Scored,
+    teachers: Mapping[str, Scored],
+    tokens: Int[Array, "B T"],
+    tiling: Tiling,
+    entrywise: Mapping[str, Entrywise] = MappingProxyType({}),
 ) -> Moments:
     """What the readers' distributions say at every token, differentiable in the student alone.
 
@@ -64,21 +70,25 @@ def moments(
     >>> made = moments(even, {"teacher": certain}, jnp.zeros((1, 1), int), Tiling(2, size=1))
     >>> print(made.teachers["teacher"].reverse_kl.round(4))
     [[0.1438]]
+
+    Args:
+      entrywise: by view, a divergence to be summed in a second pass.
     """
     if tiling.shards > 1:
         # Parts of a longer axis would not hold the same entries of every reader.
         cut = lambda scored: scored._replace(head=scored.head[:, : tiling.vocabulary])
         student, teachers = cut(student), {view: cut(of) for view, of in teachers.items()}
-    return _moments(tiling, student, jax.lax.stop_gradient(dict(teachers)), tokens)
+    further = tuple(entrywise.items())
+    return _moments(tiling, further, student, jax.lax.stop_gradient(dict(teachers)), tokens)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _moments(tiling, student, teachers, tokens):
-    return _read(tiling, student, teachers, tokens)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _moments(tiling, further, student, teachers, tokens):
+    return _read(tiling, further, student, teachers, tokens)[0]
 
 
-def _read(tiling, student, teachers, tokens):
-    """The moments, and what the way back needs besides: normalisers and E_p[d]."""
+def _read(tiling, further, student, teachers, tokens):
+    """The moments, and what the way back needs besides: normalisers, E_p[d] and E_p[d']."""
     readers = {OWN: student, **teachers}
 
     def of_block(_, columns):
@@ -91,7 +101,42 @@ def _read(tiling, student, teachers, tokens):
     # A normaliser is kept in two parts: together they would cost the small differences digits.
     normalisers = {name: (of.top, jnp.log(of.mass)) for name, of in sums.items()}
     mean_gaps = {view: of.student / sums[OWN].mass for view, of in gaps.items()}
-    return _finished(sums, gaps, normalisers, mean_gaps), (normalisers, mean_gaps)
+    values, slopes = {}, {}
+    if further:
+        values, slopes = _second_pass(tiling, dict(further), readers, tokens, normalisers)
+    made = _finished(sums, gaps, normalisers, mean_gaps, values)
+    return made, (normalisers, mean_gaps, slopes)
+
+
+def _second_pass(tiling, further: Mapping[str, Entrywise], readers, tokens, normalisers):
+    """By view the sum of d, and E_p[d']."""
+    readers = {name: of for name, of in readers.items() if name == OWN or name in further}
+
+    def of_block(_, columns):
+        hidden, tokens, normalisers = columns
+        tile_at = tiles(tiling, _with_hidden(readers, hidden), tokens)
+        dtype = accumulator(readers[OWN].hidden.dtype)
+        zero = jnp.zeros((*tokens.shape, tiling.shards), dtype)
+        zero = tiling.constrain(zero, "stage_rows", None, "stage_entries")
+
+        def add(running, first):
+            tile = tile_at(first)
+            logp = _logp_of(tile, OWN, normalisers)
+            total = lambda entries: jnp.sum(jnp.where(tile.own, entries, 0), axis=-1)
+            sums = {}
+            for view, divergence in further.items():
+                both = logp, _logp_of(tile, view, normalisers)
+                slope = jnp.exp(logp) * divergence.slope(*both)
+                sums[view] = total(divergence.value(*both)), total(slope)
+            return jax.tree.map(jnp.add, running, sums), None
+
+        nothing = {view: (zero, zero) for view in further}
+        return None, jax.lax.scan(add, nothing, starts(tiling, tokens))[0]
+
+    columns = {name: of.hidden for name, of in readers.items()}, tokens, normalisers
+    _, by_shard = over_time(of_block, columns, tiling.block or tokens.shape[1])
+    summed = jax.tree.map(lambda values: jnp.sum(values, axis=-1), by_shard)
+    return tuple({view: of[part] for view, of in summed.items()} for part in (0, 1))
 
 
 def _with_hidden(readers: Mapping[str, Scored], hidden: Mapping[str, Array]) -> dict[str, Scored]:
@@ -122,7 +167,7 @@ def _sums_of_block(
     return jax.lax.scan(add, nothing, starts(tiling, tokens))[0]
 
 
-def _finished(sums, gaps, normalisers, mean_gaps) -> Moments:
+def _finished(sums, gaps, normalisers, mean_gaps, values) -> Moments:
     """Moments of the sums over the whole vocabulary, by the formulas above."""
     own = sums[OWN]
     top, log_mass = normalisers[OWN]
@@ -138,6 +183,7 @@ def _finished(sums, gaps, normalisers, mean_gaps) -> Moments:
             reverse_kl=mean_gaps[view] - shift,
             forward_kl=shift - gaps[view].teacher / sums[view].mass,
             top1_agreement=gaps[view].agree.astype(top.dtype),
+            entrywise=values.get(view),
         )
 
     is_top = (own.token == own.top).astype(top.dtype)
@@ -146,13 +192,13 @@ def _finished(sums, gaps, normalisers, mean_gaps) -> Moments:
     )
 
 
-def _forward(tiling, *arguments):
+def _forward(tiling, further, *arguments):
     arguments = custom_vjp_primal_tree_values(arguments)
-    made, normalised = _read(tiling, *arguments)
+    made, normalised = _read(tiling, further, *arguments)
     return made, (*arguments, *normalised, made.student.entropy)
 
 
-def _backward(tiling, saved, cotangents: Moments):
+def _backward(tiling, further, saved, cotangents: Moments):
     student, teachers, tokens, *normalised = saved
     of_student = _asked(cotangents.student)
     of_views = {view: _asked(of) for view, of in cotangents.teachers.items()}
@@ -161,7 +207,8 @@ def _backward(tiling, saved, cotangents: Moments):
 
     def of_block(of_head, columns):
         hidden, *rest = columns
-        return _block_gradient(tiling, _with_hidden(readers, hidden), of_head, *rest)
+        readers_here = _with_hidden(readers, hidden)
+        return _block_gradient(tiling, dict(further), readers_here, of_head, *rest)
 
     hidden = {name: of.hidden for name, of in readers.items()}
     columns = hidden, tokens, of_student, of_views, *normalised
@@ -170,7 +217,7 @@ def _backward(tiling, saved, cotangents: Moments):
     return Scored(of_hidden, of_head.reshape(student.head.shape)), None, None
 
 
-def _block_gradient(tiling, readers, of_head, tokens, of_student, of_views, *normalised):
+def _block_gradient(tiling, further, readers, of_head, tokens, of_student, of_views, *normalised):
     """The head's gradient with what a block of positions adds, and that of its hidden states."""
     tile_at = tiles(tiling, readers, tokens)
     hidden = gathered(tiling, readers[OWN].hidden)
@@ -178,7 +225,7 @@ def _block_gradient(tiling, readers, of_head, tokens, of_student, of_views, *nor
     def add(gradients, first):
         of_hidden, of_head = gradients
         tile = tile_at(first)
-        of_logits = _gradient_in_logits(tile, of_student, of_views, *normalised)
+        of_logits = _gradient_in_logits(tile, further, of_student, of_views, *normalised)
         # In the type of the product forward, as is usual in a narrow model's way back.
         of_logits = of_logits.astype(hidden.dtype)
         of_hidden += product("btsv,dsv->btsd", of_logits, tile.head)
@@ -193,29 +240,39 @@ def _block_gradient(tiling, readers, of_head, tokens, of_student, of_views, *nor
     return of_head, of_hidden.sum(axis=2).astype(hidden.dtype)
 
 
-def _gradient_in_logits(tile, of_student, of_views, normalisers, mean_gaps, entropy):
+def _gradient_in_logits(
+    tile, further, of_student, of_views, normalisers, mean_gaps, mean_slopes, entropy
+):
     """The gradient in the student's logits of a tile, by the formulas above."""
-    at_entries = lambda values: values[..., None, None]
-    z = tile.logits
-
-    def logp_of(name):
-        top, log_mass = normalisers[name]
-        return z[name] - at_entries(top) - at_entries(log_mass)
-
-    logp = logp_of(OWN)
+    z, logp = tile.logits, _logp_of(tile, OWN, normalisers)
     p = jnp.exp(logp)
     gradient = jnp.zeros_like(p)
     if of_student.logp is not None:
-        gradient += at_entries(of_student.logp) * (tile.sampled.astype(p.dtype) - p)
+        gradient += _at_entries(of_student.logp) * (tile.sampled.astype(p.dtype) - p)
     if of_student.entropy is not None:
-        gradient -= at_entries(of_student.entropy) * p * (logp + at_entries(entropy))
+        gradient -= _at_entries(of_student.entropy) * p * (logp + _at_entries(entropy))
     for view, of in of_views.items():
         if of.reverse_kl is not None:
             gap = z[OWN] - z[view]
-            gradient += at_entries(of.reverse_kl) * p * (gap - at_entries(mean_gaps[view]))
+            gradient += _at_entries(of.reverse_kl) * p * (gap - _at_entries(mean_gaps[view]))
         if of.forward_kl is not None:
-            gradient += at_entries(of.forward_kl) * (p - jnp.exp(logp_of(view)))
+            gradient += _at_entries(of.forward_kl) * (
+                p - jnp.exp(_logp_of(tile, view, normalisers))
+            )
+        if of.entrywise is not None:
+            slope = further[view].slope(logp, _logp_of(tile, view, normalisers))
+            gradient += _at_entries(of.entrywise) * p * (slope - _at_entries(mean_slopes[view]))
     return jnp.where(tile.own, gradient, 0)
+
+
+def _at_entries(values):
+    """Values [B, T] beside a tile's entries."""
+    return values[..., None, None]
+
+
+def _logp_of(tile, reader, normalisers):
+    top, log_mass = normalisers[reader]
+    return tile.logits[reader] - _at_entries(top) - _at_entries(log_mass)
 
 
 def _asked(cotangents):
@@ -225,7 +282,7 @@ def _asked(cotangents):
 
 def _reads_logits(of_view: Compared) -> bool:
     """Whether a gradient flows through what both logits of an entry make."""
-    return of_view.reverse_kl is not None or of_view.forward_kl is not None
+    return any(x is not None for x in (of_view.reverse_kl, of_view.forward_kl, of_view.entrywise))
 
 
 _moments.defvjp(_forward, _backward, symbolic_zeros=True)

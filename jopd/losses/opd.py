@@ -12,10 +12,18 @@ supports are no one paper's.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from jopd.losses import base
-from jopd.losses.divergences import OF_MOMENTS, Name, choose, chosen_of, comparison, comparison_of
+from jopd.losses.divergences import (
+    Name,
+    choose,
+    chosen_of,
+    comparison,
+    comparison_of,
+    entrywise_of,
+)
 from jopd.losses.vocabulary import log_softmax
 
 
@@ -87,7 +95,12 @@ class OPD(base.Method):
 
     @property
     def tiled(self) -> bool:
-        return self.divergence in OF_MOMENTS and self.top_k is None and self.temperature == 1
+        return self.top_k is None and self.temperature == 1
+
+    @property
+    def entrywise(self) -> Mapping[str, base.Entrywise]:
+        found = entrywise_of(self.divergence, self.beta)
+        return {"teacher": found} if found else {}
 
     def tiled_terms(self, moments: base.Moments) -> base.Terms:
         divergence = chosen_of(self.divergence, moments, "teacher")

@@ -22,17 +22,18 @@ the teacher.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import jax.numpy as jnp
 
 from jopd.losses import base
 from jopd.losses.divergences import (
-    OF_MOMENTS,
     choose,
     chosen_of,
     comparison,
     comparison_of,
+    entrywise_of,
     kl_entries,
 )
 from jopd.losses.vocabulary import log_softmax
@@ -121,7 +122,12 @@ class OPSD(base.Method):
 
     @property
     def tiled(self) -> bool:
-        return self.divergence in OF_MOMENTS and self.entry_clamp is None and self.temperature == 1
+        return self.entry_clamp is None and self.temperature == 1
+
+    @property
+    def entrywise(self) -> Mapping[str, base.Entrywise]:
+        found = entrywise_of(self.divergence, self.beta)
+        return {"privileged": found} if found else {}
 
     def tiled_terms(self, moments: base.Moments) -> base.Terms:
         divergence = chosen_of(self.divergence, moments, "privileged")

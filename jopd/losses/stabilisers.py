@@ -138,6 +138,7 @@ class Stabilised(base.Method):
     sampled_gradient = _passed_on("sampled_gradient")
     alerts = _passed_on("alerts")
     tiled = _passed_on("tiled")
+    entrywise = _passed_on("entrywise")
 
     @property
     def ordered(self) -> bool:

@@ -89,6 +89,25 @@ class Reading(NamedTuple):
     is_top: Float[Array, "*n"]
 
 
+@runtime_checkable
+class Entrywise(Protocol):
+    """A divergence D = sum_v d(p_v, q_v), of a student's p and a teacher's q, that needs no more of
+    an entry than its two log-probabilities.
+    """
+
+    def value(
+        self, student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]
+    ) -> Float[Array, "*n"]:
+        """d of each entry."""
+        ...
+
+    def slope(
+        self, student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]
+    ) -> Float[Array, "*n"]:
+        """The derivative of d in p; any finite number where p is 0."""
+        ...
+
+
 class Compared(NamedTuple):
     """What a teacher view's distribution q says, alone and against the student's p.
 
@@ -98,6 +117,7 @@ class Compared(NamedTuple):
       reverse_kl: KL(p || q) over the whole vocabulary.
       forward_kl: KL(q || p).
       top1_agreement: 1 where a token is the likeliest of both.
+      entrywise: the stage's own divergence of such a kind, if it has one.
     """
 
     logp: Float[Array, "*n"]
@@ -105,11 +125,12 @@ class Compared(NamedTuple):
     reverse_kl: Float[Array, "*n"]
     forward_kl: Float[Array, "*n"]
     top1_agreement: Float[Array, "*n"]
+    entrywise: Float[Array, "*n"] | None = None
 
 
 class Moments(NamedTuple):
     """What sums over the vocabulary tell of every token, at temperature 1; the student's gradient
-    flows through log-probability, entropy and KLs, and none into a teacher.
+    flows through log-probability, entropy and divergences, and none into a teacher.
     """
 
     student: Reading
@@ -123,6 +144,13 @@ class TiledStage(Stage, Protocol):
     @property
     def tiled(self) -> bool:
         """Whether `tiled_terms` is the same as `token_terms` under these settings."""
+        ...
+
+    @property
+    def entrywise(self) -> Mapping[str, Entrywise]:
+        """By view, a divergence that `Moments` are to have as well, at the cost of a second pass
+        over the vocabulary.
+        """
         ...
 
     def tiled_terms(self, moments: Moments) -> Terms:

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jopd import losses
 from jopd.losses import tiled
 from jopd.losses.chunked import Scored, chunked_terms
+from jopd.losses.divergences import JensenShannon, TotalVariation
 from jopd.losses.moments import moments
 from jopd.losses.stages import vocabulary_stage
 from jopd.losses.tiled import tiled_terms
@@ -33,7 +34,13 @@ OPD = losses.get("opd")
 TILED = [
     *[method for method in METHODS if method.tiled],
     losses.get("opd", divergence="forward_kl"),
+    losses.get("opd", divergence="jensen_shannon", beta=0.3),
+    losses.get("opd", divergence="total_variation"),
     losses.get("opsd", divergence="reverse_kl"),
+    losses.get("opsd", divergence="jensen_shannon"),
+    losses.stabilised(
+        losses.get("opd", divergence="jensen_shannon"), losses.Stabilisers(kl_to_initial=0.1)
+    ),
     losses.get("opd_pg", baseline="kl"),
     losses.get("g_opd", scale=1.0),
 ]
@@ -41,8 +48,6 @@ CHUNKED = [
     *[losses.get(name) for name in ("ar_opd", "cr_opd", "entropy_opd")],
     losses.get("opd", temperature=2.0),
     losses.get("opd", top_k=3),
-    losses.get("opd", divergence="jensen_shannon"),
-    losses.get("opd", divergence="total_variation"),
     losses.get("opsd", entry_clamp=0.05),
     losses.get("opd_pg", temperature=0.5),
     losses.get("opd_pg", baseline="kl", log_ratio_clip=5.0),
@@ -126,6 +131,7 @@ def expected(method):
 # Against whole logits.
 
 
+DIVERGENCES = ("reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3")
 # Each compiles three programs.
 QUICK = ("opd", "opd_pg", "edge_opd", "topd")
 
@@ -199,7 +205,7 @@ def test_a_tied_head_has_the_gradient_of_both_its_uses():
 
 @pytest.mark.parametrize("chunk", [4, 0])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "k2", "k3"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_equal_models_give_exactly_no_loss_and_no_gradient(divergence, dtype, chunk):
     method = losses.get("opd", divergence=divergence)
     student = problem(method).student
@@ -255,7 +261,7 @@ def test_a_bfloat16_student_has_a_way_back_through_a_tied_head(monkeypatch):
 # Against numbers of their own: with the identity as the head, hidden states are logits.
 
 
-def read(student, teacher, tokens, size, gradient_of=None):
+def read(student, teacher, tokens, size, gradient_of=None, entrywise=None):
     """The moments of logits [n, V] in tiles of that size, in float64; or the gradient in the
     student's of the sum of what `gradient_of` picks.
     """
@@ -265,7 +271,8 @@ def read(student, teacher, tokens, size, gradient_of=None):
         ids = jnp.asarray(tokens)[None]
 
         def of(z):
-            return moments(scored(z), {"t": scored(teacher)}, ids, Tiling(entries, size))
+            tiling, further = Tiling(entries, size), {"t": entrywise} if entrywise else {}
+            return moments(scored(z), {"t": scored(teacher)}, ids, tiling, further)
 
         if gradient_of is None:
             return jax.device_get(jax.jit(of)(student))
@@ -303,6 +310,31 @@ def test_moments_and_gradients_are_the_formulas(size):
         gradient(lambda m: m.teachers["t"].forward_kl),
         every(reference.forward_kl_gradient, pi, q),
     )
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize(
+    "entrywise, exact",
+    [
+        (JensenShannon(0.3), functools.partial(reference.jensen_shannon, beta=0.3)),
+        (TotalVariation(), reference.total_variation),
+    ],
+    ids=["jensen_shannon", "total_variation"],
+)
+def test_a_divergence_of_entries_and_its_gradient_are_the_formulas(entrywise, exact, size):
+    draw = np.random.default_rng(0).normal
+    student, teacher = 3 * draw(size=(4, 7)), 3 * draw(size=(4, 7))
+    tokens, softmax = np.zeros(4, int), reference.softmax
+    expected = [exact(softmax(s), softmax(t)) for s, t in zip(student, teacher, strict=True)]
+    made = read(student, teacher, tokens, size, entrywise=entrywise)
+    np.testing.assert_allclose(made.teachers["t"].entrywise[0], expected, rtol=1e-10)
+
+    found = read(student, teacher, tokens, size, lambda m: m.teachers["t"].entrywise, entrywise)
+    step = 1e-6 * np.eye(7)
+    for s, t, gradient in zip(student, teacher, found, strict=True):
+        of = lambda change, s=s, t=t: exact(softmax(s + change), softmax(t))
+        differences = [(of(change) - of(-change)) / 2e-6 for change in step]
+        np.testing.assert_allclose(gradient, differences, atol=1e-8)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
