@@ -22,6 +22,7 @@ Source: AR-OPD, arXiv:2606.10385. Grade P.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jopd.losses import base
-from jopd.losses.divergences import comparison, forward_kl
+from jopd.losses.divergences import comparison, comparison_of, forward_kl, kl_entries
 from jopd.losses.vocabulary import log_softmax
 
 
@@ -76,6 +77,53 @@ def _check(scale, clip):
         raise ValueError(
             f"clip={clip} must be positive and finite, in nats; 5 is the paper's, 1000 never acts"
         )
+
+
+# No weight of the target overflows before it is normalised where scale x clip is so small.
+LARGEST_SCORE = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ToTarget:
+    """KL(q_lam || pi) as a second pass over the vocabulary, and what else is logged.
+
+    Of entries w = q_part exp(lam residual), whose sum is the target's normaliser.
+    """
+
+    scale: float
+    clip: float
+    views = ("full", "partial")
+
+    def entries(self, student_logp: base.Logits, teacher_logp: base.Views) -> base.Terms:
+        partial, full = teacher_logp["partial"], teacher_logp["full"]
+        residual, under_full = _residual(partial, full), jnp.exp(full)
+        weight, size = self._weight(teacher_logp), jnp.abs(residual)
+        moved = self.scale * jnp.clip(residual, -self.clip, self.clip)
+        to_student = jnp.where(weight > 0, weight * (partial + moved - student_logp), 0)
+        return {
+            "mass": weight,
+            "to_student": to_student,
+            "to_partial": weight * moved,
+            "full_to_partial": kl_entries(full, partial),
+            "size": under_full * jnp.minimum(size, self.clip),
+            "clipped": jnp.where(size > self.clip, under_full, 0),
+        }
+
+    def value(self, sums: Mapping[str, Float[Array, "*n"]]) -> Float[Array, "*n"]:
+        return sums["to_student"] / sums["mass"] - jnp.log(sums["mass"])
+
+    def slope(
+        self,
+        student_logp: base.Logits,
+        teacher_logp: base.Views,
+        sums: Mapping[str, Float[Array, "*n 1"]],
+    ) -> base.Logits:
+        return jnp.exp(student_logp) - self._weight(teacher_logp) / sums["mass"]
+
+    def _weight(self, teacher_logp):
+        partial, full = teacher_logp["partial"], teacher_logp["full"]
+        residual = jnp.clip(_residual(partial, full), -self.clip, self.clip)
+        return jnp.exp(partial + self.scale * residual)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +193,27 @@ class AnchoredResidualOPD(base.Method):
             "residual_size": jnp.sum(under_full * jnp.minimum(size, self.clip), axis=-1),
             "residual_clipped": jnp.sum(jnp.where(size > self.clip, under_full, 0), axis=-1),
             **comparison(student_logits, teacher_logits["full"]),
+        }
+
+    @property
+    def tiled(self) -> bool:
+        return self.temperature == 1 and self.scale * self.clip <= LARGEST_SCORE
+
+    @property
+    def second_pass(self) -> base.SecondPass:
+        return ToTarget(self.scale, self.clip)
+
+    def tiled_terms(self, moments: base.Moments) -> base.Terms:
+        assert moments.further is not None
+        sums = moments.further.sums
+        return {
+            "divergence": moments.further.value,
+            "kl_full_partial": sums["full_to_partial"],
+            "kl_target_partial": sums["to_partial"] / sums["mass"] - jnp.log(sums["mass"]),
+            "kl_full_student": jax.lax.stop_gradient(moments.teachers["full"].forward_kl),
+            "residual_size": sums["size"],
+            "residual_clipped": sums["clipped"],
+            **comparison_of(moments, "full"),
         }
 
     def reduce(self, terms: base.Terms, mask: base.Mask, inputs: base.Inputs) -> base.Sums:

@@ -5,13 +5,13 @@ from jopd.losses.method import INITIAL, Alert, Loss, Method
 from jopd.losses.stages import silence
 from jopd.losses.totals import masked_total, masked_totals, row_sum, token_mean
 from jopd.losses.types import (
-    Entrywise,
     Inputs,
     Logits,
     LossTerm,
     Mask,
     Moments,
     Profiles,
+    SecondPass,
     Stage,
     Sums,
     Terms,
@@ -25,7 +25,6 @@ from jopd.losses.types import (
 __all__ = [
     "INITIAL",
     "Alert",
-    "Entrywise",
     "Inputs",
     "Logits",
     "Loss",
@@ -34,6 +33,7 @@ __all__ = [
     "Method",
     "Moments",
     "Profiles",
+    "SecondPass",
     "Stage",
     "Sums",
     "Terms",

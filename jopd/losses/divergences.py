@@ -19,7 +19,7 @@ the divergence itself vanishes.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jopd.losses.checks import check_known
-from jopd.losses.types import Entrywise, Moments, Terms
+from jopd.losses.types import Logits, Moments, Terms, Views
 from jopd.losses.vocabulary import in_top_k, log_prob_of, log_softmax
 
 Name = Literal["reverse_kl", "forward_kl", "jensen_shannon", "total_variation", "k2", "k3"]
@@ -152,6 +152,7 @@ class JensenShannon:
     def slope(
         self, student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]
     ) -> Float[Array, "*n"]:
+        """The derivative of an entry in pi."""
         share = 1 - self.beta
         return share * _over_blend(student_logp, teacher_logp, share)
 
@@ -174,6 +175,7 @@ class TotalVariation:
     def slope(
         self, student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]
     ) -> Float[Array, "*n"]:
+        """The derivative of an entry in pi."""
         sign = jnp.sign(student_logp - teacher_logp) / 2
         return jnp.where(_differ(student_logp, teacher_logp), sign, 0)
 
@@ -363,21 +365,54 @@ def comparison_of(moments: Moments, view: str) -> Terms:
     return jax.lax.stop_gradient(compared)
 
 
-def entrywise_of(name: str, beta: float | None = None) -> Entrywise | None:
-    """The divergence of that name as a sum over entries, for those that are no KL.
+@dataclasses.dataclass(frozen=True)
+class OfEntries:
+    """Such a divergence between the student and a view, as a second pass over the vocabulary.
 
-    >>> entrywise_of("jensen_shannon"), entrywise_of("reverse_kl")
-    (JensenShannon(beta=0.5), None)
+    >>> pi, q = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    >>> entries = OfEntries("teacher", TotalVariation()).entries(pi, {"teacher": q})
+    >>> print(f"{entries['value'].sum():.2f}")
+    0.25
     """
-    return {
+
+    view: str
+    divergence: JensenShannon | TotalVariation
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (self.view,)
+
+    def entries(self, student_logp: Logits, teacher_logp: Views) -> dict[str, Logits]:
+        both = student_logp, teacher_logp[self.view]
+        slope = jnp.exp(student_logp) * self.divergence.slope(*both)
+        return {"value": self.divergence.value(*both), "slope": slope}
+
+    def value(self, sums: Mapping[str, Float[Array, "*n"]]) -> Float[Array, "*n"]:
+        return sums["value"]
+
+    def slope(
+        self, student_logp: Logits, teacher_logp: Views, sums: Mapping[str, Float[Array, "*n 1"]]
+    ) -> Logits:
+        slope = self.divergence.slope(student_logp, teacher_logp[self.view])
+        return jnp.exp(student_logp) * (slope - sums["slope"])
+
+
+def second_pass_of(name: str, beta: float | None, view: str) -> OfEntries | None:
+    """The divergence of that name between the student and a view, if it needs one.
+
+    >>> second_pass_of("total_variation", None, "teacher").views, second_pass_of("k2", None, "")
+    (('teacher',), None)
+    """
+    found = {
         "jensen_shannon": JensenShannon(0.5 if beta is None else beta),
         "total_variation": TotalVariation(),
-    }.get(name)
+    }
+    return OfEntries(view, found[name]) if name in found else None
 
 
 def chosen_of(name: str, moments: Moments, view: str) -> Float[Array, "*n"]:
-    """The divergence of that name between the student and a view, from sums over the vocabulary;
-    one of `entrywise` is to be among them.
+    """The divergence of that name between the student and a view, from sums over the vocabulary,
+    those of `second_pass_of` among them.
 
     >>> from jopd.losses.types import Compared, Reading
     >>> one = jnp.ones(())
@@ -393,9 +428,10 @@ def chosen_of(name: str, moments: Moments, view: str) -> Float[Array, "*n"]:
     if name in sampled:
         return sampled[name](student.logp, of_view.logp)
     whole = {"reverse_kl": of_view.reverse_kl, "forward_kl": of_view.forward_kl}
-    found = whole.get(name, of_view.entrywise)
-    assert found is not None, f"{view} is to have the divergence {name}: name it in `entrywise`"
-    return found
+    if name in whole:
+        return whole[name]
+    assert moments.further is not None, f"{name} is a second pass, which nobody has asked for"
+    return moments.further.value
 
 
 def _present(logp, values):

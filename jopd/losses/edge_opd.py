@@ -37,8 +37,7 @@ leaves open.
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +129,7 @@ def check_guidance(guided_share: float, guided_writer: str) -> None:
 class Evidence:
     """The vocabulary stage of the scoring pass: the evidence decides how many tokens count."""
 
-    entrywise: ClassVar[Mapping[str, base.Entrywise]] = {}
+    second_pass = None
     temperature: float
 
     def token_terms(

@@ -11,9 +11,10 @@ The time stage may ask for `inputs`, arrays [B, T] or [B, 1] that others provide
                       tokens; absent, it is 1
 
 `token_terms` says what a method's terms are. Where all that they need are log-probabilities of the
-sampled token, entropies and divergences at temperature 1, a method may have a tiled form beside it,
-`tiled_terms`, which a trainer prefers: its logits are made in tiles of the vocabulary, and no more
-often than they must be (`jopd.losses.tiled`). Tests hold the two to each other.
+sampled token, entropies, KLs and perhaps sums of its own (`second_pass`) at temperature 1, a method
+may have a tiled form beside it, `tiled_terms`, which a trainer prefers: its logits are made in
+tiles of the vocabulary, and no more often than they must be (`jopd.losses.tiled`). Tests hold the
+two to each other.
 
 What needs the whole batch, or decides what is counted, and depends on logits comes from a scoring
 pass without gradient: a method's `scoring` is its vocabulary stage and `prepare` makes inputs of
@@ -22,18 +23,17 @@ its terms.
 
 import abc
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jopd.losses.types import (
-    Entrywise,
     Inputs,
     Logits,
     Mask,
     Moments,
     Profiles,
+    SecondPass,
     Stage,
     Sums,
     Terms,
@@ -77,7 +77,8 @@ class Loss(abc.ABC):
         view; empty where they are.
       tiled: whether the settings allow the vocabulary stage's tiled form. A subclass that writes
         `token_terms` anew has none until it writes `tiled_terms` too.
-      entrywise: by view, a divergence other than the KLs that the tiled form reads.
+      second_pass: what the tiled form needs that is neither a log-probability of the sampled token
+        nor an entropy nor a KL.
     """
 
     name: ClassVar[str]
@@ -88,7 +89,7 @@ class Loss(abc.ABC):
     ordered: bool = False
     why_not_zero: str = ""
     tiled: bool = False
-    entrywise: Mapping[str, Entrywise] = MappingProxyType({})
+    second_pass: SecondPass | None = None
 
     def __init_subclass__(cls, **keywords: Any):
         super().__init_subclass__(**keywords)

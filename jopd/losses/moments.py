@@ -12,7 +12,7 @@ logits,
     entropy of p          log Z_s - E_p[z_s]                         -p (log p + entropy)
     KL(p || q)            E_p[d] - log Z_s + log Z_t                 p (d - E_p[d])
     KL(q || p)            log Z_s - log Z_t - E_q[d]                 p - q
-    sum_v d(p_v, q_v)     a sum once both Z are known                p (d' - E_p[d']), d' in p
+    a `SecondPass`        of sums once every Z is known              its own
 
 so the way back makes each tile once more, from normalisers that are kept, and no tile of a teacher
 that it does not need: a policy gradient needs none. Equal models have a d of 0, hence KLs and
@@ -30,7 +30,7 @@ and their gradients.
 
 import functools
 from collections.abc import Mapping
-from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ from jopd.losses.tiles import (
     sums_of,
     tiles,
 )
-from jopd.losses.types import Compared, Entrywise, Moments, Reading
+from jopd.losses.types import Compared, Further, Moments, Reading, SecondPass
 from jopd.losses.vocabulary import accumulator, product
 
 
@@ -60,7 +60,7 @@ def moments(
     teachers: Mapping[str, Scored],
     tokens: Int[Array, "B T"],
     tiling: Tiling,
-    entrywise: Mapping[str, Entrywise] = MappingProxyType({}),
+    second: SecondPass | None = None,
 ) -> Moments:
     """What the readers' distributions say at every token, differentiable in the student alone.
 
@@ -72,23 +72,22 @@ def moments(
     [[0.1438]]
 
     Args:
-      entrywise: by view, a divergence to be summed in a second pass.
+      second: what is to be summed in a pass of its own.
     """
     if tiling.shards > 1:
         # Parts of a longer axis would not hold the same entries of every reader.
         cut = lambda scored: scored._replace(head=scored.head[:, : tiling.vocabulary])
         student, teachers = cut(student), {view: cut(of) for view, of in teachers.items()}
-    further = tuple(entrywise.items())
-    return _moments(tiling, further, student, jax.lax.stop_gradient(dict(teachers)), tokens)
+    return _moments(tiling, second, student, jax.lax.stop_gradient(dict(teachers)), tokens)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _moments(tiling, further, student, teachers, tokens):
-    return _read(tiling, further, student, teachers, tokens)[0]
+def _moments(tiling, second, student, teachers, tokens):
+    return _read(tiling, second, student, teachers, tokens)[0]
 
 
-def _read(tiling, further, student, teachers, tokens):
-    """The moments, and what the way back needs besides: normalisers, E_p[d] and E_p[d']."""
+def _read(tiling, second, student, teachers, tokens):
+    """The moments, and what the way back needs besides: normalisers and E_p[d]."""
     readers = {OWN: student, **teachers}
 
     def of_block(_, columns):
@@ -101,42 +100,41 @@ def _read(tiling, further, student, teachers, tokens):
     # A normaliser is kept in two parts: together they would cost the small differences digits.
     normalisers = {name: (of.top, jnp.log(of.mass)) for name, of in sums.items()}
     mean_gaps = {view: of.student / sums[OWN].mass for view, of in gaps.items()}
-    values, slopes = {}, {}
-    if further:
-        values, slopes = _second_pass(tiling, dict(further), readers, tokens, normalisers)
-    made = _finished(sums, gaps, normalisers, mean_gaps, values)
-    return made, (normalisers, mean_gaps, slopes)
+    made = _finished(sums, gaps, normalisers, mean_gaps)
+    if second is not None:
+        further = _second_sums(tiling, second, readers, tokens, normalisers)
+        made = made._replace(further=Further(second.value(further), further))
+    return made, (normalisers, mean_gaps)
 
 
-def _second_pass(tiling, further: Mapping[str, Entrywise], readers, tokens, normalisers):
-    """By view the sum of d, and E_p[d']."""
-    readers = {name: of for name, of in readers.items() if name == OWN or name in further}
+def _second_sums(
+    tiling: Tiling, second: SecondPass, readers: Mapping[str, Scored], tokens, normalisers
+) -> dict[str, Array]:
+    """The sums of a second pass, by name."""
+    readers = {name: of for name, of in readers.items() if name in (OWN, *second.views)}
 
     def of_block(_, columns):
         hidden, tokens, normalisers = columns
         tile_at = tiles(tiling, _with_hidden(readers, hidden), tokens)
-        dtype = accumulator(readers[OWN].hidden.dtype)
-        zero = jnp.zeros((*tokens.shape, tiling.shards), dtype)
-        zero = tiling.constrain(zero, "stage_rows", None, "stage_entries")
 
-        def add(running, first):
+        def of_tile(first):
             tile = tile_at(first)
-            logp = _logp_of(tile, OWN, normalisers)
-            total = lambda entries: jnp.sum(jnp.where(tile.own, entries, 0), axis=-1)
-            sums = {}
-            for view, divergence in further.items():
-                both = logp, _logp_of(tile, view, normalisers)
-                slope = jnp.exp(logp) * divergence.slope(*both)
-                sums[view] = total(divergence.value(*both)), total(slope)
-            return jax.tree.map(jnp.add, running, sums), None
+            entries = second.entries(*_log_probabilities(tile, normalisers))
+            return {
+                name: jnp.sum(jnp.where(tile.own, it, 0), axis=-1) for name, it in entries.items()
+            }
 
-        nothing = {view: (zero, zero) for view in further}
-        return None, jax.lax.scan(add, nothing, starts(tiling, tokens))[0]
+        add = lambda running, first: (jax.tree.map(jnp.add, running, of_tile(first)), None)
+        first = starts(tiling, tokens)
+        zero = lambda of: tiling.constrain(
+            jnp.zeros(of.shape, of.dtype), "stage_rows", None, "stage_entries"
+        )
+        nothing = jax.tree.map(zero, jax.eval_shape(of_tile, first[0]))
+        return None, jax.lax.scan(add, nothing, first)[0]
 
     columns = {name: of.hidden for name, of in readers.items()}, tokens, normalisers
     _, by_shard = over_time(of_block, columns, tiling.block or tokens.shape[1])
-    summed = jax.tree.map(lambda values: jnp.sum(values, axis=-1), by_shard)
-    return tuple({view: of[part] for view, of in summed.items()} for part in (0, 1))
+    return {name: jnp.sum(values, axis=-1) for name, values in by_shard.items()}
 
 
 def _with_hidden(readers: Mapping[str, Scored], hidden: Mapping[str, Array]) -> dict[str, Scored]:
@@ -167,7 +165,7 @@ def _sums_of_block(
     return jax.lax.scan(add, nothing, starts(tiling, tokens))[0]
 
 
-def _finished(sums, gaps, normalisers, mean_gaps, values) -> Moments:
+def _finished(sums, gaps, normalisers, mean_gaps) -> Moments:
     """Moments of the sums over the whole vocabulary, by the formulas above."""
     own = sums[OWN]
     top, log_mass = normalisers[OWN]
@@ -183,7 +181,6 @@ def _finished(sums, gaps, normalisers, mean_gaps, values) -> Moments:
             reverse_kl=mean_gaps[view] - shift,
             forward_kl=shift - gaps[view].teacher / sums[view].mass,
             top1_agreement=gaps[view].agree.astype(top.dtype),
-            entrywise=values.get(view),
         )
 
     is_top = (own.token == own.top).astype(top.dtype)
@@ -192,32 +189,37 @@ def _finished(sums, gaps, normalisers, mean_gaps, values) -> Moments:
     )
 
 
-def _forward(tiling, further, *arguments):
+def _forward(tiling, second, *arguments):
     arguments = custom_vjp_primal_tree_values(arguments)
-    made, normalised = _read(tiling, further, *arguments)
-    return made, (*arguments, *normalised, made.student.entropy)
+    made, normalised = _read(tiling, second, *arguments)
+    sums = made.further.sums if made.further else {}
+    return made, (*arguments, *normalised, made.student.entropy, sums)
 
 
-def _backward(tiling, further, saved, cotangents: Moments):
+def _backward(tiling, second, saved, cotangents: Moments):
     student, teachers, tokens, *normalised = saved
-    of_student = _asked(cotangents.student)
-    of_views = {view: _asked(of) for view, of in cotangents.teachers.items()}
-    of_views = {view: of for view, of in of_views.items() if _reads_logits(of)}
-    readers = {OWN: student, **{view: teachers[view] for view in of_views}}
+    asked = _Asked(
+        _asked(cotangents.student),
+        {view: _asked(of) for view, of in cotangents.teachers.items()},
+        _asked(cotangents.further).value if cotangents.further else None,
+    )
+    needs = second.views if asked.further is not None else ()
+    read = [view for view, of in asked.views.items() if view in needs or _reads_logits(of)]
+    readers = {OWN: student, **{view: teachers[view] for view in read}}
 
     def of_block(of_head, columns):
         hidden, *rest = columns
         readers_here = _with_hidden(readers, hidden)
-        return _block_gradient(tiling, dict(further), readers_here, of_head, *rest)
+        return _block_gradient(tiling, second, readers_here, of_head, *rest)
 
     hidden = {name: of.hidden for name, of in readers.items()}
-    columns = hidden, tokens, of_student, of_views, *normalised
+    columns = hidden, tokens, asked, *normalised
     empty = by_shard(tiling, jnp.zeros_like(student.head))
     of_head, of_hidden = over_time(of_block, columns, tiling.block or tokens.shape[1], empty)
     return Scored(of_hidden, of_head.reshape(student.head.shape)), None, None
 
 
-def _block_gradient(tiling, further, readers, of_head, tokens, of_student, of_views, *normalised):
+def _block_gradient(tiling, second, readers, of_head, tokens, asked, *normalised):
     """The head's gradient with what a block of positions adds, and that of its hidden states."""
     tile_at = tiles(tiling, readers, tokens)
     hidden = gathered(tiling, readers[OWN].hidden)
@@ -225,7 +227,7 @@ def _block_gradient(tiling, further, readers, of_head, tokens, of_student, of_vi
     def add(gradients, first):
         of_hidden, of_head = gradients
         tile = tile_at(first)
-        of_logits = _gradient_in_logits(tile, further, of_student, of_views, *normalised)
+        of_logits = _gradient_in_logits(tile, second, asked, *normalised)
         # In the type of the product forward, as is usual in a narrow model's way back.
         of_logits = of_logits.astype(hidden.dtype)
         of_hidden += product("btsv,dsv->btsd", of_logits, tile.head)
@@ -240,39 +242,51 @@ def _block_gradient(tiling, further, readers, of_head, tokens, of_student, of_vi
     return of_head, of_hidden.sum(axis=2).astype(hidden.dtype)
 
 
-def _gradient_in_logits(
-    tile, further, of_student, of_views, normalisers, mean_gaps, mean_slopes, entropy
-):
+def _gradient_in_logits(tile, second, asked: "_Asked", normalisers, mean_gaps, entropy, sums):
     """The gradient in the student's logits of a tile, by the formulas above."""
-    z, logp = tile.logits, _logp_of(tile, OWN, normalisers)
+    z = tile.logits
+    logp, of_teachers = _log_probabilities(tile, normalisers)
     p = jnp.exp(logp)
     gradient = jnp.zeros_like(p)
-    if of_student.logp is not None:
-        gradient += _at_entries(of_student.logp) * (tile.sampled.astype(p.dtype) - p)
-    if of_student.entropy is not None:
-        gradient -= _at_entries(of_student.entropy) * p * (logp + _at_entries(entropy))
-    for view, of in of_views.items():
+    if asked.student.logp is not None:
+        gradient += _beside(asked.student.logp) * (tile.sampled.astype(p.dtype) - p)
+    if asked.student.entropy is not None:
+        gradient -= _beside(asked.student.entropy) * p * (logp + _beside(entropy))
+    for view, of in asked.views.items():
         if of.reverse_kl is not None:
             gap = z[OWN] - z[view]
-            gradient += _at_entries(of.reverse_kl) * p * (gap - _at_entries(mean_gaps[view]))
+            gradient += _beside(of.reverse_kl) * p * (gap - _beside(mean_gaps[view]))
         if of.forward_kl is not None:
-            gradient += _at_entries(of.forward_kl) * (
-                p - jnp.exp(_logp_of(tile, view, normalisers))
-            )
-        if of.entrywise is not None:
-            slope = further[view].slope(logp, _logp_of(tile, view, normalisers))
-            gradient += _at_entries(of.entrywise) * p * (slope - _at_entries(mean_slopes[view]))
+            gradient += _beside(of.forward_kl) * (p - jnp.exp(of_teachers[view]))
+    if asked.further is not None:
+        slope = second.slope(logp, of_teachers, jax.tree.map(_beside, sums))
+        # Columns that fill up a block have sums of 0, by which a slope may divide.
+        further = _beside(asked.further)
+        gradient += jnp.where(further == 0, 0, further * slope)
     return jnp.where(tile.own, gradient, 0)
 
 
-def _at_entries(values):
+def _log_probabilities(tile, normalisers):
+    """Of a tile's entries, the student's and by view the teachers'."""
+
+    def of(reader):
+        top, log_mass = normalisers[reader]
+        return tile.logits[reader] - _beside(top) - _beside(log_mass)
+
+    return of(OWN), {view: of(view) for view in tile.logits if view != OWN}
+
+
+def _beside(values):
     """Values [B, T] beside a tile's entries."""
     return values[..., None, None]
 
 
-def _logp_of(tile, reader, normalisers):
-    top, log_mass = normalisers[reader]
-    return tile.logits[reader] - _at_entries(top) - _at_entries(log_mass)
+class _Asked(NamedTuple):
+    """Cotangents of the moments, None where no gradient comes from."""
+
+    student: Reading
+    views: dict[str, Compared]
+    further: Array | None
 
 
 def _asked(cotangents):
@@ -282,7 +296,7 @@ def _asked(cotangents):
 
 def _reads_logits(of_view: Compared) -> bool:
     """Whether a gradient flows through what both logits of an entry make."""
-    return any(x is not None for x in (of_view.reverse_kl, of_view.forward_kl, of_view.entrywise))
+    return of_view.reverse_kl is not None or of_view.forward_kl is not None
 
 
 _moments.defvjp(_forward, _backward, symbolic_zeros=True)

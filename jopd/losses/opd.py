@@ -12,7 +12,6 @@ supports are no one paper's.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Literal
 
 from jopd.losses import base
@@ -22,7 +21,7 @@ from jopd.losses.divergences import (
     chosen_of,
     comparison,
     comparison_of,
-    entrywise_of,
+    second_pass_of,
 )
 from jopd.losses.vocabulary import log_softmax
 
@@ -98,9 +97,8 @@ class OPD(base.Method):
         return self.top_k is None and self.temperature == 1
 
     @property
-    def entrywise(self) -> Mapping[str, base.Entrywise]:
-        found = entrywise_of(self.divergence, self.beta)
-        return {"teacher": found} if found else {}
+    def second_pass(self) -> base.SecondPass | None:
+        return second_pass_of(self.divergence, self.beta, "teacher")
 
     def tiled_terms(self, moments: base.Moments) -> base.Terms:
         divergence = chosen_of(self.divergence, moments, "teacher")

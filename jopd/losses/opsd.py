@@ -22,7 +22,6 @@ the teacher.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Literal
 
 import jax.numpy as jnp
@@ -33,8 +32,8 @@ from jopd.losses.divergences import (
     chosen_of,
     comparison,
     comparison_of,
-    entrywise_of,
     kl_entries,
+    second_pass_of,
 )
 from jopd.losses.vocabulary import log_softmax
 
@@ -125,9 +124,8 @@ class OPSD(base.Method):
         return self.entry_clamp is None and self.temperature == 1
 
     @property
-    def entrywise(self) -> Mapping[str, base.Entrywise]:
-        found = entrywise_of(self.divergence, self.beta)
-        return {"privileged": found} if found else {}
+    def second_pass(self) -> base.SecondPass | None:
+        return second_pass_of(self.divergence, self.beta, "privileged")
 
     def tiled_terms(self, moments: base.Moments) -> base.Terms:
         divergence = chosen_of(self.divergence, moments, "privileged")

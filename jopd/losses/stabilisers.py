@@ -138,7 +138,7 @@ class Stabilised(base.Method):
     sampled_gradient = _passed_on("sampled_gradient")
     alerts = _passed_on("alerts")
     tiled = _passed_on("tiled")
-    entrywise = _passed_on("entrywise")
+    second_pass = _passed_on("second_pass")
 
     @property
     def ordered(self) -> bool:

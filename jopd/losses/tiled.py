@@ -66,7 +66,7 @@ def tiled_terms(
             {view: silent(scored) for view, scored in teachers.items()},
             silence(tokens, mask),
             Tiling(vocabulary, size, shards, chunk, constrain),
-            stage.entrywise,
+            stage.second_pass,
         )
     )
 

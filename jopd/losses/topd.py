@@ -32,7 +32,7 @@ coefficient, or on which median its ablation caps. The control `teacher_window` 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -326,7 +326,7 @@ class TrajectoryLoss(base.Loss):
 class Divergence:
     """The stage of the scoring pass: the reverse KL alone."""
 
-    entrywise: ClassVar[Mapping[str, base.Entrywise]] = {}
+    second_pass = None
     temperature: float = 1.0
 
     def token_terms(

@@ -90,21 +90,31 @@ class Reading(NamedTuple):
 
 
 @runtime_checkable
-class Entrywise(Protocol):
-    """A divergence D = sum_v d(p_v, q_v), of a student's p and a teacher's q, that needs no more of
-    an entry than its two log-probabilities.
+class SecondPass(Protocol):
+    """A value that takes sums over the vocabulary of normalised log-probabilities, and so a pass of
+    its own once the normalisers are known.
     """
 
-    def value(
-        self, student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]
-    ) -> Float[Array, "*n"]:
-        """d of each entry."""
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The teacher views that it reads."""
+        ...
+
+    def entries(self, student_logp: Logits, teacher_logp: Views) -> dict[str, Logits]:
+        """What is summed, by name, of any entries of the vocabulary."""
+        ...
+
+    def value(self, sums: Mapping[str, Float[Array, "*n"]]) -> Float[Array, "*n"]:
+        """Of the sums over the whole vocabulary."""
         ...
 
     def slope(
-        self, student_logp: Float[Array, "*n"], teacher_logp: Float[Array, "*n"]
-    ) -> Float[Array, "*n"]:
-        """The derivative of d in p; any finite number where p is 0."""
+        self,
+        student_logp: Logits,
+        teacher_logp: Views,
+        sums: Mapping[str, Float[Array, "*n 1"]],
+    ) -> Logits:
+        """The derivative of the value in the student's logit of each entry."""
         ...
 
 
@@ -117,7 +127,6 @@ class Compared(NamedTuple):
       reverse_kl: KL(p || q) over the whole vocabulary.
       forward_kl: KL(q || p).
       top1_agreement: 1 where a token is the likeliest of both.
-      entrywise: the stage's own divergence of such a kind, if it has one.
     """
 
     logp: Float[Array, "*n"]
@@ -125,16 +134,28 @@ class Compared(NamedTuple):
     reverse_kl: Float[Array, "*n"]
     forward_kl: Float[Array, "*n"]
     top1_agreement: Float[Array, "*n"]
-    entrywise: Float[Array, "*n"] | None = None
+
+
+class Further(NamedTuple):
+    """What a stage's second pass has found.
+
+    Attributes:
+      value: its own; the student's gradient flows through it.
+      sums: by name, without gradient.
+    """
+
+    value: Float[Array, "*n"]
+    sums: dict[str, Float[Array, "*n"]]
 
 
 class Moments(NamedTuple):
     """What sums over the vocabulary tell of every token, at temperature 1; the student's gradient
-    flows through log-probability, entropy and divergences, and none into a teacher.
+    flows through log-probability, entropy, KLs and `further.value`, and none into a teacher.
     """
 
     student: Reading
     teachers: dict[str, Compared]
+    further: Further | None = None
 
 
 @runtime_checkable
@@ -147,10 +168,8 @@ class TiledStage(Stage, Protocol):
         ...
 
     @property
-    def entrywise(self) -> Mapping[str, Entrywise]:
-        """By view, a divergence that `Moments` are to have as well, at the cost of a second pass
-        over the vocabulary.
-        """
+    def second_pass(self) -> SecondPass | None:
+        """What the tiled form needs besides log-probabilities, entropies and KLs."""
         ...
 
     def tiled_terms(self, moments: Moments) -> Terms:

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jopd import losses
 from jopd.losses import tiled
 from jopd.losses.chunked import Scored, chunked_terms
-from jopd.losses.divergences import JensenShannon, TotalVariation
+from jopd.losses.divergences import JensenShannon, OfEntries, TotalVariation
 from jopd.losses.moments import moments
 from jopd.losses.stages import vocabulary_stage
 from jopd.losses.tiled import tiled_terms
@@ -43,9 +43,13 @@ TILED = [
     ),
     losses.get("opd_pg", baseline="kl"),
     losses.get("g_opd", scale=1.0),
+    losses.get("ar_opd", scale=1.2, clip=0.5),
+    losses.stabilised(losses.get("ar_opd"), losses.Stabilisers(kl_to_initial=0.1)),
 ]
 CHUNKED = [
-    *[losses.get(name) for name in ("ar_opd", "cr_opd", "entropy_opd")],
+    *[losses.get(name) for name in ("cr_opd", "entropy_opd")],
+    losses.get("ar_opd", clip=1000.0),
+    losses.get("ar_opd", temperature=2.0),
     losses.get("opd", temperature=2.0),
     losses.get("opd", top_k=3),
     losses.get("opsd", entry_clamp=0.05),
@@ -53,7 +57,7 @@ CHUNKED = [
     losses.get("opd_pg", baseline="kl", log_ratio_clip=5.0),
     losses.get("vopd", log_ratio_clip=5.0),
     losses.get("gae_opd", critic="kl_split", log_ratio_clip=5.0),
-    losses.stabilised(losses.get("ar_opd"), losses.Stabilisers(kl_to_initial=0.1)),
+    losses.stabilised(losses.get("cr_opd"), losses.Stabilisers(kl_to_initial=0.1)),
 ]
 
 
@@ -261,7 +265,7 @@ def test_a_bfloat16_student_has_a_way_back_through_a_tied_head(monkeypatch):
 # Against numbers of their own: with the identity as the head, hidden states are logits.
 
 
-def read(student, teacher, tokens, size, gradient_of=None, entrywise=None):
+def read(student, teacher, tokens, size, gradient_of=None, second=None):
     """The moments of logits [n, V] in tiles of that size, in float64; or the gradient in the
     student's of the sum of what `gradient_of` picks.
     """
@@ -271,8 +275,7 @@ def read(student, teacher, tokens, size, gradient_of=None, entrywise=None):
         ids = jnp.asarray(tokens)[None]
 
         def of(z):
-            tiling, further = Tiling(entries, size), {"t": entrywise} if entrywise else {}
-            return moments(scored(z), {"t": scored(teacher)}, ids, tiling, further)
+            return moments(scored(z), {"t": scored(teacher)}, ids, Tiling(entries, size), second)
 
         if gradient_of is None:
             return jax.device_get(jax.jit(of)(student))
@@ -314,22 +317,23 @@ def test_moments_and_gradients_are_the_formulas(size):
 
 @pytest.mark.parametrize("size", [1, 3, 7])
 @pytest.mark.parametrize(
-    "entrywise, exact",
+    "divergence, exact",
     [
         (JensenShannon(0.3), functools.partial(reference.jensen_shannon, beta=0.3)),
         (TotalVariation(), reference.total_variation),
     ],
     ids=["jensen_shannon", "total_variation"],
 )
-def test_a_divergence_of_entries_and_its_gradient_are_the_formulas(entrywise, exact, size):
+def test_a_divergence_of_entries_and_its_gradient_are_the_formulas(divergence, exact, size):
     draw = np.random.default_rng(0).normal
     student, teacher = 3 * draw(size=(4, 7)), 3 * draw(size=(4, 7))
     tokens, softmax = np.zeros(4, int), reference.softmax
     expected = [exact(softmax(s), softmax(t)) for s, t in zip(student, teacher, strict=True)]
-    made = read(student, teacher, tokens, size, entrywise=entrywise)
-    np.testing.assert_allclose(made.teachers["t"].entrywise[0], expected, rtol=1e-10)
+    second = OfEntries("t", divergence)
+    made = read(student, teacher, tokens, size, second=second)
+    np.testing.assert_allclose(made.further.value[0], expected, rtol=1e-10)
 
-    found = read(student, teacher, tokens, size, lambda m: m.teachers["t"].entrywise, entrywise)
+    found = read(student, teacher, tokens, size, lambda m: m.further.value, second)
     step = 1e-6 * np.eye(7)
     for s, t, gradient in zip(student, teacher, found, strict=True):
         of = lambda change, s=s, t=t: exact(softmax(s + change), softmax(t))
@@ -362,7 +366,7 @@ def test_logits_far_apart_overflow_nowhere(size):
 # On devices.
 
 
-def on_a_mesh(data, tensor, chunk):
+def on_a_mesh(data, tensor, chunk, method=OPD):
     """Terms with gradient on eight devices, compiled, and their arguments."""
     mesh = jax.make_mesh((data, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     of_axis = {None: None, "stage_rows": "data", "stage_entries": "tensor"}
@@ -371,7 +375,7 @@ def on_a_mesh(data, tensor, chunk):
     shard = lambda scored: Scored(
         put(scored.hidden, "stage_rows"), put(scored.head, None, "stage_entries")
     )
-    given = problem(OPD)
+    given = problem(method)
     rest = given._replace(
         student=None,
         teachers={view: shard(scored) for view, scored in given.teachers.items()},
@@ -379,7 +383,7 @@ def on_a_mesh(data, tensor, chunk):
         mask=put(given.mask, "stage_rows"),
     )
     constrain = lambda x, *axes: jax.lax.with_sharding_constraint(x, placed(*axes))
-    terms = functools.partial(by_tiles, OPD, chunk=chunk, shards=tensor, constrain=constrain)
+    terms = functools.partial(by_tiles, method, chunk=chunk, shards=tensor, constrain=constrain)
     arguments = shard(given.student), rest
     return with_gradient(terms).lower(*arguments).compile(), arguments
 
@@ -401,11 +405,15 @@ def collectives_in_loops(program: str) -> list[list[str]]:
     return [of(name) for name in re.findall(r"body=%?([\w.\-]+)", program)]
 
 
-@pytest.mark.parametrize(("data", "tensor"), [(1, 8), (2, 4)])
-def test_a_vocabulary_over_devices_is_summed_block_by_block(data, tensor, monkeypatch):
+@pytest.mark.parametrize(
+    ("data", "tensor", "method"),
+    [(1, 8, OPD), (2, 4, OPD), (2, 4, losses.get("ar_opd"))],
+    ids=short,
+)
+def test_a_vocabulary_over_devices_is_summed_block_by_block(data, tensor, method, monkeypatch):
     monkeypatch.setattr(tiled, "_ENTRIES", 8)
-    program, arguments = on_a_mesh(data, tensor, chunk=4)
-    assert_same(program(*arguments), expected(OPD))
+    program, arguments = on_a_mesh(data, tensor, chunk=4, method=method)
+    assert_same(program(*arguments), expected(method))
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(1, 8), (2, 4)])
@@ -479,8 +487,8 @@ def test_a_method_that_writes_its_terms_anew_has_no_tiled_form_until_it_writes_t
 
 def test_what_has_no_tiled_form_says_so():
     made = read(np.zeros((1, 2)), np.zeros((1, 2)), np.array([0]), 1)
-    with pytest.raises(NotImplementedError, match="ar_opd has no tiled form"):
-        losses.get("ar_opd").tiled_terms(made)
+    with pytest.raises(NotImplementedError, match="cr_opd has no tiled form"):
+        losses.get("cr_opd").tiled_terms(made)
 
 
 @pytest.mark.parametrize(

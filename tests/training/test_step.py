@@ -124,7 +124,7 @@ def test_chunks_micro_batches_and_devices_give_what_whole_logits_give(
 def test_tiles_and_chunks_of_the_vocabulary_are_one_step():
     """`--vocabulary-stage chunked` in the place of the tiles that opd has by itself."""
     ways = [problem(losses.get("opd"), chunk=7, tiled=tiled) for tiled in (True, False)]
-    opd, chunked = losses.get("opd"), losses.get("ar_opd")
+    opd, chunked = losses.get("opd"), losses.get("cr_opd")
     assert ways[0].program.in_tiles(opd) == opd and ways[0].program.in_tiles(chunked) is None
     assert ways[1].program.in_tiles(opd) is None
     for way in ways:
