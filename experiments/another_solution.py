@@ -18,7 +18,16 @@ def problems(split: Split) -> list[dict[str, Any]]:
     """The problems of up to six steps that the source `builtin` gives, each with the next one's
     solution.
     """
-    examples = sources.load(DataConfig(held_out=200, max_steps=6), split)
+    return _exchanged(split, seed=0)
+
+
+def of_seed_1(split: Split) -> list[dict[str, Any]]:
+    """The same of `--data.seed 1`: problems that no judge asks."""
+    return _exchanged(split, seed=1)
+
+
+def _exchanged(split: Split, seed: int) -> list[dict[str, Any]]:
+    examples = sources.load(DataConfig(held_out=200, max_steps=6, seed=seed), split)
     others = [*examples[1:], examples[0]]
     return [
         {"prompt": [*own.messages], "answer": own.answer, "solution": other.solution}

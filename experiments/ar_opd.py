@@ -64,6 +64,16 @@ JUDGE = [
     *("--task", "builtin", "--data.held-out", "600", "--data.max-steps", "6"),
     *("--max-new-tokens", "128", "--batch", "200"),
 ]
+ASKED = ["--data.held-out", "200", "--max-new-tokens", "128", "--batch", "200"]
+OWN = ["--task", "builtin", "--data.max-steps", "6", "--data.seed", "1", *ASKED]
+HEADROOM = {
+    "the problem alone": OWN,
+    "half of its solution": [*OWN, "--view", "partial"],
+    "its solution": [*OWN, "--view", "full"],
+    "another problem's solution": [
+        *("--data.source", f"{HERE / 'another_solution.py'}:of_seed_1", *ASKED, "--view", "full"),
+    ],
+}
 CHOICE = [*JUDGE, "--data.seed", "1"]
 CHOOSE = "accuracy"
 COLUMNS = {

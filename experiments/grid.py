@@ -23,6 +23,8 @@ A study is a preset file, `config()`, with more names in it:
     RATES     learning rates; each cell is run at every one of them with the first seed, and with
               the other seeds at the one that CHOOSE, a measure, is highest at on the problems of
               CHOICE, flags of the judge, which are not the test's. All may be left out
+    HEADROOM  a view's title to more flags of `python -m jopd.evaluate`, which says how well the
+              teacher does in it, before anything is trained; may be left out
     CURVES    measures of the run's own evaluations to their titles, for a picture of them along
               the run; may be left out
     DOTS      or titles of the table's columns, for a picture of the cells sorted by the first
@@ -147,6 +149,50 @@ def carry_out(path: Path, study, run: Run, judges: Sequence[str], cores: set[int
     print(f"{run.cell} {run.rate} seed {run.seed}: {seconds:.0f} s", flush=True)
 
 
+def headroom(path: Path, study) -> dict[str, tuple[Run, list[str]]]:
+    """By view, the run that asks the teacher in it, and its flags."""
+    config = study.config()
+    teacher = config.student.model if config.teacher.model == "self" else config.teacher.model
+    return {
+        title: (Run(title, ledger.HEADROOM, study.SEEDS[0]), ["--model", teacher, *flags])
+        for title, flags in getattr(study, "HEADROOM", {}).items()
+    }
+
+
+def known_headroom(path: Path, study) -> dict[str, Entry]:
+    known = ledger.entries(path)
+    return {
+        title: known[run]
+        for title, (run, flags) in headroom(path, study).items()
+        if run in known and known[run].settings == ledger.digest(flags)
+    }
+
+
+def ask_teacher(path: Path, study, title: str, cores: set[int]) -> None:
+    """How well the teacher does in one view, into the ledger."""
+    run, flags = headroom(path, study)[title]
+    file, begin = folder_of(path, run).with_suffix(".jsonl"), time.monotonic()
+    command = ["jopd.evaluate", *flags, "--save", str(file)]
+    start(command, file.with_suffix(".log"), cores)
+    with file.open(encoding="utf-8") as lines:
+        record = json.loads(next(lines))["record"]
+    entry = Entry(
+        *run,
+        settings=ledger.digest(flags),
+        command=shlex.join(["python", "-m", *command]),
+        chosen=None,
+        judged=ledger.kept(record, ["accuracy", "shortcut_rate"]),
+        measured={},
+        along={},
+        commit=ledger.commit(),
+        machine=ledger.machine(),
+        versions=ledger.versions(),
+        seconds=time.monotonic() - begin,
+    )
+    ledger.add(path, entry)
+    print(f"headroom, {title}: {entry.seconds:.0f} s", flush=True)
+
+
 def in_parallel(jobs: Sequence[Any], do: Callable[[Any, set[int]], None], workers: int) -> None:
     """Each job with a share of the cores."""
     own = sorted(os.sched_getaffinity(0))
@@ -167,9 +213,12 @@ def in_parallel(jobs: Sequence[Any], do: Callable[[Any, set[int]], None], worker
 
 
 def run_all(path: Path, study, cells: Sequence[str], seeds: Sequence[int], workers: int) -> None:
-    """First what learning rates are chosen by; then all cells of a seed before the next seed, so
-    that an interrupted study can be compared.
+    """First how well the teacher does; then what learning rates are chosen by; then all cells of a
+    seed before the next seed, so that an interrupted study can be compared.
     """
+    unasked = [title for title in headroom(path, study) if title not in known_headroom(path, study)]
+    ask = lambda title, cores: ask_teacher(path, study, title, cores)
+    in_parallel(unasked, ask, workers)
     rates = getattr(study, "RATES", ())
 
     def carry_out_missing(runs: Sequence[Run], judges: Sequence[str]) -> None:
@@ -250,7 +299,9 @@ def main() -> None:
             study.prepare()
         run_all(path, study, cells, settings.seeds or study.SEEDS, settings.workers)
     found = on_file(path, study, [*study.CELLS])
-    tables = pages_tables(study, found, ledger.first_gradients(path, study.CELLS))
+    tables = pages_tables(
+        study, found, ledger.first_gradients(path, study.CELLS), known_headroom(path, study)
+    )
     print(tables)
     if not settings.page:
         return

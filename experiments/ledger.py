@@ -24,6 +24,7 @@ from jopd.diagnostics.measures import measures, plain
 
 FOLDER = Path(__file__).parent / "ledger"
 BEFORE = "before training"
+HEADROOM = "headroom"  # in the place of a learning rate
 
 _WRITING = threading.Lock()
 
@@ -127,6 +128,10 @@ def settings_of(study: Path, flags: Sequence[str]) -> str:
     """A digest of all that makes a run's numbers, but for its seed, which a `Run` tells."""
     _, config = parse([str(study), *flags])
     settings = configs.same_numbers(configs.to_dict(config), config) | {"seed": 0}
+    return digest(settings)
+
+
+def digest(settings: Any) -> str:
     # A file of ours that they name is the same wherever the repository lies.
     text = json.dumps(settings, sort_keys=True).replace(str(FOLDER.parent.resolve()), "")
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

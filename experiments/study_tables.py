@@ -51,13 +51,20 @@ def along(output: Path, study) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def pages_tables(study, found: Found, gradients: Mapping[str, Entry] | None = None) -> str:
+def pages_tables(
+    study,
+    found: Found,
+    gradients: Mapping[str, Entry] | None = None,
+    teacher: Mapping[str, Entry] | None = None,
+) -> str:
     """All tables of a study, and what they were made of.
 
     Args:
       gradients: by cell, what `first_gradient.py` made of it.
+      teacher: by view, how well the teacher does in it.
     """
-    tables = [table(study, found), differences(study, found)]
+    tables = [headroom(teacher)] if teacher else []
+    tables += [table(study, found), differences(study, found)]
     tables += [first_gradients(study, gradients)] if gradients else []
     tables += [markdown(more(found)) for more in getattr(study, "TABLES", ())]
     return "\n\n".join([*filter(None, tables), made_of(found)])
@@ -186,6 +193,14 @@ def differences(study, found: Found) -> str:
         if any(changes.values())
     ]
     return markdown([[*head, "seeds"], *body])
+
+
+def headroom(teacher: Mapping[str, Entry]) -> str:
+    """A row a view."""
+    names = {"judge/accuracy": "accuracy (%)", "judge/shortcut_rate": "shortcuts (%)"}
+    rows = [["the teacher before training reads", *names.values()]]
+    rows += [[view, *(shown(name, [entry]) for name in names)] for view, entry in teacher.items()]
+    return markdown(rows)
 
 
 def first_gradients(study, gradients: Mapping[str, Entry]) -> str:

@@ -125,7 +125,12 @@ def test_a_page_holds_what_its_ledger_gives(path):
         pytest.skip("has no ledger yet")
     study, page = load(path), path.with_suffix(".md").read_text(encoding="utf-8")
     gradients = LEDGER.first_gradients(path, study.CELLS)
-    tables = TABLES.pages_tables(study, GRID.on_file(path, study, [*study.CELLS]), gradients)
+    tables = TABLES.pages_tables(
+        study,
+        GRID.on_file(path, study, [*study.CELLS]),
+        gradients,
+        GRID.known_headroom(path, study),
+    )
     assert TABLES.with_tables(page, tables) == page
 
 
