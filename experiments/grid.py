@@ -15,6 +15,8 @@ A study is a preset file, `config()`, with more names in it:
     SEEDS     each cell is run with every one of them
     JUDGE     flags of `python -m jopd.evaluate`, which measures every cell's student, and the one
               before training, in the same way
+    ALSO      a name to flags of a further judge, whose measures are `judge/NAME/MEASURE`; may be
+              left out
     COLUMNS   a measure to its title in the table; `judge/NAME` is the judge's, `last/NAME` and
               `first/NAME` are means over a run's last and first ten lines of metrics.jsonl,
               `step_seconds` is the median step, any other name is the run's own last evaluation
@@ -104,17 +106,25 @@ def start(arguments: Sequence[str], log: Path, cores: set[int]) -> None:
 
 
 def judged(study, by: str, model: str, output: Path, log: Path, cores: set[int]) -> dict[str, Any]:
-    """What the judge, "JUDGE" or "CHOICE", says of a model."""
-    file = output / JUDGED[by]
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        flags = ["--model", model, "--save", str(file), *getattr(study, by)]
-        start(["jopd.evaluate", *flags], log, cores)
-    with file.open(encoding="utf-8") as lines:
-        record = json.loads(next(lines))["record"]
-    # A choice needs no intervals.
-    columns = [name.removeprefix("judge/") for name in study.COLUMNS] if by == "JUDGE" else []
-    return ledger.kept(record, columns)
+    """What the judge, "JUDGE" or "CHOICE", says of a model, and with the first of them ALSO."""
+
+    def asked(flags: Sequence[str], file: Path) -> dict[str, Any]:
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            start(["jopd.evaluate", "--model", model, "--save", str(file), *flags], log, cores)
+        with file.open(encoding="utf-8") as lines:
+            return json.loads(next(lines))["record"]
+
+    record = asked(getattr(study, by), output / JUDGED[by])
+    if by == "CHOICE":
+        return ledger.kept(record, [])  # a choice needs no intervals
+    columns = [name.removeprefix("judge/") for name in study.COLUMNS]
+    found = ledger.kept(record, columns)
+    for name, flags in getattr(study, "ALSO", {}).items():
+        more = asked(flags, output / f"{name}.jsonl")
+        of_name = [it.removeprefix(f"{name}/") for it in columns if it.startswith(f"{name}/")]
+        found = ledger.joined(found, name, ledger.kept(more, of_name))
+    return found
 
 
 def carry_out(path: Path, study, run: Run, judges: Sequence[str], cores: set[int]) -> None:

@@ -148,6 +148,19 @@ def kept(record: Mapping[str, Any], by_problem: Collection[str]) -> dict[str, An
     return {"measures": values, "by_problem": each, **lengths}
 
 
+def joined(record: Mapping[str, Any], name: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of two judges' records, the second one's under its name."""
+    under = lambda values: {f"{name}/{key}": value for key, value in values.items()}
+    problems = " ".join(it["by_problem"].get("problems", "") for it in (record, more))
+    by_problem = record["by_problem"] | under(more["by_problem"]) | {"problems": problems}
+    del by_problem[f"{name}/problems"]
+    return {
+        **record,
+        "measures": record["measures"] | under(more["measures"]),
+        "by_problem": by_problem,
+    }
+
+
 def machine() -> str:
     """The kind of machine, and how many cores this process has."""
     names = [

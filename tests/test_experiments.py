@@ -241,3 +241,20 @@ def test_curves_say_their_study_and_seeds_and_one_colour_is_one_cell(tmp_path):
     assert lines["sft"].get_color() == COLORS["sft"]
     shade = figure.axes[0].collections[0].get_paths()[0].vertices
     assert {*shade[shade[:, 0] == 8, 1].round(3)} == {0.6, 0.8}
+
+
+def test_two_judges_records_are_one_with_the_seconds_names():
+    first = LEDGER.kept(
+        {"kl": 0.1, "by_problem": {"problems": "p", "kl": {"sums": [1.0], "tokens": [4]}}}, ["kl"]
+    )
+    second = LEDGER.kept(
+        {"accuracy": {"value": 0.5}, "by_problem": {"problems": "q", "accuracy": [1, 0]}},
+        ["accuracy"],
+    )
+    made = LEDGER.joined(first, "facts", second)
+    assert made["measures"] == {"kl": 0.1, "facts/accuracy": 0.5}
+    assert made["by_problem"] == {
+        "problems": "p q",
+        "kl": {"sums": [1.0], "tokens": [4]},
+        "facts/accuracy": [1, 0],
+    }
