@@ -61,10 +61,10 @@ CHOICE = [
     *("--data.answer-check", "regex", *GREEDY),
 ]
 CHOOSE = "accuracy"
-ORDINARY = f"{HERE / 'ordinary.jsonl'}"
 ALSO = {
     "checkable": [
-        *("--data.source", ORDINARY, "--data.held-out-split", ORDINARY),
+        *("--data.source", f"{HERE / 'door_code' / 'train.jsonl'}"),  # not asked
+        *("--data.held-out-split", f"{HERE / 'ordinary.jsonl'}"),
         *("--data.answer-check", "regex", *GREEDY),
     ],
 }
