@@ -62,6 +62,10 @@ def judged_on(questions: str) -> list[str]:
     ]
 
 
+HEADROOM = {
+    "the question alone": judged_on("choice.jsonl"),
+    "the context too": [*judged_on("choice.jsonl"), "--view", "privileged"],
+}
 JUDGE = judged_on("held_out.jsonl")
 CHOICE = judged_on("choice.jsonl")
 CHOOSE = "accuracy"

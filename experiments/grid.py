@@ -191,7 +191,7 @@ def ask_teacher(path: Path, study, title: str, cores: set[int]) -> None:
         settings=ledger.digest(flags),
         command=shlex.join(["python", "-m", *command]),
         chosen=None,
-        judged=ledger.kept(record, ["accuracy", "shortcut_rate"]),
+        judged=ledger.kept(record, [name.removeprefix("judge/") for name in study.COLUMNS]),
         measured={},
         along={},
         commit=ledger.commit(),

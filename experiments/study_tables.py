@@ -63,7 +63,7 @@ def pages_tables(
       gradients: by cell, what `first_gradient.py` made of it.
       teacher: by view, how well the teacher does in it.
     """
-    tables = [headroom(teacher)] if teacher else []
+    tables = [headroom(study, teacher)] if teacher else []
     tables += [table(study, found), differences(study, found)]
     tables += [first_gradients(study, gradients)] if gradients else []
     tables += [markdown(more(found)) for more in getattr(study, "TABLES", ())]
@@ -156,11 +156,14 @@ def seeds_of(entries: Sequence[Entry]) -> str:
     return ", ".join(str(entry.seed) for entry in entries) or "not run"
 
 
+def titled(study, name: str) -> str:
+    title = study.COLUMNS[name]
+    return f"{title} ({unit(name)})" if unit(name) else title
+
+
 def table(study, found: Found) -> str:
     """A row a cell, a column a measure, over the seeds that are finished."""
-    titles = [
-        f"{title} ({unit(name)})" if unit(name) else title for name, title in study.COLUMNS.items()
-    ]
+    titles = [titled(study, name) for name in study.COLUMNS]
     with_rates = hasattr(study, "RATES")
     rows = [["", *titles, *["learning rate"] * with_rates, "seeds"]]
     for cell, entries in found.items():
@@ -183,10 +186,10 @@ def differences(study, found: Found) -> str:
         changes = {name: difference(name, found[baseline], entries) for name in study.COLUMNS}
         seen |= {name for name, change in changes.items() if change}
         rows.append((cell, changes, entries))
-    columns = {name: title for name, title in study.COLUMNS.items() if name in seen}
+    columns = [name for name in study.COLUMNS if name in seen]
     if not columns:
         return ""
-    head = [f"less {baseline}", *(f"{title} ({unit(name)})" for name, title in columns.items())]
+    head = [f"less {baseline}", *(titled(study, name) for name in columns)]
     body = [
         [cell, *(changes[name] for name in columns), seeds_of(entries)]
         for cell, changes, entries in rows
@@ -195,10 +198,13 @@ def differences(study, found: Found) -> str:
     return markdown([[*head, "seeds"], *body])
 
 
-def headroom(teacher: Mapping[str, Entry]) -> str:
-    """A row a view."""
-    names = {"judge/accuracy": "accuracy (%)", "judge/shortcut_rate": "shortcuts (%)"}
-    rows = [["the teacher before training reads", *names.values()]]
+def headroom(study, teacher: Mapping[str, Entry]) -> str:
+    """A row a view, a column each of the judge's measures that it has."""
+    entries = [*teacher.values()]
+    names = [
+        it for it in study.COLUMNS if all(value_of(entry, it) is not None for entry in entries)
+    ]
+    rows = [["the teacher before training reads", *(titled(study, name) for name in names)]]
     rows += [[view, *(shown(name, [entry]) for name in names)] for view, entry in teacher.items()]
     return markdown(rows)
 
