@@ -66,7 +66,8 @@ def pages_tables(
     tables = [headroom(study, teacher)] if teacher else []
     tables += [table(study, found), differences(study, found)]
     tables += [first_gradients(study, gradients)] if gradients else []
-    tables += [markdown(more(found)) for more in getattr(study, "TABLES", ())]
+    further = [more(found) for more in getattr(study, "TABLES", ())]
+    tables += [markdown(rows) for rows in further if len(rows) > 1]
     return "\n\n".join([*filter(None, tables), made_of(found)])
 
 

@@ -10,6 +10,10 @@ embeddings, "states" by the teacher's final hidden states: the paper leaves open
 learning rate is the best of three by accuracy on 400 other problems, with seed 0.
 """
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 from jopd import losses
 from jopd.config import Checkpointing, Config, Evaluation, Optimizer, RolloutConfig
 from jopd.data.sources import DataConfig
@@ -42,6 +46,8 @@ CELLS = {
     "states, 0.1, 32 tokens": [*STATES, "--method.window-tokens", "32"],
 }
 BASELINE = "opd"
+SPACES = ("embeddings", "states")
+CONTROL = "the teacher's window (control)"
 JUDGE = [
     *("--reference", "jopd:baby-teacher", "--task", "builtin", "--data.held-out", "400"),
     *("--sampling.temperature", "0", "--max-new-tokens", "128", "--batch", "200"),
@@ -57,6 +63,68 @@ COLUMNS = {
     "last/transport_high": "last steps",
     "last/transport_low": "at low loss, last steps",
 }
+
+
+def transport(found: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+    """Costs by where the loss is high, of `topd_transport.py`."""
+    del found
+    rows = [["transport cost, median", "high loss", "random", "low loss", "false alarms (%)"]]
+    for space in SPACES:
+        if entry := _measured(space, "probe"):
+            medians = [f"{entry[f'median/{where}']:.3f}" for where in ("high", "random", "low")]
+            rows.append([f"by {space}", *medians, _shown(entry, "false_alarms", 100, 0)])
+    return rows
+
+
+def targets(found: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+    """What the windows' loss teaches, and where it points."""
+    del found
+    rows = [
+        [
+            "targets",
+            "the teacher's log-probability of them (nats)",
+            "of its own best token there",
+            "cosine of their gradient with the divergence's",
+            "with the control's",
+        ]
+    ]
+    for name in (*SPACES, CONTROL):
+        of, angle = _measured(name, "targets"), _measured(name, "gradient")
+        if of and angle:
+            logp = [_shown(of, key, 1, 2) for key in ("targets_logp", "best_logp")]
+            cosines = [_shown(angle, key, 1, 2) for key in ("divergence", "control")]
+            rows.append([name, *logp, cosines[0], "" if name == CONTROL else cosines[1]])
+    return rows
+
+
+def local_correction(found: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+    """Windows of the same prefixes after five updates on them."""
+    del found
+    head = ["mean transport cost at high loss, five updates by"]
+    for space in SPACES:
+        head += [f"by {space}: before", "after", "change"]
+    rows = [head]
+    for name in ("opd", *SPACES, CONTROL):
+        entries = [_measured(name, f"corrected, by {space}") for space in SPACES]
+        if all(entries):
+            keys = ("before", "after", "change")
+            rows.append([name, *(_shown(it, key, 1, 3) for it in entries if it for key in keys)])
+    return rows
+
+
+def _measured(name: str, what: str) -> dict[str, float] | None:
+    import ledger  # the grid's neighbour, which the trainer does not need
+
+    entries = ledger.entries(Path(__file__).with_name("topd_transport.py")).values()
+    return next((it.measured for it in entries if (it.cell, it.rate) == (name, what)), None)
+
+
+def _shown(entry: Mapping[str, float], name: str, of: float, digits: int) -> str:
+    value, low, high = (of * entry[key] for key in (name, f"{name}/low", f"{name}/high"))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+TABLES = (transport, targets, local_correction)
 
 
 def config() -> Config:
