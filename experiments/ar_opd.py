@@ -82,7 +82,6 @@ COLUMNS = {
     "late/forward_kl": "late KL from the full view",
     "late/forward_kl_partial": "late KL from the partial view",
     "judge/length_mean": "length",
-    "step_seconds": "seconds a step",
 }
 CURVES = {
     "accuracy": "accuracy",

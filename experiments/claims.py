@@ -6,7 +6,8 @@
 A claim is that one cell of a study has more of a measure than another. What decides is the 95 %
 interval of their difference, over seeds and, paired, over problems: all of it on the claim's side
 is "reproduced", all on the other "refuted here"; with 0 in it, or with fewer than SEEDS seeds,
-"can't tell". No verdict is written by hand.
+"can't tell". To a control's question, which is ours, the answers are "yes" and "no". No verdict is
+written by hand.
 """
 
 import argparse
@@ -190,13 +191,15 @@ CLAIMS = (
 )
 
 
-def verdict(change: Interval) -> str:
-    """What the interval of `more` less `less` says of the claim."""
+def verdict(change: Interval, ours: bool = False) -> str:
+    """What the interval of `more` less `less` says of a paper's claim, or of our own question."""
     if change.seeds < SEEDS:
         return f"can't tell: {change.seeds} of {SEEDS} seeds"
     if change.low > 0:
-        return "reproduced"
-    return "refuted here" if change.high < 0 else "can't tell: the interval holds 0"
+        return "yes" if ours else "reproduced"
+    if change.high < 0:
+        return "no, the other way round" if ours else "refuted here"
+    return "can't tell: the interval holds 0"
 
 
 def shown(measure: str, entries: list[Entry]) -> str:
@@ -222,10 +225,11 @@ def rows() -> list[list[str]]:
             continue
         sides = f"{shown(claim.measure, more)} against {shown(claim.measure, less)}"
         interval = bracketed(claim.measure, change.value, change.low, change.high, sign="+")
-        who = claim.paper if claim.paper != "control" else "our control"
+        ours = claim.paper == "control"
+        who = "our control" if ours else claim.paper
         here = f"{sides} {unit(claim.measure)}"
         page = f"[{WORLDS[claim.study]}](experiments/{claim.study}.md)"
-        table.append([who, claim.words, claim.number, here, interval, verdict(change), page])
+        table.append([who, claim.words, claim.number, here, interval, verdict(change, ours), page])
     return table
 
 

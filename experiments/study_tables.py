@@ -192,7 +192,7 @@ def differences(study, found: Found) -> str:
         return ""
     head = [f"less {baseline}", *(titled(study, name) for name in columns)]
     body = [
-        [cell, *(changes[name] for name in columns), seeds_of(entries)]
+        [cell, *(changes[name] for name in columns), "" if cell == BEFORE else seeds_of(entries)]
         for cell, changes, entries in rows
         if any(changes.values())
     ]
