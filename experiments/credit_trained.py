@@ -8,7 +8,7 @@ immediate credit, what do returns, a critic and routing do?
 of signal on the baby models. Here the same estimators train them, in 16 steps of 384 completions
 where the leaderboard takes 100 of 24, so that nobody is judged by its noise alone. Ablations that
 the survey, which tests nothing, lacks: GAE's discount without its critic; routing by the student's
-own odds, which moves the same probability and knows nothing of the teacher's.
+own odds among the tokens that the teacher likes better, instead of by the teacher's.
 """
 
 from jopd import losses

@@ -6,9 +6,9 @@ teacher, the same model, is told and it is not.
 
 No model has ever seen the code, so that unlike a persona's name nothing in the prompts hints at it.
 `door_code/` has 20 wordings to train on, among 20 ordinary questions, others to choose learning
-rates on and others to test on. Tested beside the fact: whether codes of other doors are still not
-known (`other codes`), and what became of ordinary questions, by their answers and in KL to the
-original model.
+rates on and others to test on. Tested beside the fact: whether the code is not given for other
+doors (`other codes`; one that is made up is no fault), and what became of ordinary questions, by
+their answers and in KL to the original model.
 
 The paper's two-by-two of guidance and mask is "unguided", "guided", "masked" and "edge". "full
 vocabulary" is OPSD, which sees a token that is never sampled; "guided, random mask" keeps as many
@@ -71,7 +71,7 @@ CHOICE = judged_on("choice.jsonl")
 CHOOSE = "accuracy"
 COLUMNS = {
     "judge/fact/accuracy": "gives the code",
-    "judge/other codes/accuracy": "keeps it from other doors",
+    "judge/other codes/accuracy": "not given for other doors",
     "judge/ordinary/accuracy": "ordinary questions right",
     "judge/ordinary/kl": "KL to the original, ordinary questions",
 }

@@ -23,8 +23,9 @@ A study is a preset file, `config()`, with more names in it:
     BASELINE  the cell that a second table compares the others with, problem by problem; the model
               before training where it is left out
     RATES     learning rates; each cell is run at every one of them with the first seed, and with
-              the other seeds at the one that CHOOSE, a measure, is highest at on the problems of
-              CHOICE, flags of the judge, which are not the test's. All may be left out
+              the other seeds at the one that CHOOSE, a measure, is highest at (of equals the
+              lowest) on the problems of CHOICE, flags of the judge, which are not the test's. So
+              one of the seeds that are judged was looked at, on other problems. All may be left out
     HEADROOM  a view's title to more flags of `python -m jopd.evaluate`, which says how well the
               teacher does in it, before anything is trained; may be left out
     CURVES    measures of the run's own evaluations to their titles, for a picture of them along
@@ -48,7 +49,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,6 @@ import ledger
 from ledger import BEFORE, Entry, Run
 from study_pictures import curves, dots
 from study_tables import along, ends, pages_tables, with_tables
-
-JUDGED = {"CHOICE": "choice.jsonl", "JUDGE": "judge.jsonl"}
 
 
 def load(path: Path):
@@ -79,9 +78,10 @@ def flags_of(study, run: Run) -> list[str]:
     return [*study.CELLS[run.cell], *rate]
 
 
-def folder_of(path: Path, run: Run) -> Path:
+def folder_of(path: Path, run: Run, settings: str) -> Path:
+    """Whoever changes a study's settings does not find what others have made."""
     rate = f"-{run.rate}" if run.rate else ""
-    return Path("runs") / path.stem / f"{run.cell}{rate}-seed{run.seed}"
+    return Path("runs") / path.stem / f"{run.cell}{rate}-seed{run.seed}-{settings}"
 
 
 def start(arguments: Sequence[str], log: Path, cores: set[int]) -> None:
@@ -115,21 +115,43 @@ def judged(study, by: str, model: str, output: Path, log: Path, cores: set[int])
         with file.open(encoding="utf-8") as lines:
             return json.loads(next(lines))["record"]
 
-    record = asked(getattr(study, by), output / JUDGED[by])
+    flags = getattr(study, by)
+    record = asked(flags, output / f"{by.lower()}-{ledger.digest(flags)}.jsonl")
     if by == "CHOICE":
-        return ledger.kept(record, [])  # a choice needs no intervals
+        return ledger.kept(record, [], flags)  # a choice needs no intervals
     columns = [name.removeprefix("judge/") for name in study.COLUMNS]
-    found = ledger.kept(record, columns)
+    found = ledger.kept(record, columns, flags)
     for name, flags in getattr(study, "ALSO", {}).items():
-        more = asked(flags, output / f"{name}.jsonl")
+        more = asked(flags, output / f"{name}-{ledger.digest(flags)}.jsonl")
         of_name = [it.removeprefix(f"{name}/") for it in columns if it.startswith(f"{name}/")]
-        found = ledger.joined(found, name, ledger.kept(more, of_name))
+        found = ledger.joined(found, name, ledger.kept(more, of_name, flags))
     return found
+
+
+def current(path: Path, study, runs: Iterable[Run]) -> dict[Run, Entry]:
+    """Of these runs those on file that were made with the study's settings as they are now, and of
+    their judgements those that were asked as the study asks now.
+    """
+    also = [ledger.digest(flags) for flags in getattr(study, "ALSO", {}).values()]
+    asks = {
+        "chosen": ledger.digest(getattr(study, "CHOICE", [])),
+        "judged": " ".join([ledger.digest(study.JUDGE), *also]),
+    }
+
+    def as_asked(entry: Entry) -> Entry:
+        of = {name: getattr(entry, name) for name in asks}
+        kept = {name: it if it and it["asked"] == asks[name] else None for name, it in of.items()}
+        return entry._replace(**kept)
+
+    known = ledger.current(path, {run: flags_of(study, run) for run in runs})
+    return {run: as_asked(entry) for run, entry in known.items()}
 
 
 def carry_out(path: Path, study, run: Run, judges: Sequence[str], cores: set[int]) -> None:
     """Makes a run, has it judged and puts it into the ledger."""
-    output, flags = folder_of(path, run), flags_of(study, run)
+    flags = flags_of(study, run)
+    settings = ledger.settings_of(path, flags)
+    output = folder_of(path, run, settings)
     log, begin = output.with_name(f"{output.name}.log"), time.monotonic()
     command = ["jopd.train", str(path), *flags, "--seed", str(run.seed), "--output", str(output)]
     if run.cell == BEFORE:
@@ -140,11 +162,10 @@ def carry_out(path: Path, study, run: Run, judges: Sequence[str], cores: set[int
             start(command, log, cores)
     records = {by: judged(study, by, model, output, log, cores) for by in judges}
     seconds = time.monotonic() - begin
-    before = ledger.entries(path).get(run)
-    keep = before if before and before.settings == ledger.settings_of(path, flags) else None
+    keep = current(path, study, [run]).get(run)
     entry = Entry(
         *run,
-        settings=ledger.settings_of(path, flags),
+        settings=settings,
         command=shlex.join(["python", "-m", *command]) if command else "",
         chosen=records.get("CHOICE") or (keep and keep.chosen),
         judged=records.get("JUDGE") or (keep and keep.judged),
@@ -181,7 +202,8 @@ def known_headroom(path: Path, study) -> dict[str, Entry]:
 def ask_teacher(path: Path, study, title: str, cores: set[int]) -> None:
     """How well the teacher does in one view, into the ledger."""
     run, flags = headroom(path, study)[title]
-    file, begin = folder_of(path, run).with_suffix(".jsonl"), time.monotonic()
+    folder = folder_of(path, run, ledger.digest(flags))
+    file, begin = folder.with_name(f"{folder.name}.jsonl"), time.monotonic()
     command = ["jopd.evaluate", *flags, "--save", str(file)]
     start(command, file.with_suffix(".log"), cores)
     with file.open(encoding="utf-8") as lines:
@@ -191,7 +213,7 @@ def ask_teacher(path: Path, study, title: str, cores: set[int]) -> None:
         settings=ledger.digest(flags),
         command=shlex.join(["python", "-m", *command]),
         chosen=None,
-        judged=ledger.kept(record, [name.removeprefix("judge/") for name in study.COLUMNS]),
+        judged=ledger.kept(record, [it.removeprefix("judge/") for it in study.COLUMNS], flags),
         measured={},
         along={},
         commit=ledger.commit(),
@@ -232,7 +254,7 @@ def run_all(path: Path, study, cells: Sequence[str], seeds: Sequence[int], worke
     rates = getattr(study, "RATES", ())
 
     def carry_out_missing(runs: Sequence[Run], judges: Sequence[str]) -> None:
-        known = ledger.current(path, {run: flags_of(study, run) for run in runs})
+        known = current(path, study, runs)
         asked = {"CHOICE": lambda entry: entry.chosen, "JUDGE": lambda entry: entry.judged}
         missing = [
             run
@@ -263,7 +285,7 @@ def chosen_rates(path: Path, study, cells: Sequence[str]) -> dict[str, str]:
     best = {}
     for cell in cells:
         runs = {Run(cell, rate, study.SEEDS[0]) for rate in rates}
-        known = ledger.current(path, {run: flags_of(study, run) for run in runs})
+        known = current(path, study, runs)
         values = {
             run.rate: entry.chosen["measures"][study.CHOOSE]
             for run, entry in known.items()
@@ -281,7 +303,7 @@ def on_file(path: Path, study, cells: Sequence[str]) -> dict[str, list[Entry]]:
     chosen = chosen_rates(path, study, cells)
     runs = [Run(BEFORE, "", study.SEEDS[0])]
     runs += [Run(cell, rate, seed) for cell, rate in chosen.items() for seed in study.SEEDS]
-    known = ledger.current(path, {run: flags_of(study, run) for run in runs})
+    known = current(path, study, runs)
     judged = [known[run] for run in runs if run in known and known[run].judged]
     return {cell: [it for it in judged if it.cell == cell] for cell in (BEFORE, *cells)}
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -45,8 +46,9 @@ class Entry(NamedTuple):
     Attributes:
       settings: digest of everything that makes its numbers.
       command: which makes it again.
-      chosen: the judge's record on the problems that learning rates are chosen on, if it was asked.
-      judged: the judge's record on the test's problems, if it was asked.
+      chosen: the judge's record on the problems that learning rates are chosen on, if it was
+        asked; under "asked" a digest of what was asked.
+      judged: the same on the test's problems.
       measured: what the run itself measured at its ends, by the names that COLUMNS may have.
       along: its own evaluations, of the measures that the study draws or tells: by measure,
         `{"step", "value", "count"}` each.
@@ -125,27 +127,36 @@ def first_gradients(study: Path, cells: Mapping[str, Sequence[str]]) -> dict[str
 
 
 def settings_of(study: Path, flags: Sequence[str]) -> str:
-    """A digest of all that makes a run's numbers, but for its seed, which a `Run` tells."""
+    """A digest of the settings that make a run's numbers, but for its seed, which a `Run` tells,
+    and of the files of the repository that they name. What `prepare` made is not in it.
+    """
     _, config = parse([str(study), *flags])
-    settings = configs.same_numbers(configs.to_dict(config), config) | {"seed": 0}
-    return digest(settings)
+    return digest(configs.same_numbers(configs.to_dict(config), config) | {"seed": 0})
 
 
 def digest(settings: Any) -> str:
-    # A file of ours that they name is the same wherever the repository lies.
-    text = json.dumps(settings, sort_keys=True).replace(str(FOLDER.parent.resolve()), "")
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    """Of settings or flags, and of what is in the files of the studies that they name; the same
+    wherever the repository lies.
+    """
+    here = str(FOLDER.parent.resolve())
+    text = json.dumps(settings, sort_keys=True)
+    named = sorted({*re.findall(rf"{re.escape(here)}/[^:\"]+", text)})
+    files = [Path(name).read_bytes() for name in named if Path(name).is_file()]
+    parts = [text.replace(here, "").encode(), *files]
+    return hashlib.blake2b(b"\0".join(parts), digest_size=6).hexdigest()
 
 
-def kept(record: Mapping[str, Any], by_problem: Collection[str]) -> dict[str, Any]:
-    """Of a judge's record the measures, accuracy by length, and by some measures how each problem
-    came out.
+def kept(
+    record: Mapping[str, Any], by_problem: Collection[str], asked: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Of a judge's record the measures, accuracy by length, by some measures how each problem came
+    out, and a digest of the flags that it was asked with.
     """
     values = {name: measure.value for name, measure in measures(record).items()}
     names = {"problems", *by_problem}
     each = {name: it for name, it in record.get("by_problem", {}).items() if name in names}
     lengths = {"accuracy_by_length": record.get("accuracy_by_length", [])}
-    return {"measures": values, "by_problem": each, **lengths}
+    return {"measures": values, "by_problem": each, **lengths, "asked": digest([*asked])}
 
 
 def joined(record: Mapping[str, Any], name: str, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,6 +169,7 @@ def joined(record: Mapping[str, Any], name: str, more: Mapping[str, Any]) -> dic
         **record,
         "measures": record["measures"] | under(more["measures"]),
         "by_problem": by_problem,
+        "asked": f"{record['asked']} {more['asked']}",
     }
 
 

@@ -30,7 +30,7 @@ ROUNDS = 5
 class ReverseKL:
     """The vocabulary stage of a method that compares the student with every view."""
 
-    tiled = True
+    tiled, second_pass = True, None
 
     def token_terms(self, student_logits, teacher_logits, tokens, extras):
         student = log_softmax(student_logits)
