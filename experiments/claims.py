@@ -12,7 +12,7 @@ written by hand.
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grid
 from intervals import Interval, mean
@@ -100,7 +100,7 @@ CLAIMS = (
     ),
     Claim(
         "control",
-        "Full OPD by the whole vocabulary beats Full OPD by sampled tokens",
+        "Full OPD by the whole vocabulary (forward KL) beats it by sampled tokens (reverse KL)",
         "",
         *("ar_opd", "full", "full, sampled tokens", ACCURACY),
     ),
@@ -210,26 +210,37 @@ def shown(measure: str, entries: list[Entry]) -> str:
     return amount(measure, mean(*problems).value)
 
 
+def at_an_edge(study, entries: list[Entry]) -> bool:
+    """Whether the cell's learning rate is the lowest or the highest of those that were tried."""
+    return entries[0].rate in (study.RATES[0], study.RATES[-1])
+
+
 def rows() -> list[list[str]]:
-    """A row a claim whose cells have been run."""
+    """A row a claim."""
     found: dict[str, dict[str, list[Entry]]] = {}
+    studies: dict[str, Any] = {}
     table = [["who", "claim", "the paper", "here", "difference, 95 % interval", "verdict", "page"]]
     for claim in CLAIMS:
         path = HERE / f"{claim.study}.py"
-        if claim.study not in found:
-            study = grid.load(path)
+        if claim.study not in studies:
+            study = studies[claim.study] = grid.load(path)
             found[claim.study] = grid.on_file(path, study, [*study.CELLS])
+        ours = claim.paper == "control"
+        who = "our control" if ours else claim.paper
         more, less = (found[claim.study][cell] for cell in (claim.more, claim.less))
         change = changed(claim.measure, less, more)
         if change is None:
+            command = f"`python experiments/grid.py experiments/{claim.study}.py`"
+            table.append([who, claim.words, claim.number, "", "", "not run yet", command])
             continue
         sides = f"{shown(claim.measure, more)} against {shown(claim.measure, less)}"
         interval = bracketed(claim.measure, change.value, change.low, change.high, sign="+")
-        ours = claim.paper == "control"
-        who = "our control" if ours else claim.paper
         here = f"{sides} {unit(claim.measure)}"
+        says = verdict(change, ours)
+        if any(at_an_edge(studies[claim.study], of) for of in (more, less)):
+            says += "*"
         page = f"[{WORLDS[claim.study]}](experiments/{claim.study}.md)"
-        table.append([who, claim.words, claim.number, here, interval, verdict(change, ours), page])
+        table.append([who, claim.words, claim.number, here, interval, says, page])
     return table
 
 
@@ -239,7 +250,11 @@ def with_table(readme: str) -> str:
     _, ending, after = rest.partition(END)
     if not (mark and ending):
         raise SystemExit(f"README.md has no {BEGIN} and {END}: write them where the table belongs")
-    return f"{before}{BEGIN}\n\n{markdown(rows())}\n\n{END}{after}"
+    note = (
+        "\\* The learning rate of one of the two is the lowest or the highest of those tried: "
+        "beyond it may lie a better one. Of so many intervals of 95 % one or two will miss."
+    )
+    return f"{before}{BEGIN}\n\n{markdown(rows())}\n\n{note}\n\n{END}{after}"
 
 
 def main() -> None:

@@ -10,8 +10,9 @@ model before training, and makes a gradient g_i of each:
     noise  = E |g - E g|^2       the mean of |g_i|^2, less the signal
     cosine = E g . E h / (|E g| |E h|)        h: the gradients of the study's BASELINE
 
-None of the three is biased by the noise, so a signal may come out below 0: there is none that so
-many batches can tell. Noise / signal is how many batches' mean has as much of one as of the other.
+Signal, noise and the products are not biased by the noise (a ratio of them, as any ratio of
+estimates, is a little), so a signal may come out below 0: there is none that so many batches can
+tell. Noise / signal is how many batches' mean has as much of one as of the other.
 What is made is a line a cell in `ledger/STUDY_first_gradient.jsonl`, and `grid.py --page` puts it
 beside the cell. Intervals are the jackknife's over batches.
 """
@@ -120,6 +121,27 @@ def measured(own: Gradients, baseline: Gradients) -> dict[str, float]:
     return found
 
 
+def ledger_of(study: Path) -> Path:
+    """The study's second ledger."""
+    return study.with_name(f"{study.stem}_first_gradient.py")
+
+
+def settings_of(path: Path, study, cell: str) -> str:
+    """A digest of all that makes a cell's numbers, the baseline's among them."""
+    cells = [ledger.settings_of(path, study.CELLS[it]) for it in (cell, study.BASELINE)]
+    return ledger.digest([*cells, BATCHES, SEED])
+
+
+def on_file(path: Path, study) -> dict[str, Entry]:
+    """By cell, what was made with the study's settings as they are now."""
+    known = {entry.cell: entry for entry in ledger.entries(ledger_of(path)).values()}
+    return {
+        cell: known[cell]
+        for cell in study.CELLS
+        if cell in known and known[cell].settings == settings_of(path, study, cell)
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -131,7 +153,7 @@ def main() -> None:
     cells = settings.cells or [*study.CELLS]
     if unknown := set(cells) - set(study.CELLS):
         parser.error(f"no such cells: {', '.join(sorted(unknown))}")
-    known = ledger.first_gradients(path, study.CELLS)
+    known = on_file(path, study)
     if not (missing := [cell for cell in cells if cell not in known]):
         return
     of = lambda cell: gradients(parse([str(path), *study.CELLS[cell]])[1])
@@ -143,7 +165,7 @@ def main() -> None:
             cell=cell,
             rate="",
             seed=SEED,
-            settings=ledger.settings_of(path, study.CELLS[cell]),
+            settings=settings_of(path, study, cell),
             command=f"python experiments/first_gradient.py {path} --cells '{cell}'",
             chosen=None,
             judged=None,
@@ -154,7 +176,7 @@ def main() -> None:
             versions=ledger.versions(),
             seconds=time.monotonic() - begin,
         )
-        ledger.add(ledger.of_first_gradients(path), entry)
+        ledger.add(ledger_of(path), entry)
         print(f"{cell}: {entry.measured}", flush=True)
 
 

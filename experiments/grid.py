@@ -225,6 +225,12 @@ def ask_teacher(path: Path, study, title: str, cores: set[int]) -> None:
     print(f"headroom, {title}: {entry.seconds:.0f} s", flush=True)
 
 
+def gradients_on_file(path: Path, study) -> dict[str, Entry]:
+    import first_gradient  # which imports this file
+
+    return first_gradient.on_file(path, study) if hasattr(study, "BASELINE") else {}
+
+
 def in_parallel(jobs: Sequence[Any], do: Callable[[Any, set[int]], None], workers: int) -> None:
     """Each job with a share of the cores."""
     own = sorted(os.sched_getaffinity(0))
@@ -331,9 +337,7 @@ def main() -> None:
             study.prepare()
         run_all(path, study, cells, settings.seeds or study.SEEDS, settings.workers)
     found = on_file(path, study, [*study.CELLS])
-    tables = pages_tables(
-        study, found, ledger.first_gradients(path, study.CELLS), known_headroom(path, study)
-    )
+    tables = pages_tables(study, found, gradients_on_file(path, study), known_headroom(path, study))
     print(tables)
     if not settings.page:
         return

@@ -3,7 +3,8 @@
 A run answers every problem; runs and problems are crossed. To first order the error of a mean over
 both is the sum of two independent ones, so their squares are added: the spread of the runs' means
 over the runs, and that of the problems' means over the problems. What is neither's own, one answer
-to one problem, is in both: a little too much, never too little.
+to one problem, is in both, a little too much; of three runs the spread is a rough guess, so that
+where it decides an interval holds the truth a little less often than it says (the tests: 93 %).
 """
 
 from collections.abc import Sequence

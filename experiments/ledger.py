@@ -111,21 +111,6 @@ def current(study: Path, flags: Mapping[Run, Sequence[str]]) -> dict[Run, Entry]
     }
 
 
-def of_first_gradients(study: Path) -> Path:
-    """The study's second ledger, of `first_gradient.py`."""
-    return study.with_name(f"{study.stem}_first_gradient.py")
-
-
-def first_gradients(study: Path, cells: Mapping[str, Sequence[str]]) -> dict[str, Entry]:
-    """What is on file of the first gradient of cells whose settings are as they were."""
-    known = {entry.cell: entry for entry in entries(of_first_gradients(study)).values()}
-    return {
-        cell: known[cell]
-        for cell, flags in cells.items()
-        if cell in known and known[cell].settings == settings_of(study, flags)
-    }
-
-
 def settings_of(study: Path, flags: Sequence[str]) -> str:
     """A digest of the settings that make a run's numbers, but for its seed, which a `Run` tells,
     and of the files of the repository that they name. What `prepare` made is not in it.

@@ -11,7 +11,6 @@ learning rate is the best of three by accuracy on 400 other problems, with seed 
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jopd import losses
@@ -113,13 +112,18 @@ def local_correction(found: Mapping[str, Sequence[Any]]) -> list[list[str]]:
 
 
 def _measured(name: str, what: str) -> dict[str, float] | None:
-    import ledger  # the grid's neighbour, which the trainer does not need
+    # The grid's neighbours, which the trainer does not need.
+    import ledger
+    import topd_transport
 
-    entries = ledger.entries(Path(__file__).with_name("topd_transport.py")).values()
-    return next((it.measured for it in entries if (it.cell, it.rate) == (name, what)), None)
+    entries = ledger.entries(topd_transport.LEDGER).values()
+    known = [it for it in entries if it.settings == topd_transport.settings()]
+    return next((it.measured for it in known if (it.cell, it.rate) == (name, what)), None)
 
 
 def _shown(entry: Mapping[str, float], name: str, of: float, digits: int) -> str:
+    if name not in entry:
+        return "not told from none"
     value, low, high = (of * entry[key] for key in (name, f"{name}/low", f"{name}/high"))
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 

@@ -184,12 +184,20 @@ def corrected(worker: Worker, space: Space) -> tuple[dict[str, float], Along]:
     return means, {"change": [{"step": i, "value": it} for i, it in enumerate(change, 1)]}
 
 
+def settings() -> str:
+    """A digest of all that makes the numbers."""
+    return ledger.digest(
+        [ledger.settings_of(HERE / "topd.py", []), BATCHES, UPDATES, LEARNING_RATE]
+        + [first_gradient.BATCHES, first_gradient.SEED]
+    )
+
+
 def keep(cell: str, what: str, measured: dict[str, float], along: Along, seconds: float) -> None:
     entry = Entry(
         cell=cell,
         rate=what,
         seed=first_gradient.SEED,
-        settings="",
+        settings=settings(),
         command="python experiments/topd_transport.py",
         chosen=None,
         judged=None,
@@ -205,7 +213,8 @@ def keep(cell: str, what: str, measured: dict[str, float], along: Along, seconds
 
 
 def main() -> None:
-    known, begin = ledger.entries(LEDGER), time.monotonic()
+    known = {run for run, it in ledger.entries(LEDGER).items() if it.settings == settings()}
+    begin = time.monotonic()
 
     def made(cell: str, what: str, make) -> None:
         nonlocal begin
@@ -234,7 +243,8 @@ def main() -> None:
             for name, other in (("divergence", of_divergence), ("control", control)):
                 pairs = products(own, own), products(other, other), products(own, other)
                 value, low, high = jackknife(cosine, *pairs)
-                found |= {name: value, f"{name}/low": low, f"{name}/high": high}
+                if np.isfinite([value, low, high]).all():
+                    found |= {name: value, f"{name}/low": low, f"{name}/high": high}
             return found
 
         for name, own in of_targets.items():

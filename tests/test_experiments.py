@@ -124,7 +124,7 @@ def test_a_page_holds_what_its_ledger_gives(path):
     if not LEDGER.file_of(path).is_file():
         pytest.skip("has no ledger yet")
     study, page = load(path), path.with_suffix(".md").read_text(encoding="utf-8")
-    gradients = LEDGER.first_gradients(path, study.CELLS)
+    gradients = GRID.gradients_on_file(path, study)
     tables = TABLES.pages_tables(
         study,
         GRID.on_file(path, study, [*study.CELLS]),

@@ -75,8 +75,8 @@ class Loss(abc.ABC):
         last token.
       why_not_zero: why loss or gradient are not 0 where student and teacher say the same in every
         view; empty where they are.
-      tiled: whether the settings allow the vocabulary stage's tiled form. A subclass that writes
-        `token_terms` anew has none until it writes `tiled_terms` too.
+      tiled: whether the settings allow the vocabulary stage's tiled form. A subclass, or a mixin
+        before it, that writes `token_terms` anew has none until it writes `tiled_terms` too.
       second_pass: what the tiled form needs that is neither a log-probability of the sampled token
         nor an entropy nor a KL.
     """
@@ -93,7 +93,8 @@ class Loss(abc.ABC):
 
     def __init_subclass__(cls, **keywords: Any):
         super().__init_subclass__(**keywords)
-        if "token_terms" in vars(cls) and "tiled_terms" not in vars(cls):
+        written_in = lambda name: next(it for it in cls.__mro__ if name in vars(it))
+        if not issubclass(written_in("tiled_terms"), written_in("token_terms")):
             cls.tiled = False
 
     @property

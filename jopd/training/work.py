@@ -125,10 +125,9 @@ class Operations(NamedTuple):
                 + of_tokens(self.teacher, float(metrics["teacher_window_tokens"]))
             )
             if method.near_future.space == "hidden_states":
-                # The teacher reads each model's windows behind their rows once more.
-                written = metrics["student_window_tokens"] + metrics["teacher_window_tokens"]
-                by_phase["windows"] += 2 * reading(self.teacher, work.views[method.views[0]])
-                by_phase["windows"] += of_tokens(self.teacher, float(written))
+                # The teacher reads the student's windows too; its own it has read in writing them.
+                read = float(metrics["student_window_tokens"])
+                by_phase["windows"] += 2.0 * layers(self.teacher) * read
         return by_phase
 
     def writing(self, a: Architecture, work: Work) -> float:

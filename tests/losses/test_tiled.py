@@ -477,11 +477,20 @@ def test_a_method_that_writes_its_terms_anew_has_no_tiled_form_until_it_writes_t
             terms = super().token_terms(*arguments)
             return terms | {"divergence": 2 * terms["divergence"]}
 
+    class Twice:
+        def token_terms(self, *arguments):
+            terms = super().token_terms(*arguments)
+            return terms | {"divergence": 2 * terms["divergence"]}
+
+    @dataclasses.dataclass(frozen=True)
+    class Mixed(Twice, losses.OPD):
+        pass
+
     @dataclasses.dataclass(frozen=True)
     class Renamed(losses.OPD):
         name = "renamed"
 
-    assert not Doubled().tiled
+    assert not Doubled().tiled and not Mixed().tiled
     assert Renamed().tiled
 
 
