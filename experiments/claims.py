@@ -148,6 +148,12 @@ CLAIMS = (
     ),
     Claim(
         "control",
+        "without transport targets (static embeddings) the student ends further from its teacher",
+        "",
+        *("topd", "opd", "embeddings, 0.1", "judge/kl"),
+    ),
+    Claim(
+        "control",
         "transport targets (static embeddings) beat the teacher's window as it stands",
         "",
         *("topd", "embeddings, 0.1", "the teacher's window (control), 0.1", ACCURACY),

@@ -68,7 +68,7 @@ def pages_tables(
     tables += [first_gradients(study, gradients)] if gradients else []
     further = [more(found) for more in getattr(study, "TABLES", ())]
     tables += [markdown(rows) for rows in further if len(rows) > 1]
-    return "\n\n".join([*filter(None, tables), made_of(found)])
+    return "\n\n".join(filter(None, [*tables, made_of(found), not_run(found)]))
 
 
 def with_tables(page: str, tables: str) -> str:
@@ -82,6 +82,12 @@ def with_tables(page: str, tables: str) -> str:
     if not (mark and ending):
         raise ValueError(f"the page has no {BEGIN} and {END}: write them where tables belong")
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
+def not_run(found: Found) -> str:
+    """The cells that nobody has run yet, in a sentence."""
+    names = [f"*{cell}*" for cell, entries in found.items() if not entries]
+    return f"Not run yet: {'; '.join(names)}." if names else ""
 
 
 def made_of(found: Found) -> str:
@@ -134,6 +140,13 @@ def shown(name: str, entries: Sequence[Entry]) -> str:
     return over_seeds(name, values) if values else ""
 
 
+def _by_seed(entries: Sequence[Entry], others: Sequence[Entry]) -> dict[int, Entry]:
+    """The model before training has no seed of its own: it is the same beside every one."""
+    if entries and entries[0].cell == BEFORE:
+        return {entry.seed: entries[0] for entry in others}
+    return {entry.seed: entry for entry in entries}
+
+
 def bracketed(name: str, value: float, low: float, high: float, sign: str = "") -> str:
     number = lambda x: f"{sign if x > 0 else ''}{amount(name, x)}"
     return f"{number(value)} [{number(low)}, {number(high)}]"
@@ -154,7 +167,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def seeds_of(entries: Sequence[Entry]) -> str:
-    return ", ".join(str(entry.seed) for entry in entries) or "not run"
+    return ", ".join(str(entry.seed) for entry in entries)
 
 
 def titled(study, name: str) -> str:
@@ -163,13 +176,15 @@ def titled(study, name: str) -> str:
 
 
 def table(study, found: Found) -> str:
-    """A row a cell, a column a measure, over the seeds that are finished."""
+    """A row a cell that has been run, a column a measure, over the seeds that are finished."""
     titles = [titled(study, name) for name in study.COLUMNS]
     with_rates = hasattr(study, "RATES")
     rows = [["", *titles, *["learning rate"] * with_rates, "seeds"]]
     for cell, entries in found.items():
+        if not entries:
+            continue
         columns = [shown(name, entries) for name in study.COLUMNS]
-        rate = [entries[0].rate if entries else ""] * with_rates
+        rate = [entries[0].rate] * with_rates
         seeds = "" if cell == BEFORE else seeds_of(entries)
         rows.append([cell, *columns, *rate, seeds])
     return markdown(rows)
@@ -254,18 +269,13 @@ def changed(
     """After less before in what the judge measured, by seed and problem; None where pairs are not
     known.
     """
-    first = {entry.seed: entry for entry in before}
-    if before and before[0].cell == BEFORE:  # it has no seed
-        first = {entry.seed: before[0] for entry in after}
-    same = [entry.seed for entry in after if entry.seed in first]
-    by_seed = {entry.seed: entry for entry in after}
-    pairs = [problems_of([of[seed] for seed in same], name) for of in (first, by_seed)]
+    first, last = _by_seed(before, after), _by_seed(after, before)
+    same = [seed for seed in last if seed in first]
+    pairs = [problems_of([of[seed] for seed in same], name) for of in (first, last)]
     if not same or pairs[0] is None or pairs[1] is None or pairs[0][0].shape != pairs[1][0].shape:
         return None
-    if (
-        first[same[0]].judged["by_problem"]["problems"]
-        != by_seed[same[0]].judged["by_problem"]["problems"]
-    ):
+    asked = [of[same[0]].judged["by_problem"]["problems"] for of in (first, last)]
+    if asked[0] != asked[1]:
         return None
     change = intervals.difference(*pairs)
     if unit(name) == "%":  # a share can't change by more than all of it

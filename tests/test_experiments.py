@@ -83,10 +83,13 @@ def test_a_run_is_read_at_its_ends(tmp_path):
 def test_a_table_says_what_was_not_run_and_what_its_numbers_are_of():
     study = load(FOLDER / "topd.py")
     found = dict.fromkeys([LEDGER.BEFORE, *study.CELLS], ())
-    found |= {LEDGER.BEFORE: [entry(LEDGER.BEFORE, 0, [1, 0])], "topd": [entry("topd", 1, [1, 1])]}
+    cell = "embeddings, 0.1"
+    found |= {LEDGER.BEFORE: [entry(LEDGER.BEFORE, 0, [1, 0])], cell: [entry(cell, 1, [1, 1])]}
     lines = TABLES.table(study, found).splitlines()
     assert lines[2].startswith("| before training | 50.0 [")
-    assert {line.split("|")[-2].strip() for line in lines[3:]} == {"not run", "1"}
+    (row,) = lines[3:]
+    assert row.startswith("| embeddings, 0.1 |") and row.split("|")[-2].strip() == "1"
+    assert TABLES.not_run({**found, "opd": ()}).startswith("Not run yet: *opd*; ")
     assert TABLES.made_of(found) == (
         "2 runs at commits abc on a machine, 2 cores, jax 0.10.2, 2 minutes in all, judging "
         "included."
@@ -105,6 +108,10 @@ def test_cells_are_compared_on_the_same_problems_with_the_same_seeds():
     # is 1/9, of (1/9)^2 / ((1/12)^2 / 2 + (1/36)^2 / 1) = 2.9091 degrees of freedom: 3.2395 / 3.
     # And a share can't rise by more than 100 points.
     assert row == "| topd | +50.0 [-58.0, +100.0] | 0, 1 |"
+    # Before training there is one model, and all three seeds are compared with it: 2/9 against 0.
+    before = [entry(LEDGER.BEFORE, 0, [0, 0, 0])]
+    _, _, row = TABLES.differences(study, {"opd": opd, LEDGER.BEFORE: before}).splitlines()
+    assert row.startswith(f"| {LEDGER.BEFORE} | -22.2 [")
     other = entry("topd", 0, [1, 1, 1])
     other.judged["by_problem"]["problems"] = "others"
     assert TABLES.differences(study, {"opd": opd, "topd": [other]}) == ""
