@@ -10,8 +10,7 @@ and beyond. Controls: `full` and λ 0.6 with the solution of another problem, no
 
     python experiments/grid.py experiments/ar_opd.py --workers 2
 
-The KLs compare with the views of the cell's own teacher, which `sft` does not have: its column is
-the KL from the initial student.
+The late KLs compare with the views of the cell's own teacher.
 
 Answers are drawn at temperature 1, as the paper's are. Each cell's learning rate is the best of
 three by accuracy on 600 other problems, with seed 0. Deviations from the paper: a model of a
@@ -83,6 +82,9 @@ COLUMNS = {
     "late/forward_kl_partial": "late KL from the partial view",
     "judge/length_mean": "length",
 }
+# The KL from the initial student, or from the view that shows another's solution.
+WITHOUT_VIEW = ("sft", "no teacher", "full, another's solution", "λ 0.6, another's solution")
+NOT_OF = {"late/forward_kl": WITHOUT_VIEW, "late/forward_kl_partial": WITHOUT_VIEW}
 CURVES = {
     "accuracy": "accuracy",
     "shortcut_rate": "shortcuts",

@@ -20,6 +20,8 @@ A study is a preset file, `config()`, with more names in it:
     COLUMNS   a measure to its title in the table; `judge/NAME` is the judge's, `last/NAME` and
               `first/NAME` are means over a run's last and first ten lines of metrics.jsonl,
               `step_seconds` is the median step, any other name is the run's own last evaluation
+    NOT_OF    a column or curve to the cells of which it would mean something else, and is left
+              blank; may be left out
     BASELINE  the cell that a second table compares the others with, problem by problem; the model
               before training where it is left out
     RATES     learning rates; each cell is run at every one of them with the first seed, and with

@@ -15,7 +15,7 @@ from ledger import BEFORE, Entry
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from study_tables import Found, problems_of, value_of
+from study_tables import Found, blank, problems_of, value_of
 
 from jopd.diagnostics.measures import unit
 from jopd.diagnostics.style import BLACK, BLUE, COLORS, GREY, SKY, STYLE, drawn, new_figure, save
@@ -94,14 +94,15 @@ def curves(path: Path, study, found: Found, picture: Path) -> Figure:
     shade.
     """
     cells = [cell for cell, entries in found.items() if cell != BEFORE and entries]
-    others = itertools.cycle([BLUE, BLACK, GREY, SKY])
-    colors = {cell: COLORS[cell] if cell in COLORS else next(others) for cell in cells}
+    others = itertools.product(("-", "--", ":"), (BLUE, BLACK, GREY, SKY))
+    lines = {cell: ("-", COLORS[cell]) if cell in COLORS else next(others) for cell in cells}
     with matplotlib.rc_context(STYLE):
         figure = new_figure(5.6 * len(study.CURVES), 5.6)
         sides = figure.subplots(1, len(study.CURVES), squeeze=False)[0]
         for (name, title), axes in zip(study.CURVES.items(), sides, strict=True):
             for cell in cells:
-                _curve(axes, cell, found[cell], name, colors[cell])
+                if not blank(study, name, cell):
+                    _curve(axes, cell, found[cell], name, lines[cell])
             axes.set(title=title, xlabel="training step")
             if unit(name) == "%":
                 axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
@@ -114,12 +115,15 @@ def curves(path: Path, study, found: Found, picture: Path) -> Figure:
         return save(figure, picture, path.stem, seeds, answers)
 
 
-def _curve(axes: Axes, cell: str, entries: Sequence[Entry], name: str, color: str) -> None:
+def _curve(
+    axes: Axes, cell: str, entries: Sequence[Entry], name: str, line: tuple[str, str]
+) -> None:
     runs = [entry.along[name] for entry in entries if entry.along.get(name)]
     if not runs:
         return
     steps = [point["step"] for point in runs[0]]
     values = np.array([[point["value"] for point in run] for run in runs])
     low, high = values.min(axis=0), values.max(axis=0)
-    axes.plot(steps, values.mean(axis=0), label=cell, color=color)
+    style, color = line
+    axes.plot(steps, values.mean(axis=0), label=cell, linestyle=style, color=color)
     axes.fill_between(steps, low, high, alpha=0.12, color=color, linewidth=0)

@@ -170,6 +170,10 @@ def seeds_of(entries: Sequence[Entry]) -> str:
     return ", ".join(str(entry.seed) for entry in entries)
 
 
+def blank(study, name: str, cell: str) -> bool:
+    return cell in getattr(study, "NOT_OF", {}).get(name, ())
+
+
 def titled(study, name: str) -> str:
     title = study.COLUMNS[name]
     return f"{title} ({unit(name)})" if unit(name) else title
@@ -183,7 +187,9 @@ def table(study, found: Found) -> str:
     for cell, entries in found.items():
         if not entries:
             continue
-        columns = [shown(name, entries) for name in study.COLUMNS]
+        columns = [
+            "" if blank(study, name, cell) else shown(name, entries) for name in study.COLUMNS
+        ]
         rate = [entries[0].rate] * with_rates
         seeds = "" if cell == BEFORE else seeds_of(entries)
         rows.append([cell, *columns, *rate, seeds])
