@@ -150,6 +150,8 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+")
     settings = parser.parse_args()
     path, study = settings.study, load(settings.study)
+    if not hasattr(study, "BASELINE"):
+        parser.error(f"{path} names no BASELINE to compare directions with: give it one")
     cells = settings.cells or [*study.CELLS]
     if unknown := set(cells) - set(study.CELLS):
         parser.error(f"no such cells: {', '.join(sorted(unknown))}")

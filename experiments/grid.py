@@ -71,13 +71,16 @@ def load(path: Path):
 
 
 def flags_of(study, run: Run) -> list[str]:
-    """Of `python -m jopd.train STUDY`, but for seed and folder; the first of all for the model
-    before training.
-    """
-    if run.cell == BEFORE:
-        return []
+    """Of `python -m jopd.train STUDY`, but for seed and folder."""
     rate = ["--optimizer.learning-rate", run.rate] if run.rate else []
     return [*study.CELLS[run.cell], *rate]
+
+
+def settings_of(path: Path, study, run: Run) -> str:
+    """A digest of what makes a run's numbers; before training that is the model alone."""
+    if run.cell == BEFORE:
+        return ledger.digest(study.config().student.model)
+    return ledger.settings_of(path, flags_of(study, run))
 
 
 def folder_of(path: Path, run: Run, settings: str) -> Path:
@@ -145,21 +148,25 @@ def current(path: Path, study, runs: Iterable[Run]) -> dict[Run, Entry]:
         kept = {name: it if it and it["asked"] == asks[name] else None for name, it in of.items()}
         return entry._replace(**kept)
 
-    known = ledger.current(path, {run: flags_of(study, run) for run in runs})
-    return {run: as_asked(entry) for run, entry in known.items()}
+    known = ledger.entries(path)
+    return {
+        run: as_asked(known[run])
+        for run in runs
+        if run in known and known[run].settings == settings_of(path, study, run)
+    }
 
 
 def carry_out(path: Path, study, run: Run, judges: Sequence[str], cores: set[int]) -> None:
     """Makes a run, has it judged and puts it into the ledger."""
-    flags = flags_of(study, run)
-    settings = ledger.settings_of(path, flags)
+    settings = settings_of(path, study, run)
     output = folder_of(path, run, settings)
     log, begin = output.with_name(f"{output.name}.log"), time.monotonic()
-    command = ["jopd.train", str(path), *flags, "--seed", str(run.seed), "--output", str(output)]
     if run.cell == BEFORE:
         model, command = study.config().student.model, []
     else:
-        model = str(output / "student")
+        model, flags = str(output / "student"), flags_of(study, run)
+        command = ["jopd.train", str(path), *flags, "--seed", str(run.seed)]
+        command += ["--output", str(output)]
         if not (output / "report.json").is_file():
             start(command, log, cores)
     records = {by: judged(study, by, model, output, log, cores) for by in judges}

@@ -97,20 +97,6 @@ def entries(study: Path) -> dict[Run, Entry]:
     return {entry.run: entry for entry in found}
 
 
-def current(study: Path, flags: Mapping[Run, Sequence[str]]) -> dict[Run, Entry]:
-    """The runs that were made with the study's settings as they are now.
-
-    Args:
-      flags: of every run that the study asks for.
-    """
-    known = entries(study)
-    return {
-        run: known[run]
-        for run, of_run in flags.items()
-        if run in known and known[run].settings == settings_of(study, of_run)
-    }
-
-
 def settings_of(study: Path, flags: Sequence[str]) -> str:
     """A digest of the settings that make a run's numbers, but for its seed, which a `Run` tells,
     and of the files of the repository that they name. What `prepare` made is not in it.
