@@ -16,7 +16,7 @@ tokens as EDGE-OPD's mask does, drawn at random: a control for the mask's choice
 judges answers by whether the code is in them.
 
 Deviations from the paper: another model, learning rates of 5e-5 to 2e-4 (each cell's is chosen
-with seed 0 by the accuracy on 30 other questions of the three kinds), 12 steps of 8 completions of
+with seed 0 by the accuracy on 30 other questions of the three kinds), 32 steps of 8 completions of
 up to 24 tokens.
 """
 
@@ -93,8 +93,8 @@ def config() -> Config:
         evaluation=Evaluation(
             every=0, batch=4, sampling=Sampling(temperature=0.0), samples_shown=0
         ),
-        checkpoint=Checkpointing(every=12, keep=1),
-        steps=12,
+        checkpoint=Checkpointing(every=32, keep=1),
+        steps=32,
         prompts=8,
         chunk_tokens=128,
         watch=0,
