@@ -5,6 +5,7 @@ elsewhere they are Student's over seeds. Differences are of the same problems an
 """
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -253,7 +254,9 @@ def _measured(name: str, entry: Entry) -> str:
     found = entry.measured
     if f"{name}/low" not in found:
         return f"{found[name]:.3f}"
-    return f"{found[name]:.3f} [{found[f'{name}/low']:.3f}, {found[f'{name}/high']:.3f}]"
+    most = 1.0 if name == "cosine" else math.inf
+    value, low, high = (min(found[it], most) for it in (name, f"{name}/low", f"{name}/high"))
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _angle(study, entry: Entry, told: bool) -> str:
