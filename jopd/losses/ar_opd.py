@@ -116,7 +116,7 @@ class ToTarget:
         self,
         student_logp: base.Logits,
         teacher_logp: base.Views,
-        sums: Mapping[str, Float[Array, "*n 1"]],
+        sums: Mapping[str, Float[Array, "*#n 1"]],
     ) -> base.Logits:
         return jnp.exp(student_logp) - self._weight(teacher_logp) / sums["mass"]
 

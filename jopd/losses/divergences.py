@@ -391,7 +391,7 @@ class OfEntries:
         return sums["value"]
 
     def slope(
-        self, student_logp: Logits, teacher_logp: Views, sums: Mapping[str, Float[Array, "*n 1"]]
+        self, student_logp: Logits, teacher_logp: Views, sums: Mapping[str, Float[Array, "*#n 1"]]
     ) -> Logits:
         slope = self.divergence.slope(student_logp, teacher_logp[self.view])
         return jnp.exp(student_logp) * (slope - sums["slope"])

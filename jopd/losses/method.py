@@ -93,8 +93,8 @@ class Loss(abc.ABC):
 
     def __init_subclass__(cls, **keywords: Any):
         super().__init_subclass__(**keywords)
-        written_in = lambda name: next(it for it in cls.__mro__ if name in vars(it))
-        if not issubclass(written_in("tiled_terms"), written_in("token_terms")):
+        order = [{*vars(it)} & {"token_terms", "tiled_terms"} for it in cls.__mro__]
+        if next(filter(None, order)) == {"token_terms"}:
             cls.tiled = False
 
     @property

@@ -112,7 +112,7 @@ class SecondPass(Protocol):
         self,
         student_logp: Logits,
         teacher_logp: Views,
-        sums: Mapping[str, Float[Array, "*n 1"]],
+        sums: Mapping[str, Float[Array, "*#n 1"]],
     ) -> Logits:
         """The derivative of the value in the student's logit of each entry."""
         ...
