@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import grid
 from intervals import Interval, mean
 from ledger import Entry
-from study_tables import bracketed, changed, markdown, problems_of, unit, value_of
+from study_tables import bracketed, changed, markdown, problems_of, unit, value_of, with_tables
 
 from jopd.diagnostics.measures import amount
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-BEGIN, END = "<!-- claims, made of the ledgers, from here -->", "<!-- to here -->"
+BEGIN = "<!-- claims, made of the ledgers, from here -->"
 SEEDS = 3
 WORLDS = {
     "ar_opd": "a baby model that teaches itself, made to slip and to leak",
@@ -252,15 +252,11 @@ def rows() -> list[list[str]]:
 
 def with_table(readme: str) -> str:
     """The README with its table made anew, between the two marks."""
-    before, mark, rest = readme.partition(BEGIN)
-    _, ending, after = rest.partition(END)
-    if not (mark and ending):
-        raise SystemExit(f"README.md has no {BEGIN} and {END}: write them where the table belongs")
     note = (
         "\\* The learning rate of one of the two is the lowest or the highest of those tried: "
         "beyond it may lie a better one. Of so many intervals of 95 % one or two will miss."
     )
-    return f"{before}{BEGIN}\n\n{markdown(rows())}\n\n{note}\n\n{END}{after}"
+    return with_tables(readme, f"{markdown(rows())}\n\n{note}", BEGIN)
 
 
 def main() -> None:

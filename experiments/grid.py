@@ -175,7 +175,7 @@ def carry_out(path: Path, study, run: Run, judges: Sequence[str], cores: set[int
     entry = Entry(
         *run,
         settings=settings,
-        command=shlex.join(["python", "-m", *command]) if command else "",
+        command=ledger.command(command) if command else "",
         chosen=records.get("CHOICE") or (keep and keep.chosen),
         judged=records.get("JUDGE") or (keep and keep.judged),
         measured=ends(output) if command else {},
@@ -220,7 +220,7 @@ def ask_teacher(path: Path, study, title: str, cores: set[int]) -> None:
     entry = Entry(
         *run,
         settings=ledger.digest(flags),
-        command=shlex.join(["python", "-m", *command]),
+        command=ledger.command(command),
         chosen=None,
         judged=ledger.kept(record, [it.removeprefix("judge/") for it in study.COLUMNS], flags),
         measured={},

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -142,6 +143,12 @@ def joined(record: Mapping[str, Any], name: str, more: Mapping[str, Any]) -> dic
         "by_problem": by_problem,
         "asked": f"{record['asked']} {more['asked']}",
     }
+
+
+def command(arguments: Sequence[str]) -> str:
+    """What makes a run again, from the root of whoever's checkout."""
+    root = f"{FOLDER.parent.parent.resolve()}/"
+    return shlex.join(["python", "-m", *(it.replace(root, "") for it in arguments)])
 
 
 def machine() -> str:

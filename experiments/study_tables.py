@@ -72,17 +72,17 @@ def pages_tables(
     return "\n\n".join(filter(None, [*tables, made_of(found), not_run(found)]))
 
 
-def with_tables(page: str, tables: str) -> str:
+def with_tables(page: str, tables: str, begin: str = BEGIN) -> str:
     """A page with its tables made anew, between the two marks.
 
     Raises:
       ValueError: the page has no marks.
     """
-    before, mark, rest = page.partition(BEGIN)
+    before, mark, rest = page.partition(begin)
     _, ending, after = rest.partition(END)
     if not (mark and ending):
-        raise ValueError(f"the page has no {BEGIN} and {END}: write them where tables belong")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+        raise ValueError(f"the page has no {begin} and {END}: write them where tables belong")
+    return f"{before}{begin}\n\n{tables}\n\n{END}{after}"
 
 
 def not_run(found: Found) -> str:

@@ -117,7 +117,7 @@ def _measured(name: str, what: str) -> dict[str, float] | None:
     import topd_transport
 
     entries = ledger.entries(topd_transport.LEDGER).values()
-    known = [it for it in entries if it.settings == topd_transport.settings()]
+    known = [it for it in entries if it.settings == topd_transport.digest()]
     return next((it.measured for it in known if (it.cell, it.rate) == (name, what)), None)
 
 

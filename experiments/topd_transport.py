@@ -184,7 +184,7 @@ def corrected(worker: Worker, space: Space) -> tuple[dict[str, float], Along]:
     return means, {"change": [{"step": i, "value": it} for i, it in enumerate(change, 1)]}
 
 
-def settings() -> str:
+def digest() -> str:
     """A digest of all that makes the numbers."""
     return ledger.digest(
         [ledger.settings_of(HERE / "topd.py", []), BATCHES, UPDATES, LEARNING_RATE]
@@ -197,7 +197,7 @@ def keep(cell: str, what: str, measured: dict[str, float], along: Along, seconds
         cell=cell,
         rate=what,
         seed=first_gradient.SEED,
-        settings=settings(),
+        settings=digest(),
         command="python experiments/topd_transport.py",
         chosen=None,
         judged=None,
@@ -213,7 +213,7 @@ def keep(cell: str, what: str, measured: dict[str, float], along: Along, seconds
 
 
 def main() -> None:
-    known = {run for run, it in ledger.entries(LEDGER).items() if it.settings == settings()}
+    known = {run for run, it in ledger.entries(LEDGER).items() if it.settings == digest()}
     begin = time.monotonic()
 
     def made(cell: str, what: str, make) -> None:

@@ -265,3 +265,10 @@ def test_two_judges_records_are_one_with_the_seconds_names():
         "kl": {"sums": [1.0], "tokens": [4]},
         "facts/accuracy": [1, 0],
     }
+
+
+def test_a_command_in_the_ledger_names_no_checkout():
+    made = LEDGER.command(["jopd.train", "a.py", "--method", f"{FOLDER / 'no_teacher.py'}:It"])
+    assert made == "python -m jopd.train a.py --method experiments/no_teacher.py:It"
+    lines = "".join(path.read_text(encoding="utf-8") for path in LEDGER.FOLDER.glob("*.jsonl"))
+    assert str(FOLDER.parent) not in lines and " /" not in lines

@@ -17,8 +17,8 @@ def made(signal, noise, batches, seed=0):
 
 
 def test_signal_and_noise_by_hand():
-    # Two batches: g1 . g2 = 2; the mean square is (5 + 5) / 2, so the noise is 3.
-    own = np.array([[1.0, 2.0], [2.0, 0.0 + 1.0]], np.float32)
+    # Two batches: g1 . g2 = 4; the mean square is (5 + 5) / 2, so the noise is 1.
+    own = np.array([[1.0, 2.0], [2.0, 1.0]], np.float32)
     pairs = FIRST.products(own, own)
     assert FIRST.between(pairs) == pytest.approx(4.0)
     assert FIRST.signal_to_noise(pairs) == pytest.approx(4.0 / (5.0 - 4.0))
