@@ -241,22 +241,30 @@ def gradients_on_file(path: Path, study) -> dict[str, Entry]:
 
 
 def in_parallel(jobs: Sequence[Any], do: Callable[[Any, set[int]], None], workers: int) -> None:
-    """Each job with a share of the cores."""
+    """Each job with a share of the cores. What fails is told at once, and raised when the others
+    are done.
+    """
     own = sorted(os.sched_getaffinity(0))
     shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
     for worker in range(workers):
         shares.put({*own[worker::workers]} or {*own})
 
+    failed: list[BaseException] = []
+
     def one(job: Any) -> None:
         cores = shares.get()
         try:
             do(job, cores)
+        except (Exception, SystemExit) as error:
+            print(error, file=sys.stderr, flush=True)
+            failed.append(error)
         finally:
             shares.put(cores)
 
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(one, jobs):
-            pass
+        list(pool.map(one, jobs))
+    if failed:
+        raise failed[0]
 
 
 def run_all(path: Path, study, cells: Sequence[str], seeds: Sequence[int], workers: int) -> None:

@@ -158,6 +158,20 @@ def test_no_core_is_left_out_and_none_shared(monkeypatch):
     assert {cores for _, cores in used} <= {frozenset({0, 2}), frozenset({1})}
 
 
+def test_a_cell_that_fails_is_told_at_once_and_keeps_none_of_the_others_from_running(capsys):
+    ran, told = [], []
+
+    def do(job, cores):
+        if job == 1:
+            raise SystemExit("the second failed")
+        ran.append(job)
+        told.append(capsys.readouterr().err)
+
+    with pytest.raises(SystemExit, match="the second failed"):
+        GRID.in_parallel([*range(4)], do, 1)
+    assert ran == [0, 2, 3] and told == ["", "the second failed\n", ""]
+
+
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """A ledger elsewhere, runs that take no time, and a judge who likes high learning rates."""
