@@ -8,10 +8,12 @@ import hashlib
 import importlib.util
 import re
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+_RUNNING = threading.RLock()  # a file that runs is not yet whole for other threads
 _NAMED = re.compile(r"(?P<path>.+\.py):(?P<attribute>[A-Za-z_]\w*)")
 
 
@@ -64,7 +66,8 @@ def module(path: Path) -> ModuleType:
     path = path.absolute()
     digest = hashlib.sha256(_bytes(path)).hexdigest()[:16]
     name = f"jopd_plugin_{path.stem}_{digest}"
-    return sys.modules.get(name) or _run(path, name)
+    with _RUNNING:
+        return sys.modules.get(name) or _run(path, name)
 
 
 def name_of(thing: type) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -32,6 +33,13 @@ def test_changed_contents_are_run_anew(own):
     before = plugins.load(f"{own}:Mine")
     own.write_text("class Mine:\n    changed = True\n", encoding="utf-8")
     assert plugins.load(f"{own}:Mine") is not before
+
+
+def test_a_second_thread_waits_for_a_file_that_the_first_runs(tmp_path):
+    file = tmp_path / "slow.py"
+    file.write_text("import time\ntime.sleep(0.2)\nVALUE = 3\n", encoding="utf-8")
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(plugins.load, [f"{file}:VALUE"] * 2)] == [3, 3]
 
 
 def test_fingerprint_is_of_the_bytes_and_runs_nothing(tmp_path):
