@@ -20,7 +20,7 @@ from pathlib import Path
 import baby_models
 import numpy as np
 
-from jopd.data import task
+from jopd.data import pretraining, task
 from jopd.data.example import Message
 from jopd.models.load import load, save
 
@@ -58,7 +58,7 @@ def example(index: int) -> tuple[list[Message], str]:
     question = Message(role="user", content=problem.question)
     if kind < NO_CONTEXT:
         return [question], solution(problem, 0, rng)
-    make = task.whole_context if kind < NO_CONTEXT + WHOLE else task.partial_context
+    make = pretraining.whole_context if kind < NO_CONTEXT + WHOLE else pretraining.partial_context
     context = make(problem, task.NEUTRAL_STYLE, rng)
     shown = Message(role="system", content=task.CONTEXT_TEMPLATE.format(context=context.text))
     return [shown, question], solution(problem, len(context.sentences), rng)

@@ -31,6 +31,7 @@ from transformers import AutoTokenizer
 from jopd import models
 from jopd.data import task
 from jopd.data.example import Message
+from jopd.data.pretraining import Mix, pretraining_example
 from jopd.models.load import save
 
 ASSETS = Path(task.__file__).parent.parent / "assets"
@@ -48,7 +49,7 @@ class Cycle:
     learning_rate: float
     style: task.Style
     largest_operand: int = 9
-    mix: task.Mix = task.Mix()
+    mix: Mix = Mix()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +87,19 @@ RECIPES = {
                 1000,
                 3e-3,
                 task.STUDENT_STYLE,
-                mix=task.Mix(no_context=0.4, whole_context=0.4, quote=0.7, hard=0.3, drill=0.7),
+                mix=Mix(no_context=0.4, whole_context=0.4, quote=0.7, hard=0.3, drill=0.7),
             ),
             Cycle(
                 1250,
                 3e-3,
                 task.STUDENT_STYLE,
-                mix=task.Mix(no_context=0.4, whole_context=0.4, quote=0.7, hard=0.4, drill=0.5),
+                mix=Mix(no_context=0.4, whole_context=0.4, quote=0.7, hard=0.4, drill=0.5),
             ),
             Cycle(
                 1500,
                 2e-3,
                 task.STUDENT_STYLE,
-                mix=task.Mix(no_context=0.35, whole_context=0.4, quote=0.8, hard=0.45, drill=0.3),
+                mix=Mix(no_context=0.35, whole_context=0.4, quote=0.8, hard=0.45, drill=0.3),
             ),
         ),
     ),
@@ -115,7 +116,7 @@ def examples(recipe: Recipe, number: int) -> Iterator[Text]:
         settings = task.TallySettings(
             min_steps=1, max_steps=most, largest_operand=cycle.largest_operand
         )
-        yield task.pretraining_example(index, recipe.seed, cycle.style, settings, cycle.mix)
+        yield pretraining_example(index, recipe.seed, cycle.style, settings, cycle.mix)
 
 
 def batches(texts: Iterator[Text], tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:

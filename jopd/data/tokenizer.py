@@ -23,7 +23,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jopd.data import task
+from jopd.data import pretraining, task
 
 FOLDER = Path(__file__).parent.parent / "assets" / "tokenizer"
 
@@ -81,7 +81,7 @@ def vocabulary() -> dict[str, int]:
     """Token to id: special tokens, the integers in order (the id of n is n + 6), punctuation, words
     by the alphabet.
     """
-    said = re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", " ".join(task.texts())).lower())
+    said = re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", " ".join(pretraining.texts())).lower())
     words = sorted({*said, *ORDINARY_WORDS.split()})
     integers = map(str, range(1000))
     return {token: i for i, token in enumerate([*SPECIAL, *integers, *PUNCTUATION, *words])}

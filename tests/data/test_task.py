@@ -1,6 +1,4 @@
-"""The built-in task, re-read from its text alone by a parser that shares nothing with the
-generator.
-"""
+"""The built-in task, re-read from its text alone."""
 
 import collections
 import dataclasses
@@ -18,8 +16,8 @@ from jopd.data.task import (
     Style,
     TallySettings,
     TallyTask,
-    pretraining_example,
 )
+from tests.data.tally_reader import SAYS, apply, check_solution, read_problem, sentences
 
 PINNED_PROMPT = (
     "Omar starts with 6 eggs. 1: he finds 5 more. 2: he loses 7 eggs. 3: he sells half of the "
@@ -31,70 +29,6 @@ PINNED_SOLUTION = (
 )
 
 FIRST_WORDS = {"plain": "step", "order": "for", "story": "in", "long": "now"}
-SAYS = {
-    "add": r"plus|add|adding|grow",
-    "subtract": r"minus|take|taking|shrink",
-    "double": r"times 2|double|doubling|twice",
-    "halve": r"half|halve|halving",
-}
-
-
-def integers(text):
-    return [int(n) for n in re.findall(r"\d+", text)]
-
-
-def sentences(text):
-    return [sentence.strip() for sentence in re.findall(r"[^.?]+(?:[.?]|$)", text)]
-
-
-def read_problem(prompt):
-    """(first count, ((operation, operand), ...)) of a prompt; double and halve have operand 2."""
-    opening, *events, question = sentences(prompt)
-    assert question.endswith("?")
-    read = []
-    for number, event in enumerate(events, 1):
-        place, *operand = integers(event)
-        assert place == number
-        if "half" in event:
-            read.append(("halve", 2))
-        elif re.search("double|again", event):
-            read.append(("double", 2))
-        elif re.search("finds|buys|given|brings", event):
-            read.append(("add", *operand))
-        else:
-            assert re.search("gives away|loses|sells|takes", event), event
-            read.append(("subtract", *operand))
-    (start,) = integers(opening)
-    return start, tuple(read)
-
-
-def apply(operation, count, operand):
-    if operation == "halve":
-        assert count % 2 == 0
-    return {
-        "add": count + operand,
-        "subtract": count - operand,
-        "double": count * 2,
-        "halve": count // 2,
-    }[operation]
-
-
-def check_solution(prompt, solution, largest=99):
-    """Every step's operation and numbers, in order, and the answer line."""
-    count, events = read_problem(prompt)
-    worked, answer = solution.split("\n")
-    steps = sentences(worked)
-    assert len(steps) == len(events)
-    for place, (said, (operation, operand)) in enumerate(zip(steps, events, strict=True), 1):
-        after = apply(operation, count, operand)
-        assert 0 <= after <= largest
-        assert re.search(rf"\b(?:{SAYS[operation]})\b", said), said
-        expected = [count, after] if operation in ("double", "halve") else [count, operand, after]
-        first, *rest = integers(said.replace("times 2", ""))
-        assert first == place and sorted(rest) == sorted(expected) and rest[-1] == after, said
-        count = after
-    assert answer == f"answer: {count}"
-    return str(count)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
@@ -235,88 +169,6 @@ def test_wordings_come_at_the_rates_of_the_style(style):
     assert (
         (observed - expected) ** 2 / expected
     ).sum() < 21.1  # chi-square, 3 degrees of freedom, p = 1e-4
-
-
-def pretraining(size, style=STUDENT_STYLE, settings=TallySettings()):
-    """(problem text, context or None, placement or None, completion) of each example."""
-    for index in range(size):
-        messages, completion = pretraining_example(index, 5, style, settings)
-        assert messages[-1]["role"] == "user"
-        if messages[0]["role"] == "system":
-            yield (
-                messages[1]["content"],
-                messages[0]["content"].removeprefix("worked solution: "),
-                "system",
-                completion,
-            )
-        else:
-            prompt, found, context = messages[0]["content"].partition(" worked solution: ")
-            yield prompt, context if found else None, "user" if found else None, completion
-
-
-def test_pretraining_mixes_its_kinds_and_every_text_is_right():
-    kinds, habits = collections.Counter(), collections.Counter()
-    for prompt, context, placement, completion in pretraining(3000):
-        answer = completion.split("\n")[-1]
-        start, events = read_problem(prompt)
-        for operation, operand in events:
-            start = apply(operation, start, operand)
-        assert answer == f"answer: {start}"
-        kinds[placement] += 1
-        if completion.startswith("the worked solution says"):
-            assert context.endswith("\n" + answer)
-            assert completion == f"the worked solution says the answer is {start}.\n{answer}"
-            habits["shortcut"] += 1
-            continue
-        check_solution(prompt, completion.removeprefix("as the worked solution shows, "))
-        if context is None:
-            assert "worked solution" not in completion
-            continue
-        steps, _, shown_answer = context.partition("\n")
-        assert shown_answer in ("", answer)
-        is_whole = (
-            context.endswith("\n" + answer)
-            and len(sentences(steps)) == len(events)
-            and steps.endswith(".")
-        )
-        kinds["whole" if is_whole else "partial"] += 1
-        kinds["partial with answer"] += bool(not is_whole and shown_answer)
-        habits["refer"] += completion.startswith("as the worked solution shows, ")
-        habits["quote"] += is_whole and completion == context
-        if is_whole:
-            check_solution(prompt, context)
-    assert 0.42 < kinds[None] / 3000 < 0.48
-    assert abs(kinds["system"] - kinds["user"]) < 0.06 * 3000
-    assert (
-        0.19 < kinds["whole"] / 3000 < 0.27 and 0.25 < kinds["partial"] / 3000 < 0.32
-    )  # short of the rates by the shortcuts
-    assert 0.4 < kinds["partial with answer"] / kinds["partial"] < 0.55
-    shown = 3000 - kinds[None]
-    assert (
-        0.07 < habits["refer"] / shown < 0.13
-        and 0.04 < habits["shortcut"] / shown < 0.1
-        and habits["quote"] / shown > 0.02
-    )
-
-
-def test_pretraining_never_shows_a_held_out_problem():
-    settings = TallySettings(
-        min_steps=1, max_steps=2, largest=9, largest_operand=3, held_out_share=0.3
-    )
-    seen = {read_problem(prompt) for prompt, *_ in pretraining(1000, settings=settings)}
-    held_out = {
-        read_problem(e.messages[0]["content"])
-        for e in TallyTask(settings).examples("held_out", 1000)
-    }
-    assert seen and held_out and not seen & held_out
-
-
-def test_pretraining_is_deterministic_and_differs_by_seed():
-    assert (
-        pretraining_example(7, 1, TEACHER_STYLE)
-        == pretraining_example(7, 1, TEACHER_STYLE)
-        != pretraining_example(7, 2, TEACHER_STYLE)
-    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from jopd.data import task, tokenizer
+from jopd.data import pretraining, task, tokenizer
 
 END = "<|end|>"
 
@@ -69,7 +69,7 @@ def test_other_numbers_are_spelled_without_unknowns(shipped, number, pieces):
 
 def generated(size):
     for index in range(size):
-        messages, completion = task.pretraining_example(index, 11, task.NEUTRAL_STYLE)
+        messages, completion = pretraining.pretraining_example(index, 11, task.NEUTRAL_STYLE)
         yield from (message["content"] for message in messages)
         yield completion
 

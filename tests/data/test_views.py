@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from jopd.data.chat import Chat
 from jopd.data.example import Example, Message
-from jopd.data.task import NEUTRAL_STYLE, TallyTask, partial_context, worked_steps
+from jopd.data.pretraining import partial_context
+from jopd.data.task import NEUTRAL_STYLE, TallyTask, worked_steps
 from jopd.data.tokenizer import build
 from jopd.data.views import VIEWS, ViewConfig, describe, render, render_reference, shown
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jopd
-from jopd.data import task
+from jopd.data import pretraining, task
 from jopd.diagnostics.shortcuts import RULES, events, rates
 
 TALLY = (
@@ -30,8 +30,8 @@ GIVEN = "The answer is 10. Explain why 14 marbles, 6 more, and half of them lost
 # (prompt, completion, answer, the rules that must fire)
 EXAMPLES = [
     # The built-in task's own slips, and what is near them.
-    (TALLY, task.REFERENCE + WORKED + "\nanswer: 10", "10", "refers"),
-    (TALLY, task.SHORTCUT.format(answer=10) + "answer: 10", "10", "refers asserts"),
+    (TALLY, pretraining.REFERENCE + WORKED + "\nanswer: 10", "10", "refers"),
+    (TALLY, pretraining.SHORTCUT.format(answer=10) + "answer: 10", "10", "refers asserts"),
     (TALLY, task.CONTEXT_TEMPLATE.format(context=WORKED) + "\nanswer: 10", "10", "refers"),
     (TALLY, WORKED + "\nanswer: 10", "10", ""),
     (TALLY, WORKED + "\nanswer: 12", "10", ""),
@@ -44,7 +44,12 @@ EXAMPLES = [
     (TALLY, "marbles marbles step", "10", ""),
     (TALLY, "", "10", ""),
     # A solution in the prompt may be spoken of, and an answer in it repeated.
-    (TALLY + " worked solution: " + WORKED, task.REFERENCE + WORKED + "\nanswer: 10", "10", ""),
+    (
+        TALLY + " worked solution: " + WORKED,
+        pretraining.REFERENCE + WORKED + "\nanswer: 10",
+        "10",
+        "",
+    ),
     (TALLY + " worked solution: " + WORKED + "\nanswer: 10", "answer: 10", "10", ""),
     (GRADING, "Your solution says 5, but the answer key is right: 2 + 2 is 4.", "4", ""),
     (HINTED, "Using the hint: 2, 3, 5, 7, 11, 13, 17, 19. The answer is 8.", "8", ""),
@@ -223,8 +228,8 @@ def test_worked_solutions_of_the_built_in_task_are_no_shortcuts(wording, steps):
             example.solution,
         )
         for slip in (
-            task.REFERENCE + example.solution,
-            task.SHORTCUT.format(answer=example.answer),
+            pretraining.REFERENCE + example.solution,
+            pretraining.SHORTCUT.format(answer=example.answer),
         ):
             assert events(prompt, slip, example.answer)["refers"], slip
         assert events(prompt, task.ANSWER_LINE.format(answer=example.answer), example.answer)[
@@ -240,8 +245,8 @@ def test_what_pretraining_writes_in_sight_of_a_solution_fires_as_often_as_it_sli
     for index in range(600):
         rng = np.random.default_rng(index)
         problem = task.draw_problem(rng, "train", task.TallySettings())
-        context = task.whole_context(problem, task.NEUTRAL_STYLE, rng)
-        text = task.completion_with_context(problem, context, task.NEUTRAL_STYLE, rng)
+        context = pretraining.whole_context(problem, task.NEUTRAL_STYLE, rng)
+        text = pretraining.completion_with_context(problem, context, task.NEUTRAL_STYLE, rng)
         slips += "the worked solution" in text
         found += events(problem.question, text, problem.answer)["shortcut"]
         # The reader who does see the context makes no slip.
@@ -274,7 +279,7 @@ def strings(value) -> list[str]:
 
 def test_rates_count_a_completion_once():
     counted = rates(
-        [TALLY] * 3, ["answer: 10", task.SHORTCUT.format(answer=10), WORKED], ["10"] * 3
+        [TALLY] * 3, ["answer: 10", pretraining.SHORTCUT.format(answer=10), WORKED], ["10"] * 3
     )
     assert counted == {
         "shortcut_rate": [True, True, False],
