@@ -4,7 +4,8 @@ claimed of a solution in the teacher's context.
     python -m jopd.train --method opsd --data.source experiments/another_solution.py:problems
 
 What such a teacher still gives is a solution's form, and what reading any context does to a model;
-of this problem's solution it knows no more than the student.
+of this problem's solution it knows no more than the student. The idea is OP2SD's, arXiv:2608.09228
+(S).
 """
 
 from typing import Any
@@ -22,7 +23,7 @@ def problems(split: Split) -> list[dict[str, Any]]:
 
 
 def of_seed_1(split: Split) -> list[dict[str, Any]]:
-    """The same of `--data.seed 1`: problems that no judge asks."""
+    """The same of `--data.seed 1`: problems that the test does not ask."""
     return _exchanged(split, seed=1)
 
 

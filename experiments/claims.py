@@ -6,17 +6,18 @@
 A claim is that one cell of a study has more of a measure than another. What decides is the 95 %
 interval of their difference, over seeds and, paired, over problems: all of it on the claim's side
 is "reproduced", all on the other "refuted here"; with 0 in it, or with fewer than SEEDS seeds,
-"can't tell". To a control's question, which is ours, the answers are "yes" and "no". No verdict is
-written by hand.
+"can't tell". To a question that no paper answers, a control's among them, the answers are "yes" and
+"no". No verdict is written by hand.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grid
 from intervals import Interval, mean
-from ledger import Entry
+from ledger import BEFORE, Entry
 from study_tables import bracketed, changed, markdown, problems_of, unit, value_of, with_tables
 
 from jopd.diagnostics.measures import amount
@@ -37,7 +38,7 @@ class Claim(NamedTuple):
     """That `more` has more of a measure than `less`.
 
     Attributes:
-      paper: who claims it; "control" is our own question.
+      paper: who claims it; empty where the question is ours.
       words: what is claimed.
       number: the paper's, in its own unit and on its own model; empty where it has none.
       study, more, less: cells.
@@ -59,7 +60,7 @@ CLAIMS = (
     Claim(
         "AR-OPD",
         "the anchored residual (λ 0.6) is more accurate than Full OPD",
-        "70.3 against 67.9 %",
+        "70.3 (of λ 0.6 and 0.8) against 67.9 %",
         *("ar_opd", "λ 0.6", "full", ACCURACY),
     ),
     Claim(
@@ -87,19 +88,19 @@ CLAIMS = (
         *("ar_opd", "λ 0.6", "λ 1.2", ACCURACY),
     ),
     Claim(
-        "control",
+        "",
         "Full OPD needs this problem's solution, not just one",
         "",
         *("ar_opd", "full", "full, another's solution", ACCURACY),
     ),
     Claim(
-        "control",
+        "",
         "Full OPD beats pushing down one's own least likely tokens, without any teacher",
         "",
         *("ar_opd", "full", "no teacher", ACCURACY),
     ),
     Claim(
-        "control",
+        "",
         "Full OPD by the whole vocabulary (forward KL) beats it by sampled tokens (reverse KL)",
         "",
         *("ar_opd", "full", "full, sampled tokens", ACCURACY),
@@ -123,13 +124,13 @@ CLAIMS = (
         *("edge_fact", "guided", "edge", KL),
     ),
     Claim(
-        "control",
+        "",
         "the evidence chooses better than chance does, as many tokens",
         "",
         *("edge_fact", "edge", "guided, random mask", FACT),
     ),
     Claim(
-        "control",
+        "",
         "the full vocabulary learns the fact unguided",
         "",
         *("edge_fact", "full vocabulary", "unguided", FACT),
@@ -147,13 +148,13 @@ CLAIMS = (
         *("topd", "states, 0.1", "opd", ACCURACY),
     ),
     Claim(
-        "control",
-        "without transport targets (static embeddings) the student ends further from its teacher",
         "",
-        *("topd", "opd", "embeddings, 0.1", "judge/kl"),
+        "with transport targets (static embeddings) the student ends further from its teacher",
+        "",
+        *("topd", "embeddings, 0.1", "opd", "judge/kl"),
     ),
     Claim(
-        "control",
+        "",
         "transport targets (static embeddings) beat the teacher's window as it stands",
         "",
         *("topd", "embeddings, 0.1", "the teacher's window (control), 0.1", ACCURACY),
@@ -165,32 +166,32 @@ CLAIMS = (
         *("topd", "low transport capped", "high transport capped", ACCURACY),
     ),
     Claim(
-        "RLSD",
-        "the verifier's reward teaches more than a coin toss",
+        "",
+        "RLSD ends higher with the verifier's reward than with a coin's",
         "",
         *("leaderboard", "rlsd", "rlsd, coin toss", ACCURACY),
     ),
     Claim(
-        "survey",
+        "",
         "immediate credit beats return-to-go at 24 rows a step",
         "",
         *("leaderboard", "opd_pg", "opd_pg, return-to-go", ACCURACY),
     ),
     Claim(
-        "survey",
-        "GAE beats return-to-go",
+        "",
+        "GAE, with its critic and λ 0.95, beats return-to-go",
         "",
         *("leaderboard", "gae_opd", "opd_pg, return-to-go", ACCURACY),
     ),
     Claim(
-        "survey",
-        "counterfactual routing beats plain suppression",
+        "",
+        "counterfactual routing beats plain suppression, each at its chosen rate",
         "",
         *("leaderboard", "cr_opd", "opd_pg", ACCURACY),
     ),
     Claim(
-        "survey",
-        "the full vocabulary beats sampled tokens",
+        "",
+        "OPD by the whole vocabulary beats OPD by sampled tokens",
         "",
         *("leaderboard", "opd", "opd_pg", ACCURACY),
     ),
@@ -216,14 +217,22 @@ def shown(measure: str, entries: list[Entry]) -> str:
     return amount(measure, mean(*problems).value)
 
 
-def at_an_edge(study, entries: list[Entry]) -> bool:
-    """Whether the cell's learning rate is the lowest or the highest of those that were tried."""
-    return entries[0].rate in (study.RATES[0], study.RATES[-1])
+def marks(study, choices: Mapping[str, Mapping[str, float]], entries: Sequence[Entry]) -> set[str]:
+    """Of a cell: `*`, its learning rate is the lowest or the highest of those that were tried; `†`,
+    at every one of them it was below the untrained model, where the rate was chosen.
+    """
+    (cell,), (untrained,) = {it.cell for it in entries}, choices[BEFORE].values()
+    found = {
+        "*": entries[0].rate in (study.RATES[0], study.RATES[-1]),
+        "†": max(choices[cell].values()) < untrained,
+    }
+    return {mark for mark, holds in found.items() if holds}
 
 
 def rows() -> list[list[str]]:
     """A row a claim."""
     found: dict[str, dict[str, list[Entry]]] = {}
+    choices: dict[str, dict[str, dict[str, float]]] = {}
     studies: dict[str, Any] = {}
     table = [["who", "claim", "the paper", "here", "difference, 95 % interval", "verdict", "page"]]
     for claim in CLAIMS:
@@ -231,8 +240,8 @@ def rows() -> list[list[str]]:
         if claim.study not in studies:
             study = studies[claim.study] = grid.load(path)
             found[claim.study] = grid.on_file(path, study, [*study.CELLS])
-        ours = claim.paper == "control"
-        who = "our control" if ours else claim.paper
+            choices[claim.study] = grid.choices(path, study, [*study.CELLS])
+        who = claim.paper or "our question"
         more, less = (found[claim.study][cell] for cell in (claim.more, claim.less))
         change = changed(claim.measure, less, more)
         if change is None:
@@ -242,9 +251,9 @@ def rows() -> list[list[str]]:
         sides = f"{shown(claim.measure, more)} against {shown(claim.measure, less)}"
         interval = bracketed(claim.measure, change.value, change.low, change.high, sign="+")
         here = f"{sides} {unit(claim.measure)}"
-        says = verdict(change, ours)
-        if any(at_an_edge(studies[claim.study], of) for of in (more, less)):
-            says += "*"
+        says = verdict(change, ours=not claim.paper)
+        of_cells = [marks(studies[claim.study], choices[claim.study], of) for of in (more, less)]
+        says += "".join(sorted(set().union(*of_cells)))
         page = f"[{WORLDS[claim.study]}](experiments/{claim.study}.md)"
         table.append([who, claim.words, claim.number, here, interval, says, page])
     return table
@@ -254,7 +263,9 @@ def with_table(readme: str) -> str:
     """The README with its table made anew, between the two marks."""
     note = (
         "\\* The learning rate of one of the two is the lowest or the highest of those tried: "
-        "beyond it may lie a better one. Of so many intervals of 95 % one or two will miss."
+        "beyond it may lie a better one. † One of the two is below the untrained model at every "
+        "rate tried, where rates are chosen: by how much depends on the lowest of them. Of so many "
+        "intervals of 95 % one or two will miss."
     )
     return with_tables(readme, f"{markdown(rows())}\n\n{note}", BEGIN)
 

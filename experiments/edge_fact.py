@@ -16,8 +16,8 @@ tokens as EDGE-OPD's mask does, drawn at random: a control for the mask's choice
 judges answers by whether the code is in them.
 
 Deviations from the paper: another model, learning rates of 5e-5 to 2e-4 (each cell's is chosen
-with seed 0 by the accuracy on 30 other questions of the three kinds), 32 steps of 8 completions of
-up to 24 tokens.
+with seed 0 by how often the code is given to 12 other wordings), 32 steps of 8 completions of up to
+24 tokens.
 """
 
 from pathlib import Path
@@ -68,7 +68,7 @@ HEADROOM = {
 }
 JUDGE = judged_on("held_out.jsonl")
 CHOICE = judged_on("choice.jsonl")
-CHOOSE = "accuracy"
+CHOOSE = "fact/accuracy"
 COLUMNS = {
     "judge/fact/accuracy": "gives the code",
     "judge/other codes/accuracy": "not given for other doors",

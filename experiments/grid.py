@@ -305,18 +305,28 @@ def chosen_rates(path: Path, study, cells: Sequence[str]) -> dict[str, str]:
     rates = getattr(study, "RATES", ())
     if not rates:
         return dict.fromkeys(cells, "")
-    best = {}
-    for cell in cells:
-        runs = {Run(cell, rate, study.SEEDS[0]) for rate in rates}
-        known = current(path, study, runs)
-        values = {
-            run.rate: entry.chosen["measures"][study.CHOOSE]
-            for run, entry in known.items()
-            if entry.chosen
-        }
-        if values:
-            best[cell] = max(rates, key=lambda rate: values.get(rate, float("-inf")))
-    return best
+    found = choices(path, study, cells)
+    return {
+        cell: max(rates, key=lambda rate: values.get(rate, float("-inf")))
+        for cell, values in found.items()
+        if values and cell != BEFORE
+    }
+
+
+def choices(path: Path, study, cells: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What rates are chosen by: CHOOSE of each cell's student at every one that was run, and, its
+    rate being empty, of the model before training.
+    """
+    if not hasattr(study, "RATES"):
+        return {}
+    rates = {BEFORE: ("",), **dict.fromkeys(cells, study.RATES)}
+    of = {cell: [Run(cell, it, study.SEEDS[0]) for it in rates[cell]] for cell in rates}
+    known = current(path, study, [run for runs in of.values() for run in runs])
+    asked = {run: entry.chosen for run, entry in known.items() if entry.chosen}
+    return {
+        cell: {run.rate: asked[run]["measures"][study.CHOOSE] for run in runs if run in asked}
+        for cell, runs in of.items()
+    }
 
 
 def on_file(path: Path, study, cells: Sequence[str]) -> dict[str, list[Entry]]:
@@ -329,6 +339,18 @@ def on_file(path: Path, study, cells: Sequence[str]) -> dict[str, list[Entry]]:
     known = current(path, study, runs)
     judged = [known[run] for run in runs if run in known and known[run].judged]
     return {cell: [it for it in judged if it.cell == cell] for cell in (BEFORE, *cells)}
+
+
+def tables_of(path: Path, study) -> str:
+    """All tables of what the study's ledger holds."""
+    cells = [*study.CELLS]
+    return pages_tables(
+        study,
+        on_file(path, study, cells),
+        choices(path, study, cells),
+        gradients_on_file(path, study),
+        known_headroom(path, study),
+    )
 
 
 def main() -> None:
@@ -353,8 +375,7 @@ def main() -> None:
         if hasattr(study, "prepare"):
             study.prepare()
         run_all(path, study, cells, settings.seeds or study.SEEDS, settings.workers)
-    found = on_file(path, study, [*study.CELLS])
-    tables = pages_tables(study, found, gradients_on_file(path, study), known_headroom(path, study))
+    found, tables = on_file(path, study, [*study.CELLS]), tables_of(path, study)
     print(tables)
     if not settings.page:
         return

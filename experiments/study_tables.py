@@ -55,17 +55,20 @@ def along(output: Path, study) -> dict[str, list[dict[str, float]]]:
 def pages_tables(
     study,
     found: Found,
+    choices: Mapping[str, Mapping[str, float]] | None = None,
     gradients: Mapping[str, Entry] | None = None,
     teacher: Mapping[str, Entry] | None = None,
 ) -> str:
     """All tables of a study, and what they were made of.
 
     Args:
+      choices: by cell and learning rate, what the rate was chosen by.
       gradients: by cell, what `first_gradient.py` made of it.
       teacher: by view, how well the teacher does in it.
     """
     tables = [headroom(study, teacher)] if teacher else []
     tables += [table(study, found), differences(study, found)]
+    tables += [rates(study, found, choices)] if choices else []
     tables += [first_gradients(study, gradients)] if gradients else []
     further = [more(found) for more in getattr(study, "TABLES", ())]
     tables += [markdown(rows) for rows in further if len(rows) > 1]
@@ -219,6 +222,25 @@ def differences(study, found: Found) -> str:
         if any(changes.values())
     ]
     return markdown([[*head, "seeds"], *body])
+
+
+def rates(study, found: Found, choices: Mapping[str, Mapping[str, float]]) -> str:
+    """What the cells that have been run had at each learning rate when it was chosen."""
+    name = f"judge/{study.CHOOSE}"
+    title = study.COLUMNS.get(name, study.CHOOSE)
+    of = f" ({unit(name)})" if unit(name) else ""
+    head = f"{title}{of}, other problems, seed {study.SEEDS[0]}, at the learning rate"
+    rows = [[head, *study.RATES]]
+    for cell, values in choices.items():
+        entries = found.get(cell, ())
+        if cell != BEFORE and values and entries:
+            texts = {rate: amount(name, value) for rate, value in values.items()}
+            texts[entries[0].rate] = f"**{texts[entries[0].rate]}**"
+            rows.append([cell, *(texts.get(rate, "") for rate in study.RATES)])
+    if (before := choices.get(BEFORE)) and len(rows) > 1:
+        (value,) = before.values()
+        rows.append([BEFORE, amount(name, value), *[""] * (len(study.RATES) - 1)])
+    return markdown(rows) if len(rows) > 1 else ""
 
 
 def headroom(study, teacher: Mapping[str, Entry]) -> str:

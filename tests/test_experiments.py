@@ -131,14 +131,7 @@ def test_a_page_holds_what_its_ledger_gives(path):
     if not LEDGER.file_of(path).is_file():
         pytest.skip("has no ledger yet")
     study, page = load(path), path.with_suffix(".md").read_text(encoding="utf-8")
-    gradients = GRID.gradients_on_file(path, study)
-    tables = TABLES.pages_tables(
-        study,
-        GRID.on_file(path, study, [*study.CELLS]),
-        gradients,
-        GRID.known_headroom(path, study),
-    )
-    assert TABLES.with_tables(page, tables) == page
+    assert TABLES.with_tables(page, GRID.tables_of(path, study)) == page
 
 
 def test_rates_put_together_have_wilsons_interval():
@@ -209,6 +202,11 @@ def test_a_rate_is_chosen_on_one_seed_and_other_problems(kept):
     asked = [arguments for arguments in kept if arguments[0] == "jopd.evaluate"]
     on_others = [arguments for arguments in asked if "--data.seed" in arguments]
     assert len(on_others) == 2 * 3 + 1 and len(asked) - len(on_others) == 2 * 2 + 1
+    assert GRID.choices(path, study, ["opd"]) == {
+        LEDGER.BEFORE: {"": 0.0},
+        "opd": {"2e-4": 0.25, "5e-4": 0.75, "1.5e-3": 0.5},
+    }
+    assert "| opd | 25.0 | **75.0** | 50.0 |" in GRID.tables_of(path, study)
     found = GRID.on_file(path, study, [*study.CELLS])
     assert [(it.rate, it.seed) for it in found["opd"]] == [("5e-4", 0), ("5e-4", 1)]
     assert found["topd"] == [] and len(found[LEDGER.BEFORE]) == 1
