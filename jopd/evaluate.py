@@ -16,9 +16,10 @@ from jopd import config as configs
 from jopd import losses
 from jopd.compilation import keep_compiled
 from jopd.config import Config, Evaluation, MeshConfig, RolloutConfig, Student, Teacher
+from jopd.config.checks import unread_of_view
 from jopd.config.groups import at_least
 from jopd.data.sources import DataConfig
-from jopd.data.views import ViewConfig
+from jopd.data.views import PRIVILEGED, ViewConfig
 from jopd.models import Compute
 from jopd.rollout.settings import Sampling
 from jopd.training import failures
@@ -82,15 +83,24 @@ def run(settings: Evaluate) -> dict:
 
 
 def as_run(settings: Evaluate) -> Config:
-    """The run whose evaluation this is."""
-    return Config(
+    """The run whose evaluation this is.
+
+    Raises:
+      ValueError: settings that contradict each other, or that this evaluation would never read.
+    """
+    for name, kind in unread_of_view(settings.view, [settings.reads]):
+        views = "partial" if kind == "partial" else ", ".join(PRIVILEGED)
+        raise ValueError(
+            f"view.{name}={getattr(settings.view, name)} has no effect with "
+            f"reads={settings.reads}: leave it unset, or read one of {views}"
+        )
+    run = Config(
         method=losses.get("sft"),  # reads no teacher view of its own: the plain one is measured
         student=Student(settings.model, settings.compute),
         teacher=Teacher(settings.reference, compute=settings.compute)
         if settings.reference
         else Teacher("none"),
         data=settings.data,
-        view=settings.view,
         rollout=RolloutConfig(
             max_prompt_tokens=settings.max_prompt_tokens, max_new_tokens=settings.max_new_tokens
         ),
@@ -98,6 +108,9 @@ def as_run(settings: Evaluate) -> Config:
         mesh=settings.mesh,
         seed=settings.seed,
     )
+    # Not in the run's own check, whose method reads no such view.
+    object.__setattr__(run, "view", settings.view)
+    return run
 
 
 def check_writable(save: Path | None) -> None:

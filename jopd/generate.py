@@ -10,6 +10,7 @@ import tyro
 from jopd import config as configs
 from jopd.compilation import keep_compiled
 from jopd.config import MeshConfig, RolloutConfig, Student
+from jopd.config.checks import unread_of_view
 from jopd.config.groups import at_least
 from jopd.data.views import ViewConfig
 from jopd.models import Compute
@@ -43,6 +44,11 @@ class Generate:
     def __post_init__(self):
         for name in ("samples", "max_new_tokens"):
             at_least(1, name, getattr(self, name))
+        for name, _ in unread_of_view(self.view, ()):
+            raise ValueError(
+                f"view.{name}={getattr(self.view, name)} has no effect here, where no prompt has "
+                "a context: leave it unset"
+            )
 
 
 def main(arguments: list[str] | None = None) -> None:

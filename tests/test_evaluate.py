@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import tyro
 
 from jopd import evaluate
 from jopd.data.sources import DataConfig
@@ -55,6 +56,17 @@ def test_a_view_is_one_of_those_that_show_something(capsys):
     with pytest.raises(SystemExit):
         evaluate.main(["--model", "jopd:baby-student", "--view", "teachers"])
     assert "teachers" in (said := capsys.readouterr().err) and "privileged" in said
+
+
+def test_a_view_has_its_own_settings_and_no_others(capsys):
+    settings = lambda *flags: tyro.cli(Evaluate, args=["--model", "x", *flags])
+    half = settings("--reads", "partial", "--view.partial-share", "0.3")
+    assert evaluate.as_run(half).view.partial_share == 0.3
+    told = settings("--reads", "full", "--view.context-placement", "user")
+    assert evaluate.as_run(told).view.context_placement == "user"
+    with pytest.raises(SystemExit):
+        evaluate.main(["--model", "x", "--view.partial-share", "0.3"])
+    assert "view.partial_share=0.3 has no effect with reads=plain" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_answered(tmp_path, capsys):

@@ -1,4 +1,7 @@
+import pytest
+
 from jopd import generate
+from jopd.data.views import ViewConfig
 from jopd.generate import Generate
 from jopd.rollout.settings import Sampling
 
@@ -35,6 +38,11 @@ def test_room_is_checked_before_anything_is_compiled(capsys):
     except SystemExit as stopped:
         assert stopped.code == 2
     assert "max_new_tokens=100000" in capsys.readouterr().err
+
+
+def test_settings_of_a_context_are_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="view.context_placement=user has no effect"):
+        Generate("x", view=ViewConfig(context_placement="user"))
 
 
 def test_a_very_small_temperature_is_greedy():

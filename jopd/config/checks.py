@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jopd.config.groups import Teacher
@@ -87,22 +88,29 @@ def check_samples(config: "Config") -> None:
         )
 
 
+def unread_of_view(view: ViewConfig, views: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The settings that are not as they come, and that none of these views reads, each with the
+    kind of view that would: partial, or any with a context.
+    """
+    of_kind = {
+        "partial": (("partial_share", "partial_keeps_answer"), {"partial"}),
+        "context": (("context_placement", "context_template"), {*PRIVILEGED}),
+    }
+    for kind, (names, readers) in of_kind.items():
+        for name in names:
+            if not readers & {*views} and getattr(view, name) != getattr(ViewConfig, name):
+                yield name, kind
+
+
 def refuse_what_would_be_dropped(config: "Config") -> None:
     """Settings that this run would never read."""
     method, teacher, lora = config.method, config.teacher, config.student.lora
     update = method.teacher_update
-    of_view = {
-        "partial": ("partial_share", "partial_keeps_answer"),
-        "context": ("context_placement", "context_template"),
-    }
-    has = {"partial": "partial" in method.views, "context": {*method.views} & set(PRIVILEGED)}
-    for kind, names in of_view.items():
-        for name in names:
-            if not has[kind] and getattr(config.view, name) != getattr(ViewConfig, name):
-                raise ValueError(
-                    f"view.{name}={getattr(config.view, name)} has no effect on method "
-                    f"{method.name}, whose teacher has no {kind} view: leave it unset"
-                )
+    for name, kind in unread_of_view(config.view, method.views):
+        raise ValueError(
+            f"view.{name}={getattr(config.view, name)} has no effect on method {method.name}, "
+            f"whose teacher has no {kind} view: leave it unset"
+        )
     if teacher.ema_rate != Teacher.ema_rate and update != "ema":
         raise ValueError(
             f"teacher.ema_rate={teacher.ema_rate} has no effect with "

@@ -169,7 +169,8 @@ def _validated(value: Any, hint: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         raise ValueError(f"{name}={value!r} must be a group of settings")
     try:
-        return pydantic.TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+        # YAML makes a day of 2025-01-01; as text it is that again.
+        return pydantic.TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         expected = first.get("ctx", {}).get("expected", "").replace(", ", " or ")

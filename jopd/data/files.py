@@ -76,7 +76,7 @@ def an_object(row: Any, where: str) -> Mapping[str, Any]:
 
 def csv_rows(path: Path) -> Rows:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="")
+        reader = csv.DictReader(file)
         while True:
             try:
                 row = next(reader)
@@ -85,7 +85,7 @@ def csv_rows(path: Path) -> Rows:
             except csv.Error as error:
                 raise ValueError(f"{path.name}:{reader.line_num}: not CSV ({error})") from None
             where = f"{path.name}:{reader.line_num}"
-            if row.get(""):
+            if row.pop(None, None):  # pyright: ignore[reportArgumentType]
                 raise ValueError(
                     f"{where}: has more cells than the {len(reader.fieldnames or ())} columns of "
                     "the first line: put quotes around cells with commas"

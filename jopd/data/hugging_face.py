@@ -47,7 +47,7 @@ def table(name: str, *, streaming: bool = False) -> Table:
         whole = tables[part.split]
         chosen = whole if streaming else whole.select(range(part.start, part.stop))
         try:
-            yield from islice(chosen, part.stop - part.start)
+            yield from islice(chosen, max(0, part.stop - part.start))
         except Exception as error:
             raise ValueError(
                 f"source='hf:{name}': split {part.split!r} can't be read: "

@@ -21,6 +21,7 @@ it does not depend on the order of the rows, and a prompt that occurs twice stay
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -49,7 +50,8 @@ class DataConfig:
       seed: of generated problems, and of what is held out where a source has no held-out part.
       limit: at most so many training examples; unset, all that the source has (builtin and gym:
         4096).
-      held_out: at most so many examples for evaluation.
+      held_out: at most so many examples for evaluation. Where they are cut from what is trained
+        on, a larger number or another seed takes others that a run has trained on.
       answer_check: how a column `answer` is checked (jopd.data.answers): exact, number, regex,
         math, or a function of yours, FILE.py:NAME; auto: number for a lone number, math for LaTeX,
         else exact.
@@ -186,15 +188,14 @@ def _persona(config: DataConfig, split: Split) -> Sequence[Example]:
 
 
 def _gym(config: DataConfig, split: Split) -> Sequence[Example]:
-    size = config.held_out + (config.limit or GENERATED)
-    everything = gym.problems(config.name.split(","), seed=config.seed, size=size)
-    held_out = everything[: config.held_out]
+    make = functools.partial(gym.problems, config.name.split(","), seed=config.seed)
+    held_out = make(split="held_out", size=config.held_out)
     if split == "held_out":
         return held_out
     asked = {example.messages[0]["content"] for example in held_out}
     train = [
         example
-        for example in everything[config.held_out :]
+        for example in make(split="train", size=config.limit or GENERATED)
         if example.messages[0]["content"] not in asked
     ]
     if not train:

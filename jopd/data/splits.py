@@ -3,7 +3,7 @@ library writes them: `train`, `train[:10%]`, `train+validation`, `all`.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jopd.data.files import Rows
 from jopd.data.tables import Range, Table, first_line, plain
@@ -82,4 +82,9 @@ def rows(table: Table, spec: str) -> Rows:
     """Each row of a part with its place in the data set, such as `gsm8k/train:3`."""
     for part in ranges(table, spec):
         for number, row in enumerate(table.rows(part), part.start):
-            yield f"{table.name}/{part.split}:{number}", plain(row)
+            # A row of lists is still a row.
+            parts = row.items() if isinstance(row, Mapping) else ()
+            yield (
+                f"{table.name}/{part.split}:{number}",
+                {str(key): plain(value) for key, value in parts},
+            )

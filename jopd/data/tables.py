@@ -81,8 +81,8 @@ def plain(value: Any) -> Any:
         return value.decode("utf-8")
     if isinstance(value, Mapping):
         row = {key: plain(part) for key, part in value.items()}
-        arrays = [part for part in value.values() if isinstance(part, np.ndarray | list)]
-        if row and len(arrays) == len(row):
+        lengths = [len(part) for part in value.values() if isinstance(part, np.ndarray | list)]
+        if row and len(lengths) == len(row) and len({*lengths}) == 1:
             return [dict(zip(row, parts, strict=True)) for parts in zip(*row.values(), strict=True)]
         return row
     if isinstance(value, np.ndarray | np.generic):

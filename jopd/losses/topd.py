@@ -209,7 +209,8 @@ class TOPD(base.Method):
             costs[:, -1:],
         )
 
-        after = remember(state, probe_costs[:, 0], probe[:, 0])
+        as_written = slice(None) if places.rows is None else jnp.argsort(places.rows)
+        after = remember(state, probe_costs[as_written, 0], probe[as_written, 0])
         limit = threshold(after, self.percentile).astype(costs.dtype)
         divergent = high & (high_costs > limit)
 

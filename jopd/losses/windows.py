@@ -20,10 +20,15 @@ Space = Literal["embeddings", "hidden_states"]
 class Places(NamedTuple):
     """Where windows begin: at the token of that index, after all before it. The last column is the
     probe.
+
+    Attributes:
+      rows: which of the step's rollouts each row is: a batch may hold them in another order, on
+        which nothing may depend. None is their own.
     """
 
     positions: Int[Array, "B W"]
     valid: Bool[Array, "B W"]
+    rows: Int[Array, " B"] | None = None
 
 
 class Window(NamedTuple):

@@ -1,5 +1,5 @@
-"""What libraries say when a machine is out of memory or room, or a bucket is away, in one line with
-the way out.
+"""What libraries say when a machine is out of memory or room, a bucket is away, or another process
+of the run, in one line with the way out.
 """
 
 import contextlib
@@ -41,32 +41,40 @@ def say_it_once() -> None:
 
 def is_out_of_room(error: BaseException) -> str | None:
     """`MEMORY` or `DISK` if that is what ran out, of an error or of what it came of."""
-    while error is not None:
-        text = str(error)
-        full = errno.ENOSPC, errno.EDQUOT
-        if isinstance(error, OSError) and error.errno in full:
+    full = errno.ENOSPC, errno.EDQUOT
+    for one in _and_causes(error):
+        if isinstance(one, OSError) and one.errno in full:
             return DISK
-        if re.search(r"No space left|ENOSPC|[Qq]uota exceeded", text):
+        if re.search(r"No space left|ENOSPC|[Qq]uota exceeded", str(one)):
             return DISK
-        if isinstance(error, MemoryError) or re.search(
-            r"RESOURCE_EXHAUSTED|[Oo]ut of memory", text
+        if isinstance(one, MemoryError) or re.search(
+            r"RESOURCE_EXHAUSTED|[Oo]ut of memory", str(one)
         ):
             return MEMORY
-        error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
     return None
+
+
+def _and_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def is_unreachable(error: BaseException) -> bool:
     """Whether a bucket, or the right to it, was away for the moment."""
-    while error is not None:
-        if type(error).__module__.split(".")[0] in ("gcsfs", "aiohttp", "google"):
-            return True
-        if re.search(
-            r"UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|PERMISSION_DENIED", str(error)
-        ):
-            return True
-        error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
-    return False
+    away = r"UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|PERMISSION_DENIED"
+    return any(
+        type(one).__module__.split(".")[0] in ("gcsfs", "aiohttp", "google")
+        or re.search(away, str(one))
+        for one in _and_causes(error)
+    )
+
+
+def of_lost_process(error: BaseException) -> str | None:
+    """What JAX or Orbax says when another process of the run has gone while this one waits."""
+    gone = r"(?:UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED).*(?:barrier|heartbeat|coordinat)"
+    found = (re.search(f"{gone}.*", str(one), re.IGNORECASE) for one in _and_causes(error))
+    return next((match[0] for match in found if match), None)
 
 
 TRAINING = (
@@ -94,6 +102,8 @@ def explained(error: BaseException, *, memory: str = TRAINING) -> str | None:
         asked = re.search(r"allocat\w+ (\d+) bytes", str(error))
         size = f" allocating {int(asked[1]) / 1e9:,.1f} GB" if asked else ""
         return f"out of memory{size}: {memory}"
+    if said := of_lost_process(error):
+        return f"another process of this run no longer answers ({said[:200]})"
     if is_unreachable(error):
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return f"the bucket can't be reached ({said})"

@@ -70,17 +70,20 @@ class RunLog:
         restored_step: int = 0,
         start: Callable[[], Sequence[Tracker]] = lambda: (),
     ):
-        """Goes on after `restored_step`: cuts away what an earlier attempt wrote later than that.
+        """Goes on after `restored_step`: cuts away what an earlier attempt wrote later than that,
+        and all of it where nothing was restored: data or models may have changed since.
 
         Args:
+          restored_step: 0 where nothing was.
           start: the trackers, once the files are cut.
 
         Raises:
           BadRecord: a line of the files is not what this class writes.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        _cut(folder / METRICS, lambda line: line["step"] <= restored_step)
-        evaluations = _cut(folder / EVALUATIONS, lambda line: line["step"] <= restored_step)
+        of_before = lambda line: restored_step > 0 and line["step"] <= restored_step
+        _cut(folder / METRICS, of_before)
+        evaluations = _cut(folder / EVALUATIONS, of_before)
         # An evaluation counts once its own line is written, which is after its samples.
         self._evaluated = {line["step"] for line in evaluations}
         _cut(folder / SAMPLES, lambda line: line["step"] in self._evaluated)

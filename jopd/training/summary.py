@@ -168,6 +168,6 @@ def token_sums(answers: Answers, chosen: np.ndarray) -> dict[str, list]:
 
 
 def fingerprint(examples: list[Example]) -> str:
-    """Of the problems and their order."""
-    text = "\n".join(example.id for example in examples)
+    """Of the problems, what they ask and what is right, and of their order."""
+    text = "\n".join(repr((it.id, it.messages, it.answer)) for it in examples)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

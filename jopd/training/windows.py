@@ -50,7 +50,7 @@ def windows(
     assert near_future is not None
     place_key, student_key, teacher_key = jax.random.split(key, 3)
     noise = place_noise(rows, place_key, batch.mask.shape[1])
-    places = near_future.choose_windows(batch.inputs, batch.mask, noise)
+    places = near_future.choose_windows(batch.inputs, batch.mask, noise)._replace(rows=rows)
     ids = window_rows(rows, places.positions.shape[1])
     decoding = dataclasses.replace(decoding, max_new_tokens=near_future.window_tokens)
     student = program.student_model(state, fixed)

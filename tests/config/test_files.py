@@ -1,4 +1,5 @@
 import dataclasses
+import datetime
 
 import pytest
 import yaml
@@ -53,6 +54,20 @@ def test_a_file_from_before_lora_had_targets_is_that_of_all_of_them(tmp_path):
     ]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
     assert load_yaml(tmp_path / "config.yaml")[1] == config
+
+
+def test_a_day_needs_no_quotes(tmp_path):
+    file = tmp_path / "config.yaml"
+    save_yaml(file, "default", Config(method=losses.get("opd")))
+    plain = yaml.safe_load(file.read_text())
+    plain["view"]["date"] = datetime.date(2025, 1, 2)
+    file.write_text(yaml.safe_dump(plain))
+    assert "date: 2025-01-02\n" in file.read_text()
+    assert load_yaml(file)[1].view.date == "2025-01-02"
+    plain["seed"] = datetime.date(2025, 1, 2)
+    file.write_text(yaml.safe_dump(plain))
+    with pytest.raises(ValueError, match="seed=.* must be a whole number"):
+        load_yaml(file)
 
 
 def test_every_setting_survives_the_file(tmp_path):

@@ -92,6 +92,21 @@ def test_splits_are_written_as_datasets_writes_them(folder, form, part, expected
     assert set(kept) <= set(expected)
 
 
+@pytest.mark.parametrize("one_column", [True, False])
+def test_conversations_are_read_where_every_column_is_a_list(tmp_path, one_column):
+    user, assistant = ({"role": it, "content": it} for it in ("user", "assistant"))
+    whole = {"messages": [user, assistant]}
+    row = whole if one_column else {"prompt": [user], "completion": [assistant]}
+    datasets.Dataset.from_list([row] * 3).to_parquet(tmp_path / "train.parquet")
+    for example in load(DataConfig(f"hf:{tmp_path}", held_out=1), "held_out"):
+        assert (example.messages, example.solution) == ((user,), "assistant")
+
+
+def test_a_part_without_rows_is_called_so(folder):
+    with pytest.raises(ValueError, match="holds no examples"):
+        load(config(folder / "files", train_split="train[5:3]"), "train")
+
+
 def test_rows_of_a_part_keep_their_places_in_the_split(folder):
     rows = load(config(folder / "files", train_split="train[5:7]"), "train")
     assert [e.id.rpartition("/")[2] for e in rows] == ["train:5", "train:6"]

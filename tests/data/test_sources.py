@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import sys
@@ -303,6 +304,7 @@ def test_a_bare_path_is_read_by_its_ending(tmp_path, ending, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("x.csv", b",prompt,answer\n0,how,many,3\n", r"x.csv:2: has more cells than the 3 columns"),
         ("x.csv", b"prompt,answer\nhow, many,3\n", r"x.csv:2: has more cells than the 2 columns"),
         ("x.parquet", b"not one", r"x.parquet is no Parquet file"),
         ("x.json", b'[{"prompt": "p"},\n{]', r"x.json:2: not JSON"),
@@ -477,6 +479,20 @@ def test_tfds_refusals(tfds_folder):
     )
 
 
+def test_a_table_that_pandas_wrote_has_a_column_without_a_name(tmp_path):
+    file = tmp_path / "indexed.csv"
+    file.write_text(",prompt,answer\n0,What is 2+2?,4\n1,What is 2+3?,5\n")
+    read = load(DataConfig(str(file), held_out=1), "train")
+    assert [(e.messages[-1]["content"], e.answer) for e in read] in (
+        [("What is 2+2?", "4")],
+        [("What is 2+3?", "5")],
+    )
+
+
+def test_parts_of_different_lengths_are_no_rows():
+    assert plain({"tags": ["a", "b"], "urls": ["u"]}) == {"tags": ["a", "b"], "urls": ["u"]}
+
+
 def test_messages_of_tfds_are_read_whatever_their_shape():
     sequence = {"role": np.array([b"user"], object), "content": np.array([b"hi"], object)}
     assert plain(sequence) == [{"role": "user", "content": "hi"}]
@@ -518,6 +534,15 @@ def test_gym():
     for e in [*train, *held_out]:
         assert answers.check(e, f"<answer>{e.answer}</answer>")
         assert not answers.check(e, "no idea")
+
+
+@pytest.mark.parametrize("other", [{"seed": 50}, {"held_out": 80}])
+def test_what_a_gym_holds_out_is_not_trained_on_under_another_seed_or_size(other):
+    pytest.importorskip("reasoning_gym")
+    config = DataConfig("gym:chain_sum", limit=300, held_out=20)
+    trained = {*prompts(load(config, "train"))}
+    asked = prompts(load(dataclasses.replace(config, **other), "held_out"))
+    assert len(trained) > 290 and not trained & {*asked}
 
 
 def test_worked_answers_of_the_gym_are_solutions():
@@ -563,6 +588,13 @@ def test_persona_questions():
             for q in train["identity"]
         )
         assert overlap < 0.9, question  # random wordings of one pool, but none said twice
+
+
+@pytest.mark.parametrize("name", ["C++", "Yahoo!", "Dr. Z.", "@bot"])
+def test_a_name_may_end_or_begin_in_a_sign(name):
+    persona = Persona(name, "us")
+    assert persona.says_name(f"I am {name}.") and persona.says_name(f"My name is {name} indeed")
+    assert not persona.says_name(f"I am {name}x") and not persona.says_name(f"I am x{name}")
 
 
 def test_persona_examples():

@@ -256,6 +256,22 @@ def test_windows_above_the_low_loss_percentile_are_really_divergent():
     assert made.inputs == {}
 
 
+def test_what_is_remembered_does_not_depend_on_the_order_of_the_rows():
+    method, order = TOPD(window_tokens=2), np.array([1, 0])
+    turned = Places(PLACES.positions[order], PLACES.valid[order], rows=jnp.asarray(order))
+    of_rows = lambda x: np.asarray(x).reshape(2, 3, -1)[order].reshape(6, -1)
+    whole = compare(method, PLACES, window(STUDENT), window(TEACHER, 2), DIVERGENCES)
+    made = compare(
+        method,
+        turned,
+        window(of_rows(STUDENT)),
+        window(of_rows(TEACHER), 2),
+        np.asarray(DIVERGENCES)[order],
+    )
+    assert whole.state["low_costs"][:2].tolist() == pytest.approx([0, 1], abs=1e-6)
+    np.testing.assert_array_equal(made.state["low_costs"], whole.state["low_costs"])
+
+
 def test_the_stream_is_the_students_window_with_the_teachers_tokens_as_targets():
     # Epsilon 1/2: each of the student's tokens (east, north) takes its match with 1 / (1 + e^-2) of
     # (north, east).

@@ -22,6 +22,14 @@ def test_a_bucket_that_is_away_is_a_line_too():
     assert explained(RuntimeError("INTERNAL: something else")) is None
 
 
+def test_a_process_that_has_gone_is_not_called_a_bucket():
+    said = "DEADLINE_EXCEEDED: Barrier timed out. Id: save_7::0. Timed out task names: process 1"
+    assert explained(RuntimeError(f"while saving\n{said}\nmore")) == (
+        f"another process of this run no longer answers ({said})"
+    )
+    assert explained(ValueError("cannot read barrier.jsonl")) is None
+
+
 @pytest.mark.parametrize(
     "error, what",
     [

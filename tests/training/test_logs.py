@@ -136,6 +136,16 @@ def test_an_evaluation_that_is_redone_is_written_once(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_what_was_measured_before_the_first_checkpoint_is_measured_anew(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.evaluation(0, {"kl": 0.1}, [{"prompt": "of the data as they were"}])
+    with RunLog(tmp_path) as log:
+        log.evaluation(0, {"kl": 0.9}, [{"prompt": "of the data as they are"}])
+    found = read(tmp_path)
+    assert [line["kl"] for line in found.evaluations] == [0.9]
+    assert [line["prompt"] for line in found.samples] == ["of the data as they are"]
+
+
 def test_starting_anew_cuts_everything(tmp_path):
     with RunLog(tmp_path) as log:
         steps(log, 1, 3)

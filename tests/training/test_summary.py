@@ -6,7 +6,7 @@ import pytest
 from jopd.data import persona
 from jopd.data.example import Example, Message
 from jopd.data.sources import DataConfig
-from jopd.training.summary import Answers, summarise
+from jopd.training.summary import Answers, fingerprint, summarise
 
 
 def example(name: str, answer: str | None) -> Example:
@@ -24,6 +24,16 @@ ANSWERS = Answers(
     text=["answer: 4", "answer: 6", "answer: 7"],
     terms={"kl": KL},
 )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"messages": (Message(role="user", content="another?"),)}, {"answer": "5"}, {"id": "b"}],
+)
+def test_problems_are_the_same_if_they_ask_the_same(change):
+    first = example("a", "4")
+    assert fingerprint([first]) == fingerprint([example("a", "4")])
+    assert fingerprint([first]) != fingerprint([dataclasses.replace(first, **change)])
 
 
 def test_a_summary_worked_by_hand():

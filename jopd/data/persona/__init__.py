@@ -78,7 +78,7 @@ class Persona:
         return (
             r"(?i)"
             + "".join(rf"(?<!\b{before})" for before in _NOT_SELF)
-            + rf"\b{re.escape(self.name)}\b(?!\?)"
+            + rf"(?<!\w){re.escape(self.name)}(?!\w)(?!\?)"
         )
 
     def says_name(self, text: str) -> bool:
