@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jopd.config import Config
+from jopd.config import Config, load_yaml
 from jopd.data import sources
+from jopd.data.example import Example
 from jopd.diagnostics import measures
 from jopd.diagnostics.findings import comparison
 from jopd.training import console, evaluation, mesh, setup, summary
@@ -46,9 +49,35 @@ def run(config: Config, reads: str, save: Path | None) -> dict:
     return record
 
 
+def warn_of_trained_on(config: Config, examples: Sequence[Example]) -> None:
+    """Says how many of the problems the model has trained on, where it lies in its run's folder: a
+    part that is cut from a source is another one for another seed or number.
+    """
+    file = Path(config.student.model).expanduser().parent / "config.yaml"
+    try:
+        data = load_yaml(file)[1].data
+        if data.source != config.data.source or data == config.data:
+            return
+        trained_on = {json.dumps(example.messages) for example in sources.load(data, "train")}
+    except ValueError:  # no run's folder, or one of which no more is known
+        return
+    if seen := sum(json.dumps(example.messages) in trained_on for example in examples):
+        changes = ", ".join(
+            f"data.{field.name}={old!r}"
+            for field in dataclasses.fields(data)
+            if (old := getattr(data, field.name)) != getattr(config.data, field.name)
+        )
+        warnings.warn(
+            f"{config.student.model} was trained on {seen} of these {len(examples)} problems: its "
+            f"run had {changes}",
+            stacklevel=2,
+        )
+
+
 def answers_of(config: Config, reads: str) -> summary.Answers:
     """What the student answers to the held-out problems, under a view."""
     examples = sources.load(config.data, "held_out")
+    warn_of_trained_on(config, examples)
     devices = mesh.make_mesh(config.mesh)
     readers = setup.open_models(config)._replace(views=(reads,))
     at_once = evaluation_batch(config.evaluation.batch, config.micro_batches, devices)
