@@ -73,8 +73,18 @@ def device_is_good() -> bool:
     return all(finding.good for finding in found)
 
 
+def refuse_what_would_be_dropped(settings: Check) -> None:
+    """Raises ValueError for a method that the check of a machine would never look at."""
+    if settings.what == "device" and settings.method is not None:
+        raise ValueError(
+            f"method={settings.method} has no effect on the check of a device: leave it out, or "
+            "check identity"
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     settings = tyro.cli(Check, args=arguments, prog="python -m jopd.check", description=__doc__)
+    config.or_exit(refuse_what_would_be_dropped, settings)
     if settings.what == "device":
         if not device_is_good():
             sys.exit(1)

@@ -31,6 +31,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     rest = [argument for argument in arguments if argument != "--json"]
     if slices is not None and not (slices.isdecimal() and int(slices)):
         raise ValueError(f"slices={slices} must be a whole number, 1 or more")
+    if slices is not None and topology is None:
+        raise ValueError(f"slices={slices} are of a --topology: name one, such as v5e:2x4")
     name, config = configs.parse(rest, program="python -m jopd.plan")
     # What is compiled for a machine that isn't here can't be read back from a cache.
     jax.config.update("jax_enable_compilation_cache", topology is None)

@@ -46,6 +46,11 @@ def run(settings: Show) -> None:
     """
     if not settings.runs:
         raise ValueError("name the folder of a run, such as runs/default-opd-seed0")
+    if settings.live is not None and settings.output is not None:
+        raise ValueError(
+            f"output={settings.output}: --live {settings.live} serves the page and writes no file: "
+            "leave one of the two out"
+        )
     from jopd.page import records
     from jopd.page.document import document, write
     from jopd.training import home

@@ -39,6 +39,12 @@ def test_an_unknown_method_is_named(capsys):
     assert "did you mean 'opd'" in capsys.readouterr().err
 
 
+def test_the_check_of_a_device_takes_no_method(capsys):
+    with pytest.raises(SystemExit):
+        check.main(["device", "--method", "opd"])
+    assert "method=opd has no effect on the check of a device" in capsys.readouterr().err
+
+
 def test_a_method_of_ones_own_is_checked(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
         "import dataclasses\n"

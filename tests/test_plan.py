@@ -9,7 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jopd import losses, plan
 from jopd.config import parse
 from jopd.models import operations
-from jopd.planning import cost, job, machines, programs, shapes
+from jopd.planning import advice, cost, job, machines, programs, shapes
 from jopd.planning.programs import Compiled, Memory
 from jopd.training import optimizer
 from jopd.training.accelerators import TPUS
@@ -123,6 +123,38 @@ def test_what_does_not_fit_is_told_with_what_to_change(model, monkeypatch, capsy
     assert f"by 16.25 GiB: it fits with {found['change']}" in said
 
 
+def test_a_program_that_the_compiler_refuses_does_not_fit(model):
+    flags = f"--student.model {model} --teacher.model self --prompts 262144 --watch 0"
+    config = parse(["--rollout.max-new-tokens", "1024", *flags.split()])[1]
+    run = shapes.of(config, make_mesh(config.mesh, machines.devices("v5e:2x2")))
+    (found,) = programs.compiled(run, ("rollout",))
+    assert found.memory.peak > 16 * 2**30 and found.flops is None
+
+
+def test_what_a_compiler_asked_for_is_read():
+    said = "RESOURCE_EXHAUSTED: Ran out of memory: HLO temporaries (30.50G) exceeds HBM (15.75G)"
+    assert programs.asked_of_memory(said) == int(30.5 * 2**30)
+    assert programs.asked_of_memory("INTERNAL: HLO temporaries (30.50G)") is None
+
+
+def test_what_is_measured_before_the_first_step_is_planned_too(model):
+    flags = f"--student.model {model} --teacher.model self --evaluation.batch 4096 {SIZES}"
+    config = parse(["--mesh.data", "1", "--mesh.fsdp", "8", *flags.split()])[1]
+    run = shapes.of(config, make_mesh(config.mesh, machines.devices("v5e:2x4")))
+    student, teacher, step = programs.compiled(run, (*programs.EVALUATIONS, "rollout"))
+    assert [student.phase, teacher.phase] == ["evaluation", "teacher's evaluation"]
+    assert min(student.memory.temporary, teacher.memory.temporary) > 4 * step.memory.temporary
+
+
+def test_changes_keep_data_over_the_slices_and_halve_an_evaluation_that_is_too_large():
+    config = parse("--mesh.data 2 --mesh.fsdp 1 --mesh.tensor -1 --evaluation.batch 32".split())[1]
+    flags = [it.flags for it in advice.changes(config, devices=16, slices=2, evaluating=True)]
+    first = "--mesh.data 2 --mesh.fsdp -1 --mesh.tensor 1"
+    assert flags[:2] == [first, f"{first} --student.compute.dtype bfloat16"]
+    assert flags[2] == f"{flags[1]} --evaluation.batch 16"
+    assert "--mesh.data 2 --mesh.fsdp -1 --mesh.tensor 8" in flags[-1]
+
+
 def test_an_averaged_teacher_counts_as_arrays_of_its_own(model):
     """The student's parameters once more."""
     flags = f"--student.model {model} --teacher.model self {SIZES} --mesh.data 1 --mesh.fsdp 8"
@@ -147,6 +179,33 @@ def test_the_models_formula_by_hand(model):
     # Read, differentiated (twice as much), and read again for that.
     assert found["update"].flops == pytest.approx(256 * (4 * row + 4 * head + 2 * head) / 8)
     assert found["score"].seconds == pytest.approx(found["score"].flops / 197e12)
+
+
+def test_a_base_under_adapters_has_no_gradient_and_each_view_its_own_reader(model, tmp_path):
+    teacher = save_model(tmp_path / "teacher", seed=2, width=128)
+    of = lambda *flags: shapes.of(
+        config := parse([*f"--student.model {model} {SIZES}".split(), *flags])[1],
+        make_mesh(config.mesh, machines.devices("v5e:2x4")),
+    )
+    costs = lambda run: cost.of(run, TPUS["v5e"])
+    row = lambda of: operations.reading(of, 80)
+    run = of("--teacher.model", str(teacher), "--method", "g_opd")
+    both = row(run.student) + row(run.teacher)
+    assert row(run.student) > row(run.teacher)
+    assert costs(run)["score"].flops == pytest.approx(256 * both / 8)
+    own = ["--teacher.model", "self"]
+    less = (
+        costs(of(*own))["update"].flops
+        - costs(of(*own, "--student.lora.rank", "2"))["update"].flops
+    )
+    head = 2 * operations.head(run.student) * 16
+    assert less == pytest.approx(256 * (row(run.student) + head) / 8)
+
+
+def test_slices_are_of_a_topology(capsys):
+    with pytest.raises(SystemExit):
+        plan.main(["--slices", "2"])
+    assert "slices=2 are of a --topology" in capsys.readouterr().err
 
 
 def test_without_a_topology_a_machine_without_accelerator_is_refused(capsys):

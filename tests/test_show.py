@@ -24,6 +24,7 @@ def test_a_run_has_its_page_beside_it_and_several_have_one_here(tmp_path, monkey
         (["missing"], "missing holds no run"),
         (["a", "--output", "no/such/folder/page.html"], "output=no/such/folder/page.html can't be"),
         (["a", "--live", "99999"], "live=99999 can't be listened on"),
+        (["a", "--live", "0", "--output", "page.html"], "output=page.html: --live 0 serves"),
         ([], "name the folder of a run"),
         (["s3://bucket/run"], "gs://BUCKET/RUN"),
     ],

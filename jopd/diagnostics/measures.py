@@ -82,8 +82,11 @@ def label(name: str) -> str:
 def unit(name: str) -> str:
     """`%`, `nats`, `tokens`, or nothing."""
     words = name.split("/")[-1].split("_")
+    if words == ["learning", "rate"]:
+        return ""
     if (
         "mass" in words
+        or words[-1] == "clipped"
         or words[-1] in ("accuracy", "rate", "share", "utilisation", "agreement", "overlap")
         or words == ["stop", "gap"]
     ):

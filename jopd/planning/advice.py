@@ -14,8 +14,15 @@ class Change(NamedTuple):
     config: Config
 
 
-def changes(config: Config, devices: int) -> Iterator[Change]:
-    """One after another, each on top of those before it: first what costs least time."""
+def changes(
+    config: Config, devices: int, slices: int = 1, evaluating: bool = False
+) -> Iterator[Change]:
+    """One after another, each on top of those before it: first what costs least time.
+
+    Args:
+      slices: over which `data` goes.
+      evaluating: whether it is an evaluation that does not fit.
+    """
     flags: dict[str, str] = {}
 
     def changed(added: Mapping[str, object], **settings) -> Change:
@@ -26,8 +33,10 @@ def changes(config: Config, devices: int) -> Iterator[Change]:
 
     ways = config.mesh.tensor if config.mesh.tensor > 0 else 1
     if config.mesh.fsdp != -1 and config.mesh.fsdp * ways < devices:
-        mesh = dataclasses.replace(config.mesh, data=1, fsdp=-1)
-        yield changed({"--mesh.data": 1, "--mesh.fsdp": -1}, mesh=mesh)
+        mesh = dataclasses.replace(config.mesh, data=slices, fsdp=-1, tensor=ways)
+        added = {"--mesh.data": slices, "--mesh.fsdp": -1}
+        of_tensor = {"--mesh.tensor": ways} if config.mesh.tensor != ways else {}
+        yield changed(added | of_tensor, mesh=mesh)
     if config.student.compute.remat != "layer":
         compute = dataclasses.replace(config.student.compute, remat="layer")
         student = dataclasses.replace(config.student, compute=compute)
@@ -36,6 +45,11 @@ def changes(config: Config, devices: int) -> Iterator[Change]:
         compute = dataclasses.replace(config.student.compute, dtype="bfloat16")
         student = dataclasses.replace(config.student, compute=compute)
         yield changed({"--student.compute.dtype": "bfloat16"}, student=student)
+    batch = config.evaluation.batch
+    while evaluating and batch > devices // ways:
+        batch = max(batch // 2, devices // ways)
+        evaluation = dataclasses.replace(config.evaluation, batch=batch)
+        yield changed({"--evaluation.batch": batch}, evaluation=evaluation)
     tokens = config.chunk_tokens or 8192
     while tokens > 256:
         tokens = max(tokens // 4, 256)
@@ -47,11 +61,11 @@ def changes(config: Config, devices: int) -> Iterator[Change]:
         yield changed({"--micro-batches": parts}, micro_batches=parts)
     while ways < min(devices, 8):
         ways *= 2
-        mesh = dataclasses.replace(config.mesh, data=1, fsdp=-1, tensor=ways)
-        added = {"--mesh.data": 1, "--mesh.fsdp": -1, "--mesh.tensor": ways}
+        mesh = dataclasses.replace(config.mesh, data=slices, fsdp=-1, tensor=ways)
+        added = {"--mesh.data": slices, "--mesh.fsdp": -1, "--mesh.tensor": ways}
         yield changed(added, mesh=mesh)
 
 
-def first_that_fits(config: Config, devices: int, fits: Callable[[Config], bool]) -> Change | None:
+def first_that_fits(those: Iterator[Change], fits: Callable[[Config], bool]) -> Change | None:
     """The fewest of the changes, in their order, with which a run fits; None where none does."""
-    return next((it for it in changes(config, devices) if fits(it.config)), None)
+    return next((it for it in those if fits(it.config)), None)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from jopd.losses.method import INITIAL
 from jopd.models.operations import head, layers, reading
 from jopd.planning.shapes import Shapes
 from jopd.training.accelerators import Chip
@@ -35,6 +36,7 @@ def of(shapes: Shapes, chip: Chip) -> dict[str, Cost]:
     """By phase, of a step whose rows all have the longest prompt and the longest answer."""
     config, method = shapes.config, shapes.program.method
     student, teacher = shapes.student, shapes.teacher or shapes.student
+    readers = [student if view == INITIAL else teacher for view in method.views]
     devices, tensor = shapes.mesh.size, shapes.mesh.shape["tensor"]
     rows, prompt, answer = (
         config.rows,
@@ -61,13 +63,17 @@ def of(shapes: Shapes, chip: Chip) -> dict[str, Cost]:
             answer * (weights + cache),
         )
     row = lambda a: reading(a, prompt + answer)
-    if method.views:
-        add("score", rows * len(method.views) * row(teacher))
-    stages = 2 * head(student) * answer, 2 * head(teacher) * answer * len(method.views)
+    if readers:
+        add("score", rows * sum(map(row, readers)))
+    stages = 2 * head(student) * answer, 2 * sum(map(head, readers)) * answer
     if method.scoring() is not None:
         add("prepare", rows * (row(student) + sum(stages)))
-    # Forward and backward are three passes, and what is not kept is computed again; a chunk's
-    # logits always are.
+    # Forward and backward are three passes, of adapters' base two, which has no gradient; and what
+    # is not kept is computed again; a chunk's logits always are.
+    passes = 2 if config.student.lora.rank else 3
     again = {"none": 0, "dots": 0, "layer": 1}[config.student.compute.remat]
-    add("update", rows * ((3 + again) * row(student) + 4 * stages[0] + 2 * stages[1]))
+    add(
+        "update",
+        rows * ((passes + again) * row(student) + (passes + 1) * stages[0] + 2 * stages[1]),
+    )
     return costs

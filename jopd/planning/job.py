@@ -74,8 +74,11 @@ def of(config: Config, machine: Machine, *, advise: bool = True) -> dict[str, An
     }
     if advise and not plan["fits"]:
         worst = [phase["phase"] for phase in phases if not phase["fits"]]
+        slices = len({getattr(device, "slice_index", 0) for device in machine.devices})
+        evaluating = bool({*programs.EVALUATIONS} & {*worst})
         found = advice.first_that_fits(
-            config, len(machine.devices), lambda changed: fits(changed, machine, tuple(worst))
+            advice.changes(config, len(machine.devices), slices, evaluating),
+            lambda changed: fits(changed, machine, tuple(worst)),
         )
         plan["change"] = found and found.flags
     return plan

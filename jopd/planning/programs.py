@@ -1,5 +1,7 @@
 """The run's own phases, compiled ahead of time for devices that need not be here."""
 
+import dataclasses
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -7,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jopd.planning import hlo
-from jopd.planning.shapes import Shapes, batch_of, by_row, bytes_a_device
+from jopd.planning.shapes import Shapes, batch_of, by_row, bytes_a_device, prompts_of
+from jopd.training.fit import evaluation_batch
 from jopd.training.step import jitted
 
 
@@ -52,8 +55,13 @@ class Compiled(NamedTuple):
     seconds: float
 
 
+# What is measured before the first step; the phases of a step follow.
+EVALUATIONS = ("evaluation", "teacher's evaluation")
+STEP = ("rollout", "score", "prepare", "windows", "update", "watched update")
+
+
 def compiled(shapes: Shapes, phases: tuple[str, ...] = ()) -> list[Compiled]:
-    """The phases of a step in their order, or those that are named."""
+    """The phases of a run in their order, or those that are named."""
     program, config = shapes.program, shapes.config
     method, of_step = program.method, jitted(program, shapes.shardings)
     rows_first = lambda function, *arguments, **how: by_row(
@@ -63,6 +71,13 @@ def compiled(shapes: Shapes, phases: tuple[str, ...] = ()) -> list[Compiled]:
     state, fixed, batch = shapes.state, shapes.fixed, batch_of(shapes)
     how: dict[str, Any] = {"decoding": program.decoding}
     with jax.set_mesh(shapes.mesh):
+        measured = dataclasses.replace(program.decoding, sampling=config.evaluation.sampling)
+        problems = evaluation_batch(config.evaluation.batch, config.micro_batches, shapes.mesh)
+        asked = (state, fixed, *prompts_of(shapes, problems), shapes.noise)
+        answering = {"decoding": measured}
+        run.append((EVALUATIONS[0], of_step.rollout, asked, {**answering, "samples": 1}))
+        if shapes.teacher is not None:
+            run.append((EVALUATIONS[1], of_step.teacher_rollout, asked, answering))
         if method.completions != "reference":
             samples = {**how, "samples": config.rollout.samples}
             rest = (shapes.rows, shapes.noise)
@@ -97,16 +112,28 @@ def compiled(shapes: Shapes, phases: tuple[str, ...] = ()) -> list[Compiled]:
         return [_compile(shapes, *each) for each in run if not phases or each[0] in phases]
 
 
+def asked_of_memory(message: str) -> int | None:
+    """Bytes of temporary arrays, of a compiler that refuses a program because of them."""
+    found = re.search(r"RESOURCE_EXHAUSTED.*temporaries \(([\d.]+)([KMGT])\)", message, re.DOTALL)
+    return found and int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))
+
+
 def _compile(shapes: Shapes, phase: str, function, arguments: tuple, how: dict) -> Compiled:
     begin = time.monotonic()
-    result = function.lower(*arguments, **how).compile()
-    seconds = time.monotonic() - begin
-    found = result.memory_analysis()
     # Beside the state and the fixed parameters; names of views are no arrays.
     others = [it for it in arguments[2:] if not isinstance(it, tuple) or hasattr(it, "_fields")]
+    read = bytes_a_device(shapes.state, shapes.fixed), bytes_a_device(*others)
+    try:
+        result = function.lower(*arguments, **how).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if (temporary := asked_of_memory(str(error))) is None:
+            raise
+        memory, seconds = Memory(*read, temporary, output=0), time.monotonic() - begin
+        return Compiled(phase, memory, 0, None, None, None, seconds)
+    seconds = time.monotonic() - begin
+    found = result.memory_analysis()
     memory = Memory(
-        resident=bytes_a_device(shapes.state, shapes.fixed),
-        batch=bytes_a_device(*others),
+        *read,
         temporary=found.temp_size_in_bytes,
         output=max(found.output_size_in_bytes - found.alias_size_in_bytes, 0),
     )

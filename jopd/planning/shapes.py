@@ -203,6 +203,14 @@ def bytes_a_device(*trees) -> int:
     )
 
 
+def prompts_of(shapes: Shapes, count: int) -> tuple[Context, Any]:
+    """So many prompts under one view, and the ids of their completions."""
+    of_rows = lambda shape, dtype: by_row(shapes.mesh, jax.ShapeDtypeStruct(shape, dtype))
+    shape = (count, shapes.contexts["student"].tokens.shape[1])
+    context = Context(of_rows(shape, jnp.int32), of_rows(shape, jnp.bool_))
+    return context, of_rows((count,), jnp.int32)
+
+
 def batch_of(shapes: Shapes) -> Batch:
     """A written batch, as the later phases get it."""
     config, method = shapes.config, shapes.program.method

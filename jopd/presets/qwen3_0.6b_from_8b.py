@@ -39,7 +39,7 @@ def config() -> Config:
         view=ViewConfig(thinking=False),
         rollout=RolloutConfig(samples=4, max_prompt_tokens=512, max_new_tokens=1024),
         optimizer=Optimizer(learning_rate=1e-5, schedule="linear", b2=0.95),
-        evaluation=Evaluation(every=50, batch=256),
+        evaluation=Evaluation(every=50, batch=128),
         checkpoint=Checkpointing(every=50),
         mesh=MeshConfig(data=1, fsdp=-1),
         steps=200,

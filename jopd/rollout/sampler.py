@@ -46,6 +46,7 @@ def sample(
     *,
     decoding: Decoding,
     samples: int,
+    gathered: bool = True,
 ) -> Rollout:
     """Draws `samples` completions of each prompt. Pure; everything after `key` is static under
     `jit`.
@@ -55,6 +56,8 @@ def sample(
       rows: an id for each completion, of which its randomness is made; prompt i's are `rows[i *
         samples : (i + 1) * samples]`, and so are the rows of the result.
       key: of the default (threefry) kind: others give different bits in different batches.
+      gathered: whether each device holds all of the model while it writes, but for what the tensor
+        axis splits; else layers are gathered for every token, slower and in less memory.
 
     Raises:
       ValueError: ids that don't fit the rows, or a vocabulary larger than the model's, before
@@ -72,7 +75,8 @@ def sample(
             " the rows of the embedding"
         )
 
-    model = for_decoding(in_compute_dtype(model))
+    model = in_compute_dtype(model)
+    model = for_decoding(model) if gathered else model
     prompt, cache = model.extend(tokens, valid, model.empty_cache(*tokens.shape))
     return decode(
         model,

@@ -38,7 +38,8 @@ def make_mesh(config: MeshConfig, on: list[jax.Device] | None = None) -> Mesh:
         )
     within = (sizes[0] // slices, *sizes[1:])
     across = (slices, 1, 1)
-    return Mesh(create_hybrid_device_mesh(within, across, on), MESH_AXES, axis_types=types)
+    array = create_hybrid_device_mesh(within, across, on, allow_split_physical_axes=True)
+    return Mesh(array, MESH_AXES, axis_types=types)
 
 
 def batch_ways(mesh: Mesh) -> int:

@@ -68,9 +68,13 @@ def teacher_rollout(
     *,
     decoding: Decoding,
 ) -> Rollout:
-    """What the teacher itself would answer: measured, not trained on."""
+    """What the teacher itself would answer: measured once, not trained on."""
     teacher = program.teacher_model(state, fixed)
-    return write(teacher, context, rows, key, decoding, samples=1)
+    # That devices have room for all of a student says nothing of a larger teacher.
+    size = lambda model: sum(leaf.size for leaf in jax.tree.leaves(model))
+    small = size(teacher) <= size(program.student_model(state, fixed))
+    how = {"decoding": decoding, "samples": 1, "gathered": small}
+    return sample(teacher, *context, rows, key, **how)
 
 
 def write(

@@ -49,6 +49,8 @@ def test_the_numbers_of_a_record_are_found_and_nothing_else():
         ("late/kl_partial", Measure(0.5), "late: kl partial|nats|0.500"),
         ("log_ratio_q01", Measure(-4.25), "log ratio q01|nats|-4.250"),
         ("entropy_gap", Measure(0.1), "gap between the entropies|nats|0.100"),
+        ("log_ratio_clipped", Measure(0.02), "log ratio clipped|%|2.0"),
+        ("learning_rate", Measure(1e-3), "learning rate||0.001"),
         ("stop_gap", Measure(0.011), "gap between the stop probabilities|%|1.1"),
         ("top_k_overlap", Measure(0.5), "top-k overlap|%|50.0"),
         (

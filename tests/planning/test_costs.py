@@ -42,7 +42,7 @@ def counted() -> dict[str, dict[str, float]]:
             "traffic": made.traffic,
             "temporary": made.memory.temporary,
         }
-        for made in programs.compiled(run)
+        for made in programs.compiled(run, programs.STEP)
     }
 
 

@@ -30,7 +30,12 @@ def test_a_slice_that_does_not_exist_is_refused():
 
 @pytest.mark.parametrize(
     "topology, slices, shape",
-    [("v6e:8x8", 1, (1, 16, 4)), ("v5p:2x2x2", 1, (2, 2, 2)), ("v5e:2x2", 2, (2, 4, 1))],
+    [
+        ("v6e:8x8", 1, (1, 16, 4)),
+        ("v5p:2x2x2", 1, (2, 2, 2)),
+        ("v5e:2x2", 2, (2, 4, 1)),
+        ("v5e:4x4", 2, (2, 8, 2)),
+    ],
 )
 def test_a_mesh_may_split_an_axis_of_the_torus_and_spans_slices_by_data(topology, slices, shape):
     devices = machines.devices(topology, slices)

@@ -388,6 +388,27 @@ def test_nobody_waits_and_no_sample_changes(model, prompts, shape, monkeypatch):
     np.testing.assert_allclose(found.logp, alone.logp, atol=1e-5)
 
 
+def test_layers_that_are_gathered_for_every_token_write_the_same(model, prompts):
+    graph, params = model
+    rows, decoding = np.arange(len(prompts[0]), dtype=np.int32), Decoding(12, (5,), 0, VOCABULARY)
+    write = lambda params, gathered: sample(
+        models.merge(graph, params),
+        *map(jnp.asarray, prompts),
+        jnp.asarray(rows),
+        KEY,
+        decoding=decoding,
+        samples=1,
+        gathered=gathered,
+    )
+    with jax.set_mesh(mesh_of(1, 2, 2)):
+        found, wanted = (
+            jax.jit(functools.partial(write, gathered=gathered))(params)
+            for gathered in (False, True)
+        )
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    np.testing.assert_allclose(found.logp, wanted.logp, atol=1e-5)
+
+
 def test_the_cache_is_written_in_place():
     graph, params = models.abstract(dataclasses.replace(TINY, layers=8))
     prompt = jax.ShapeDtypeStruct((32, 8), jnp.int32), jax.ShapeDtypeStruct((32, 8), bool)
