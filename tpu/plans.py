@@ -89,6 +89,10 @@ compute, float32 weights and moments of the student. Compiled ahead of time by l
 **nothing was run on a TPU**. Memory is the compiler's; times are bounds from the models' formula
 and published rates, with every row at its longest, and no program reaches them.
 
+These are the phases of a step. Of the evaluation that a run begins with the rows say nothing: they
+were compiled before plans covered it. Each command below now does, and says what
+`--evaluation.batch` fits.
+
 {table}
 
 Commit {", ".join(sorted(stamps))}; compiled on {platform.machine()} with other work beside.
