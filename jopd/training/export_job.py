@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from jopd.config import Config, Hub, Tracking, load_yaml
+from jopd.config import Config, Hub, MeshConfig, Tracking, load_yaml
 from jopd.models.files import one_line
 from jopd.training import home as homes
 from jopd.training import hub as hubs
@@ -14,6 +14,7 @@ from jopd.training import logs, setup
 from jopd.training.checkpoint import Checkpoints, DamagedCheckpoints
 from jopd.training.console import say
 from jopd.training.home import Disk
+from jopd.training.mesh import make_mesh
 from jopd.training.students import write_cards, write_student
 
 
@@ -31,8 +32,11 @@ def run(address: str, step: str, output: Path, hub: Hub, *, trust_code: bool) ->
     if not settings.is_file():
         raise ValueError(f"{home} holds no run (no config.yaml): name the folder of one")
     name, config = load_yaml(settings, trusted=None if trust_code else ())
-    # Nothing is trained, so nobody follows it.
-    config = dataclasses.replace(config, output=address, hub=Hub(), tracking=Tracking(to=()))
+    # Nothing is trained, so nobody follows it, and any devices will do.
+    mesh = mesh_here(config.mesh)
+    config = dataclasses.replace(
+        config, output=address, hub=Hub(), tracking=Tracking(to=()), mesh=mesh
+    )
     home.claim()
     try:
         write(home, name, config, step, output)
@@ -48,6 +52,17 @@ def run(address: str, step: str, output: Path, hub: Hub, *, trust_code: bool) ->
                 f"hub.push_to={hub.push_to}: the upload failed ({one_line(error)}); the student is "
                 f"in {output}: hf upload {hub.push_to} {output}"
             ) from None
+
+
+def mesh_here(of_run: MeshConfig) -> MeshConfig:
+    """The run's mesh, or where this machine has other devices one that splits tensors alone, and no
+    batch, which would have to divide.
+    """
+    try:
+        make_mesh(of_run)
+    except ValueError:
+        return MeshConfig(data=1, fsdp=1, tensor=-1)
+    return of_run
 
 
 def write(home: Disk, name: str, config: Config, step: str, output: Path) -> None:

@@ -3,6 +3,7 @@ import json
 import filelock
 import huggingface_hub
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from jopd.export import main
@@ -41,6 +42,13 @@ def test_the_student_of_a_checkpoint_that_was_kept(run, tmp_path, capsys):
     card = (tmp_path / "best" / "README.md").read_text()
     assert f"{measured[1]['kl']['value']:.3f} [" in card
     main([str(run), "--step", "2", "--output", str(tmp_path / "best")])  # the same again
+    # On a machine that has not the run's devices.
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["mesh"] = {"data": 1, "fsdp": 64, "tensor": 4}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    main([str(run), "--step", "2", "--output", str(tmp_path / "elsewhere")])
+    elsewhere = load_file(tmp_path / "elsewhere" / files[0])
+    assert all((best[name] == elsewhere[name]).all() for name in best)
 
     with pytest.raises(SystemExit):
         main([str(run), "--step", "3", "--output", str(tmp_path / "none")])
