@@ -148,7 +148,7 @@ class Checkpointing:
     """When the state is saved, beside the end of the run.
 
     Attributes:
-      every: steps between two checkpoints.
+      every: steps between two checkpoints; one is also made where an evaluation is the best so far.
       keep: how many of the latest are kept; the best evaluated one is kept too.
     """
 

@@ -136,6 +136,11 @@ class Checkpoints:
         )
         self.manager.save(step, args=args, metrics={"score": -math.inf if score is None else score})
 
+    def would_be_best(self, score: float) -> bool:
+        """Whether an evaluation's score is above those of all checkpoints that are kept."""
+        best = self.manager.best_step()
+        return best is None or score > self.manager.metrics(best)["score"]
+
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """The latest step and its state, placed as `like` is, whose memory it takes; None where
         nothing was saved yet. Where the latest is damaged it is the one before, and that is said.

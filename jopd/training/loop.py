@@ -89,6 +89,7 @@ def train(run: Run) -> None:
                     meanwhile = lambda: None
                 if measure:
                     score = evaluate(worker, step, state, log)
+                    save = save or checkpoints.would_be_best(score)
                 if save:
                     log.flush()
                     home.push()

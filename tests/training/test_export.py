@@ -13,15 +13,18 @@ from tests.training.problem import lenient
 from tests.training.tiny import arguments
 
 
-@pytest.fixture
-def run(tiny, tmp_path, monkeypatch, quick_compilation):
-    """A finished run with the checkpoints of its steps 2 and 4, the first of them the best."""
+@pytest.fixture(params=[2, 4])
+def run(request, tiny, tmp_path, monkeypatch, quick_compilation):
+    """A finished run with the checkpoints of its steps 2 and 4, the first of them the best, whether
+    one was due there or not.
+    """
     make = optimizer.make
     monkeypatch.setattr(optimizer, "make", lambda *settings: lenient(make(*settings)))
     scores = iter([0.0, 0.75, 0.5])
     monkeypatch.setattr("jopd.training.loop.score_of", lambda record: next(scores))
     folder = tmp_path / "run"
-    train([*arguments(tiny["student"], tiny["teacher"], folder, steps=4), "--student.lora.rank=2"])
+    flags = [f"--checkpoint.every={request.param}", "--student.lora.rank=2"]
+    train([*arguments(tiny["student"], tiny["teacher"], folder, steps=4), *flags])
     return folder
 
 
