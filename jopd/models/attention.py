@@ -67,6 +67,22 @@ def chosen(compute: Compute, platform: str) -> Compute:
     return dataclasses.replace(compute, attention=kernel)
 
 
+def check_kernel(compute: Compute, platform: str) -> None:
+    """Raises ValueError where a kernel is asked for by name that can't run there."""
+    name, needs = compute.attention, {"splash": ("tpu",), "cudnn": ("gpu", "cuda")}
+    if name in needs and platform not in needs[name]:
+        machine = {"splash": "a TPU", "cudnn": "an NVIDIA GPU"}[name]
+        raise ValueError(
+            f"compute.attention={name} needs {machine}, and this machine has {platform}: leave it "
+            "at auto, or set matmul"
+        )
+    if name == "cudnn" and compute.dtype != "bfloat16":
+        raise ValueError(
+            f"compute.attention=cudnn is for bfloat16, and compute.dtype={compute.dtype}: leave it "
+            "at auto, or set the type too"
+        )
+
+
 def masked(
     q: Float[Array, "b h s d"],
     k: Float[Array, "b g t d"],

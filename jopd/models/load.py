@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from jopd import models
 from jopd.models import huggingface, sharding, weights
 from jopd.models.adapters import Origin
+from jopd.models.attention import check_kernel
 from jopd.models.families import config_from
 from jopd.models.files import check_replaceable, fingerprint, replacing
 from jopd.models.find import find
@@ -116,6 +117,7 @@ def load(
       ValueError: where the source is not found, or holds anything that is not supported; the
         message names it.
     """
+    check_kernel(compute, jax.default_backend())
     return read(open_model(source, compute=compute, lora=lora), dtype=dtype, mesh=mesh, seed=seed)
 
 

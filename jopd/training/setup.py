@@ -19,6 +19,7 @@ from jopd.data.example import Example
 from jopd.data.views import remarks as view_remarks
 from jopd.diagnostics.tokens import Diagnostics
 from jopd.losses.method import INITIAL
+from jopd.models.attention import check_kernel
 from jopd.models.load import Loaded, Opened, open_model, read, require_same_tokenizer
 from jopd.models.sharding import parameter_shardings
 from jopd.rollout.settings import Decoding
@@ -156,7 +157,11 @@ def prepare(name: str, config: Config, home: Disk | None = None) -> Run:
 
 
 def open_models(config: Config) -> Readers:
-    """Finds student and teacher and checks that they fit each other and what is asked of them."""
+    """Finds student and teacher and checks that they fit each other, the machine, and what is asked
+    of them.
+    """
+    for role in (config.student, config.teacher):
+        check_kernel(role.compute, jax.default_backend())
     student = open_model(
         config.student.model, compute=config.student.compute, lora=config.student.lora
     )

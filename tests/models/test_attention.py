@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from jopd.models import Compute
-from jopd.models.attention import Causal, by_cudnn, by_splash, causal, chosen, masked
+from jopd.models.attention import (
+    Causal,
+    by_cudnn,
+    by_splash,
+    causal,
+    check_kernel,
+    chosen,
+    masked,
+)
 from tests.training.problem import mesh_of
 
 KERNELS = {
@@ -75,3 +83,17 @@ def test_splash_on_a_mesh_gives_each_device_its_rows_and_heads(kv_heads):
 def test_a_platform_has_its_kernel_and_a_name_is_taken_as_it_is(platform, dtype, kernel):
     assert chosen(Compute(dtype), platform).attention == kernel
     assert chosen(Compute(dtype, "matmul"), platform).attention == "matmul"
+    check_kernel(chosen(Compute(dtype), platform), platform)
+
+
+@pytest.mark.parametrize(
+    "compute, platform, message",
+    [
+        (Compute("float32", "splash"), "cpu", "attention=splash needs a TPU, and this .* has cpu"),
+        (Compute("bfloat16", "cudnn"), "tpu", "attention=cudnn needs an NVIDIA GPU"),
+        (Compute("float32", "cudnn"), "gpu", "is for bfloat16, and compute.dtype=float32"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_refused(compute, platform, message):
+    with pytest.raises(ValueError, match=message):
+        check_kernel(compute, platform)
