@@ -139,7 +139,8 @@ class Checkpoints:
     def would_be_best(self, score: float) -> bool:
         """Whether an evaluation's score is above those of all checkpoints that are kept."""
         best = self.manager.best_step()
-        return best is None or score > self.manager.metrics(best)["score"]
+        known = None if best is None else self.manager.metrics(best)
+        return known is None or score > known["score"]
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """The latest step and its state, placed as `like` is, whose memory it takes; None where
