@@ -107,9 +107,15 @@ CLAIMS = (
     ),
     Claim(
         "EDGE-OPD",
-        "guided rollouts teach what unguided ones don't",
+        "guided rollouts, unmasked, teach what unguided ones don't",
         "66.7 against 0 % (a name)",
         *("edge_fact", "guided", "unguided", FACT),
+    ),
+    Claim(
+        "EDGE-OPD",
+        "EDGE-OPD, guided and masked, teaches what unguided tokens don't",
+        "56.2 against 0 % (a name)",
+        *("edge_fact", "edge", "unguided", FACT),
     ),
     Claim(
         "EDGE-OPD",
