@@ -122,6 +122,7 @@ class Checkpoints:
         )
         self.folder, self.facts = epath.Path(folder), {"format": FORMAT, **facts}
         self.manager = _Manager(self.folder, options=options)
+        self._best = self._best_on_disk()
 
     def save(self, step: int, state: TrainState, score: float | None) -> None:
         """Starts saving; `score` (higher is better) is the evaluation's at this step, if there was
@@ -134,13 +135,19 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state._asdict()), facts=ocp.args.JsonSave(self.facts)
         )
-        self.manager.save(step, args=args, metrics={"score": -math.inf if score is None else score})
+        score = -math.inf if score is None else score
+        # Kept here too: what is still being written can't be read.
+        self._best = max(self._best, score)
+        self.manager.save(step, args=args, metrics={"score": score})
 
     def would_be_best(self, score: float) -> bool:
         """Whether an evaluation's score is above those of all checkpoints that are kept."""
+        return score > self._best
+
+    def _best_on_disk(self) -> float:
         best = self.manager.best_step()
         known = None if best is None else self.manager.metrics(best)
-        return known is None or score > known["score"]
+        return -math.inf if known is None else known["score"]
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """The latest step and its state, placed as `like` is, whose memory it takes; None where
@@ -215,6 +222,7 @@ class Checkpoints:
             say(f"the checkpoint of step {step} is damaged: it is now {target}")
         if steps:
             self.manager.reload()
+            self._best = self._best_on_disk()
 
     def wait(self) -> None:
         """Until what is being written is on the disk."""

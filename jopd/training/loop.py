@@ -89,7 +89,8 @@ def train(run: Run) -> None:
                     meanwhile = lambda: None
                 if measure:
                     score = evaluate(worker, step, state, log)
-                    save = save or checkpoints.would_be_best(score)
+                    # Decided by one: all save, or none.
+                    save = save or processes.decided(checkpoints.would_be_best, score)
                 if save:
                     log.flush()
                     home.push()
