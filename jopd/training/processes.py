@@ -14,6 +14,7 @@ Everything here is quick and without effect in a run of one process.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -36,11 +37,13 @@ from jopd.config import differences, or_exit, take
 from jopd.training.console import CONSOLE, say
 from jopd.training.failures import explained
 
-# Of a process that no longer answers.
-HEARTBEAT_SECONDS = 30
 # Between an error's being told and the end of those that have not ended by themselves: what is
 # being saved is finished.
 GRACE_SECONDS = 20
+# After so long without a sign of life from one process JAX ends the others, in a dump. A sign comes
+# every half of it, so that one which has just failed and gone is missed after half of it at the
+# earliest: by then the grace is over.
+HEARTBEAT_SECONDS = 45
 FAILED, GONE = "jopd/failed", "jopd/gone/"
 _decisions = itertools.count()
 
@@ -255,6 +258,8 @@ def _watch() -> None:
     """Ends this process when another has failed, whatever it waits for."""
     while (failure := _failure()) is None:
         time.sleep(1)
+    # At once: JAX itself may end this process first, and does not say why.
+    _say_of_another(*failure)
     time.sleep(GRACE_SECONDS)
     _go(*failure, status=1)
 
@@ -284,11 +289,17 @@ def _leave(error: BaseException) -> None:
     _go(process, message, status=error.code if isinstance(error, SystemExit) else 1)
 
 
+@functools.cache  # said once, by whichever thread hears of it first
+def _say_of_another(process: int, message: str) -> None:
+    if process != index():
+        print(f"process {process}: {message}", file=sys.stderr, flush=True)
+
+
 def _go(process: int, message: str, *, status: Any) -> None:
     """The end; the first process, which keeps the store, goes last."""
-    if message:
-        other = f"process {process}: " if process != index() else ""
-        print(other + message, file=sys.stderr)
+    _say_of_another(process, message)
+    if process == index() and message:
+        print(message, file=sys.stderr)
     with contextlib.suppress(Exception):
         if first():
             begin = time.monotonic()
