@@ -45,7 +45,7 @@ def planned(model, method: str, mesh: str = "--mesh.data 1 --mesh.fsdp 8") -> di
     return plan.run(["--method", method, *flags.split(), "--topology", "v5e:2x4", "--json"])
 
 
-@pytest.mark.parametrize("method", FLAGS)
+@pytest.mark.parametrize("method", ["opd", pytest.param("topd", marks=pytest.mark.slow)])
 def test_a_step_fits_donates_its_state_and_gathers_no_weight_for_a_token(method, model, capsys):
     found = planned(model, method)
     assert json.loads(capsys.readouterr().out) == found

@@ -362,7 +362,9 @@ def test_short_answers_have_few_widths():
     assert sampler.widths(8, 128) == () and sampler.widths(9, 128) == (5,)
 
 
-@pytest.mark.parametrize("shape", [None, (2, 2, 1), (1, 2, 2)])
+@pytest.mark.parametrize(
+    "shape", [None, pytest.param((2, 2, 1), marks=pytest.mark.slow), (1, 2, 2)]
+)
 def test_nobody_waits_and_no_sample_changes(model, prompts, shape, monkeypatch):
     """Rows that end one after another, in as many widths as there are."""
     repeated = tuple(np.repeat(x, 4, axis=0) for x in prompts)

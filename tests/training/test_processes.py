@@ -32,6 +32,7 @@ def together(tmp_path_factory):
     return {name: pickle.loads((folder / f"{name}.pickle").read_bytes()) for name in NAMES}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 1)], ids=["1x8", "1x1"])
 @pytest.mark.parametrize("name", NAMES)

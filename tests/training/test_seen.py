@@ -97,7 +97,7 @@ def test_every_method_can_be_looked_at(name):
     assert all(np.isfinite(own[key][MASK]).all() for key in told)
 
 
-@pytest.mark.parametrize("method", ["topd", "g_opd", "sft"])
+@pytest.mark.parametrize("method", [pytest.param("topd", marks=pytest.mark.slow), "g_opd", "sft"])
 def test_a_run_writes_down_what_it_saw(method, tiny, tmp_path, monkeypatch, quick_compilation):
     """Windows, a view that evaluations don't measure, and a method without a view."""
     flags = {

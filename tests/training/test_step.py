@@ -139,7 +139,11 @@ def test_parts_and_whole_are_inverse_and_each_part_takes_every_nth_row():
     np.testing.assert_array_equal(parts(rows, 3, rows=6)[1, :, 0] // 2, [2, 3, 8, 9])
 
 
-@pytest.mark.parametrize("method", [losses.get("gae_opd"), TOPD], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method",
+    [losses.get("gae_opd"), pytest.param(TOPD, marks=pytest.mark.slow)],
+    ids=lambda method: method.name,
+)
 def test_narrow_parts_give_what_wide_ones_give(method, monkeypatch):
     """Four parts, whose longest rows have 9, 3, 9 and 4 tokens, each in the narrowest of three
     widths that holds it.
@@ -228,6 +232,7 @@ def test_windows_grow_out_of_the_completions_and_add_their_loss_on_any_mesh():
     assert found[0]["loss_trajectory"] > 0 and set(batch.inputs) == {"scored_divergence"}
 
 
+@pytest.mark.slow
 def test_windows_are_compared_by_what_the_teacher_has_read():
     """By hand: the teacher's final hidden states of each model's window, behind the prompt and what
     was written before it, alone.
