@@ -166,6 +166,12 @@ CLAIMS = (
         *("topd", "embeddings, 0.1", "the teacher's window (control), 0.1", ACCURACY),
     ),
     Claim(
+        "",
+        "the same with ten times the weight (λ 1)",
+        "",
+        *("topd", "embeddings, 1", "the teacher's window (control), 1", ACCURACY),
+    ),
+    Claim(
         "TOPD",
         "capping the loss where futures agree does less harm than where they differ",
         "48.2 against 42.1 %",

@@ -87,7 +87,7 @@ def targets(found: Mapping[str, Sequence[Any]]) -> list[list[str]]:
             "with the control's",
         ]
     ]
-    for name in (*SPACES, CONTROL):
+    for name in (*SPACES, CONTROL, "states, two windows", "states, 32 tokens"):
         of, angle = _measured(name, "targets"), _measured(name, "gradient")
         if of and angle:
             logp = [_shown(of, key, 1, 2) for key in ("targets_logp", "best_logp")]

@@ -20,6 +20,7 @@ A line each in `ledger/topd_transport.jsonl`. Intervals are over batches.
 """
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -49,18 +50,22 @@ from jopd.training.worker import Worker, Written
 HERE = Path(__file__).parent
 LEDGER = HERE / "topd_transport.py"
 BATCHES, UPDATES, LEARNING_RATE = 12, 5, 5e-4
+OPD, CONTROL = "opd", "the teacher's window (control)"
+STATES = {"trajectory_coefficient": 1.0, "space": "hidden_states"}
 # What learns, by the names of the study's cells.
 VARIANTS: dict[str, dict] = {
-    "opd": {"trajectory_coefficient": 0.0},
+    OPD: {"trajectory_coefficient": 0.0},
     "embeddings": {"trajectory_coefficient": 1.0},
-    "states": {"trajectory_coefficient": 1.0, "space": "hidden_states"},
-    "the teacher's window (control)": {
-        "trajectory_coefficient": 1.0,
-        "target": "teacher_window",
-    },
+    "states": STATES,
+    CONTROL: {"trajectory_coefficient": 1.0, "target": "teacher_window"},
 }
+# Looked at once, not corrected by.
+OTHER_WINDOWS: dict[str, dict] = {
+    "states, two windows": STATES | {"windows": 2},
+    "states, 32 tokens": STATES | {"window_tokens": 32},
+}
+TARGETS = {name: it for name, it in VARIANTS.items() if name != OPD} | OTHER_WINDOWS
 SPACES: dict[str, Space] = {"embeddings": "embeddings", "states": "hidden_states"}
-
 
 Along = dict[str, list[dict[str, float]]]
 
@@ -184,6 +189,26 @@ def corrected(worker: Worker, space: Space) -> tuple[dict[str, float], Along]:
     return means, {"change": [{"step": i, "value": it} for i, it in enumerate(change, 1)]}
 
 
+@functools.cache
+def gradients_of(name: str) -> np.ndarray:
+    """Of the divergence ("opd"), or of one variant's targets without it."""
+    if name == OPD:
+        return gradients(config_of(**VARIANTS[OPD]))
+    return gradients(config_of(**TARGETS[name])) - gradients_of(OPD)
+
+
+def angles(name: str) -> dict[str, float]:
+    """Cosines of a variant's targets' gradient with the divergence's and with the control's."""
+    found, own = {}, gradients_of(name)
+    for title, of in (("divergence", OPD), ("control", CONTROL)):
+        other = gradients_of(of)
+        pairs = products(own, own), products(other, other), products(own, other)
+        value, low, high = jackknife(cosine, *pairs)
+        if np.isfinite([value, low, high]).all():
+            found |= {title: value, f"{title}/low": low, f"{title}/high": high}
+    return found
+
+
 def digest() -> str:
     """A digest of all that makes the numbers."""
     return ledger.digest(
@@ -227,28 +252,10 @@ def main() -> None:
     with jax.set_mesh(worker_of().run.mesh):
         for name, space in SPACES.items():
             made(name, "probe", lambda space=space: probe(space))
-        for name in ("embeddings", "states", "the teacher's window (control)"):
-            settings = VARIANTS[name]
+        for name, settings in TARGETS.items():
             made(name, "targets", lambda settings=settings: teachers_view(worker_of(**settings)))
-        of_divergence = gradients(config_of(**VARIANTS["opd"]))
-        of_targets = {
-            name: gradients(config_of(**settings)) - of_divergence
-            for name, settings in VARIANTS.items()
-            if name != "opd"
-        }
-        control = of_targets["the teacher's window (control)"]
-
-        def angles(own) -> dict[str, float]:
-            found = {}
-            for name, other in (("divergence", of_divergence), ("control", control)):
-                pairs = products(own, own), products(other, other), products(own, other)
-                value, low, high = jackknife(cosine, *pairs)
-                if np.isfinite([value, low, high]).all():
-                    found |= {name: value, f"{name}/low": low, f"{name}/high": high}
-            return found
-
-        for name, own in of_targets.items():
-            made(name, "gradient", lambda own=own: angles(own))
+        for name in TARGETS:
+            made(name, "gradient", lambda name=name: angles(name))
         for name, settings in VARIANTS.items():
             for of_space, space in SPACES.items():
                 make = lambda settings=settings, space=space: corrected(
