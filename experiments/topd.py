@@ -62,6 +62,7 @@ COLUMNS = {
     "last/transport_high": "last steps",
     "last/transport_low": "at low loss, last steps",
 }
+DOTS = ("accuracy", "KL to the teacher")
 
 
 def transport(found: Mapping[str, Sequence[Any]]) -> list[list[str]]:
