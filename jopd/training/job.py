@@ -7,6 +7,7 @@ from jopd.training.checks import what_is_saved
 from jopd.training.folder import home_of
 from jopd.training.home import Disk, Taken
 from jopd.training.logs import BadRecord
+from jopd.training.room import check_room
 
 
 def run(name: str, settings: config.Config) -> None:
@@ -32,7 +33,10 @@ def run_at(home: Disk, name: str, settings: config.Config) -> None:
     console.say(f"jopd: preparing {name} with method {settings.method.name} ...")
     try:
         config.or_exit(home.claim)
-        loop.train(config.or_exit(setup.prepare, name, settings, home))
+        ready = config.or_exit(setup.prepare, name, settings, home)
+        if processes.first():
+            config.or_exit(check_room, home, ready.state, settings.checkpoint.keep)
+        loop.train(ready)
         # Of several processes all stay until what the first does last is done.
         processes.decided(hub.push, home, settings.hub)
     except loop.Stopped as stopped:

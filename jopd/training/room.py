@@ -14,7 +14,7 @@ from jopd.training.home import Bucket, Disk
 from jopd.training.state import TrainState
 
 
-def check_room(home: Disk, state: TrainState, *, keep: int) -> None:
+def check_room(home: Disk, state: TrainState, keep: int) -> None:
     """Raises ValueError where the disk of a run has less room than its checkpoints and its student
     can take: the `keep` latest, the best, and one that is being written.
 

@@ -31,7 +31,6 @@ from jopd.training.folder import home_of
 from jopd.training.home import Disk
 from jopd.training.hub import check_login
 from jopd.training.program import Program
-from jopd.training.room import check_room
 from jopd.training.state import LORA, MODULES, Fixed, Params, TrainState, real_copy, separate
 from jopd.training.trackers import check_installed
 
@@ -136,8 +135,6 @@ def prepare(name: str, config: Config, home: Disk | None = None) -> Run:
         config.optimizer, config.steps * method.updates, method.modules_learning_rate
     )
     state, shardings = initial_state(trained, transform, mesh, config, student.architecture.width)
-    if processes.first():
-        check_room(home, state, keep=config.checkpoint.keep)
     program = make_program(config, readers, teacher and teacher.graph, transform)
     return Run(
         name,

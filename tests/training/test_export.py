@@ -28,7 +28,7 @@ def run(request, tiny, tmp_path, monkeypatch, quick_compilation):
     return folder
 
 
-def test_the_student_of_a_checkpoint_that_was_kept(run, tmp_path, capsys):
+def test_the_student_of_a_checkpoint_that_was_kept(run, tmp_path, monkeypatch, capsys):
     files = ("model.safetensors", "config.json", "tokenizer.json")
     main([str(run), "--step", "latest", "--output", str(tmp_path / "last")])
     for name in files:
@@ -45,6 +45,10 @@ def test_the_student_of_a_checkpoint_that_was_kept(run, tmp_path, capsys):
     card = (tmp_path / "best" / "README.md").read_text()
     assert f"{measured[1]['kl']['value']:.3f} [" in card
     main([str(run), "--step", "2", "--output", str(tmp_path / "best")])  # the same again
+    # Where the run's disk has no room for a checkpoint more.
+    with monkeypatch.context() as of_run:
+        of_run.setattr("jopd.training.room.free_at", lambda _: 1_000)
+        main([str(run), "--step", "2", "--output", str(tmp_path / "best")])
     # On a machine that has not the run's devices.
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["mesh"] = {"data": 1, "fsdp": 64, "tensor": 4}
