@@ -207,6 +207,30 @@ CLAIMS = (
         "",
         *("leaderboard", "opd", "opd_pg", ACCURACY),
     ),
+    Claim(
+        "",
+        "reverse KL beats forward KL, both on the student's own words",
+        "",
+        *("leaderboard", "opd", "opd, forward KL", ACCURACY),
+    ),
+    Claim(
+        "",
+        "SFT on perfect reference solutions beats OPD",
+        "",
+        *("leaderboard", "sft", "opd", ACCURACY),
+    ),
+    Claim(
+        "",
+        "a baseline (vOPD) beats immediate credit without one",
+        "",
+        *("leaderboard", "vopd", "opd_pg", ACCURACY),
+    ),
+    Claim(
+        "",
+        "taught by itself, AR-OPD (λ 0.6) beats Full OPD over the whole vocabulary (OPSD)",
+        "",
+        *("leaderboard", "ar_opd, self", "opsd, self", ACCURACY),
+    ),
 )
 
 

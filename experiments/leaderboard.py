@@ -77,6 +77,12 @@ COLUMNS = {
 CHOICE = [*JUDGE, "--data.seed", "1"]
 CHOOSE = "accuracy"
 DOTS = ("accuracy", "KL to the teacher")
+# The views of AR-OPD (full) and of the other privileged methods.
+HEADROOM = {
+    f"{view}{self}": [*CHOICE, "--model", model, "--view", view]
+    for self, model in (("", "jopd:baby-teacher"), (", self", "jopd:baby-student"))
+    for view in ("plain", "full", "privileged")
+}
 
 
 def config() -> Config:
