@@ -29,6 +29,7 @@ BEFORE = "before training"
 HEADROOM = "headroom"  # in the place of a learning rate
 
 _WRITING = threading.Lock()
+_PARSING = threading.Lock()  # Python 3.11 reads no source in two threads at once
 
 
 class Run(NamedTuple):
@@ -102,7 +103,8 @@ def settings_of(study: Path, flags: Sequence[str]) -> str:
     """A digest of the settings that make a run's numbers, but for its seed, which a `Run` tells,
     and of the files of the repository that they name. What `prepare` made is not in it.
     """
-    _, config = parse([str(study), *flags])
+    with _PARSING:
+        _, config = parse([str(study), *flags])
     return digest(configs.same_numbers(configs.to_dict(config), config) | {"seed": 0})
 
 
