@@ -51,3 +51,15 @@ def test_it_covers_seeds_and_problems_together(sizes):
         found = intervals.mean(values, np.ones_like(values))
         inside += found.low <= 0 <= found.high
     assert 0.935 <= inside / 2000 <= 0.99
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_problems_that_all_came_out_alike_leave_room_for_some_that_would_not(right):
+    answers = intervals.table([[right] * 400] * 3)
+    wanted = stats.binomtest(400 * right, 400).proportion_ci(method="wilson")
+    assert intervals.mean(*answers) == pytest.approx((right, *wanted, 3))
+    # 3.8415 / (400 + 3.8415)
+    change = intervals.difference(answers, answers)
+    assert change == pytest.approx((0, -0.0095123, 0.0095123, 3), abs=1e-7)
+    # Lengths that are all alike are no yes or no.
+    assert intervals.mean(np.full((3, 400), 7.0), np.ones((3, 400)))[:3] == (7, 7, 7)
