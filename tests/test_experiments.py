@@ -195,6 +195,7 @@ def kept(tmp_path, monkeypatch):
 def test_a_rate_is_chosen_on_one_seed_and_other_problems(kept):
     path = FOLDER / "leaderboard.py"
     study = load(path)
+    study.HEADROOM = {}
     GRID.run_all(path, study, ["opd", "sft"], (0, 1), 1)
     assert GRID.chosen_rates(path, study, ["opd", "sft"]) == {"opd": "5e-4", "sft": "5e-4"}
     trained = [arguments for arguments in kept if arguments[0] == "jopd.train"]
