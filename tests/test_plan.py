@@ -150,6 +150,9 @@ def test_changes_keep_data_over_the_slices_and_halve_an_evaluation_that_is_too_l
     config = parse("--mesh.data 2 --mesh.fsdp 1 --mesh.tensor -1 --evaluation.batch 32".split())[1]
     flags = [it.flags for it in advice.changes(config, devices=16, slices=2, evaluating=True)]
     first = "--mesh.data 2 --mesh.fsdp -1 --mesh.tensor 1"
+    # The mesh of the run itself is no change.
+    filled = parse(f"{first} --mesh.fsdp 8".split())[1]
+    assert "--mesh.tensor 1" not in next(advice.changes(filled, devices=16, slices=2)).flags
     assert flags[:2] == [first, f"{first} --student.compute.dtype bfloat16"]
     assert flags[2] == f"{flags[1]} --evaluation.batch 16"
     assert "--mesh.data 2 --mesh.fsdp -1 --mesh.tensor 8" in flags[-1]

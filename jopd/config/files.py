@@ -11,6 +11,7 @@ it knows unions, literals and tuples, and calls no text a number.
 """
 
 import dataclasses
+import datetime
 import json
 import typing
 from collections.abc import Collection, Iterator
@@ -136,13 +137,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"--config {path}: no such file")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a day that isn't
         raise ValueError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
     method = data.get("method") if isinstance(data, dict) else None
-    if not isinstance(method, dict) or "name" not in method:
+    if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise ValueError(
             f"--config {path}: not a config.yaml of a run (it has no `method` with a `name`)"
         )
+    for field in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(field.type) and not isinstance(data.get(field.name, {}), dict):
+            raise ValueError(
+                f"--config {path}: {field.name}={data[field.name]!r} must be a group of settings"
+            )
     return data
 
 
@@ -168,9 +174,15 @@ def _validated(value: Any, hint: Any, name: str) -> Any:
     """A value of a field's type, or ValueError with what it must be."""
     if dataclasses.is_dataclass(hint):
         raise ValueError(f"{name}={value!r} must be a group of settings")
+
+    def as_text(part: Any) -> str:
+        if isinstance(part, datetime.date):  # YAML makes a day of 2025-01-01
+            return part.isoformat()
+        raise ValueError(f"{name}={value!r} must be text, numbers or lists of them")
+
+    text = json.dumps(value, default=as_text)
     try:
-        # YAML makes a day of 2025-01-01; as text it is that again.
-        return pydantic.TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)
+        return pydantic.TypeAdapter(hint).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         expected = first.get("ctx", {}).get("expected", "").replace(", ", " or ")

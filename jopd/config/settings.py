@@ -77,6 +77,8 @@ class Config:
             at_least(1, name, getattr(self, name))
         for name in ("chunk_tokens", "watch", "seed"):
             at_least(0, name, getattr(self, name))
+        if self.seed >= 2**32:
+            raise ValueError(f"seed={self.seed} must be below 2**32, which JAX's keys are made of")
         check(self)
 
     @property

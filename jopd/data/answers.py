@@ -112,7 +112,7 @@ def resolve(kind: str, answer: str) -> str:
     """
     if kind != "auto":
         return kind
-    if _NUMBER.fullmatch(answer.strip(" $%")):
+    if _NUMBER.fullmatch(answer.strip().strip(" $%")):
         return "number"
     return "math" if re.search(r"[\\^$]", answer) else "exact"
 
@@ -200,21 +200,35 @@ def _exact(answer: str, completion: str) -> bool:
 
 # Numbers.
 
-# A sign counts only where no number or word ends before it: the 3 of "5-3" is positive.
+# A sign counts only where no number or word ends before it: the 3 of "5-3" is positive. Scripts
+# that set no spaces between words end none; and a power is no number of its own.
 _NUMBER = re.compile(
-    r"(?<![\w.])(?:[-−]\$?(?=[\d.]))?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\d))?(?:/\d+)?"
+    r"(?<![A-Za-z0-9_.^])(?<!\^\{)(?:[-−]\$?(?=[\d.]))?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\d))?(?:/\d+)?"
 )
 
 
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}")
+_FRACTION = re.compile(
+    r"(?:(?<![\d.,])(\d{1,18})\s*)?"
+    r"\\[dt]?frac\s*\{\s*(-?\d{1,18})\s*\}\s*\{\s*(\d{1,18})\s*\}"
+)
 _THIN = re.compile(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})")  # LaTeX between groups of digits
+
+
+def _plain_fraction(found: re.Match[str]) -> str:
+    """Of LaTeX's, a mixed number's too: 2\\frac{1}{2} is 5/2."""
+    whole, numerator, denominator = found.groups()
+    if whole is None or int(denominator) == 0 or int(numerator) < 0:
+        follows_digit = found.string[: found.start()][-1:].isdigit()
+        apart = " " if whole or follows_digit else ""
+        return f"{whole or ''}{apart}{numerator}/{denominator}"
+    return f"{int(whole) * int(denominator) + int(numerator)}/{denominator}"
 
 
 def last_number_text(text: str) -> str | None:
     """The last number of a text, as it is written there; LaTeX's fractions and groups of digits
     plainly.
     """
-    plain = _THIN.sub(",", _FRACTION.sub(r"\1/\2", text)).replace("\\$", "$")
+    plain = _THIN.sub(",", _FRACTION.sub(_plain_fraction, text)).replace("\\$", "$")
     numbers = _NUMBER.findall(plain)
     return numbers[-1] if numbers else None
 

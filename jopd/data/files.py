@@ -4,6 +4,7 @@ lines where that says nothing.
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def an_object(row: Any, where: str) -> Mapping[str, Any]:
 
 def csv_rows(path: Path) -> Rows:
     with path.open(encoding="utf-8-sig", newline="") as file:
+        csv.field_size_limit(sys.maxsize)  # a long text is a cell too
         reader = csv.DictReader(file)
         while True:
             try:

@@ -23,7 +23,17 @@ from jopd.nearest import did_you_mean
 
 FIELDS = ("prompt", "messages", "completion", "solution", "answer", "context", "group")
 # What an evaluation's record holds under names of its own.
-RESERVED = ("teacher", "support", "late", "shortcuts", "by_problem", "accuracy", "kl", "step")
+RESERVED = (
+    "teacher",
+    "support",
+    "late",
+    "shortcuts",
+    "by_problem",
+    "accuracy",
+    "kl",
+    "step",
+    "seconds",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +276,12 @@ def turn(value: Any, number: int) -> Message:
         raise BadRow(f"message {number} calls tools ({calls!r:.60}), which is not supported")
     content = value["content"]
     if isinstance(content, list):  # of parts, as multimodal chats have it
-        if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        if not all(
+            isinstance(part, Mapping)
+            and part.get("type") == "text"
+            and isinstance(part.get("text"), str)
+            for part in content
+        ):
             raise BadRow(f"message {number} has parts that are not text: {content!r:.60}")
         content = "".join(part["text"] for part in content)
     if is_blank(content) or not isinstance(content, str):

@@ -25,6 +25,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from jopd import plugins
@@ -264,7 +265,7 @@ def _part(
     split: Split,
 ) -> list[Example]:
     """The examples of a file or of a split."""
-    if held_out == train:
+    if held_out == train or (held_out and same_file(held_out, train)):
         raise ValueError(
             f"held_out_split={held_out!r} is what is trained on: name another, or leave it unset "
             "and a part is cut"
@@ -284,6 +285,12 @@ def _part(
     if not part_examples:
         raise ValueError(f"{config.source}: {part} holds no examples: give it at least one")
     return part_examples
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two names are of one file; those of splits are of none."""
+    first, second = Path(one).expanduser(), Path(other).expanduser()
+    return first.is_file() and second.is_file() and first.samefile(second)
 
 
 def _cut(read: list[Example], config: DataConfig, split: Split) -> list[Example]:

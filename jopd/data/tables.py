@@ -78,16 +78,23 @@ def plain(value: Any) -> Any:
     lists.
     """
     if isinstance(value, bytes):
-        return value.decode("utf-8")
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:  # an image, say: refused where a column of it is read
+            return value
     if isinstance(value, Mapping):
         row = {key: plain(part) for key, part in value.items()}
-        lengths = [len(part) for part in value.values() if isinstance(part, np.ndarray | list)]
+        lengths = [len(part) for part in value.values() if is_array(part)]
         if row and len(lengths) == len(row) and len({*lengths}) == 1:
             return [dict(zip(row, parts, strict=True)) for parts in zip(*row.values(), strict=True)]
         return row
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     return [plain(part) for part in value] if isinstance(value, list) else value
+
+
+def is_array(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def first_line(error: BaseException) -> str:

@@ -144,15 +144,16 @@ def open_safetensors(folder: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]
       ValueError: a file is absent, cut short or not safetensors, or lacks a tensor that the index
         promises.
     """
-    index = folder / "model.safetensors.index.json"
-    promised = read_json(index).get("weight_map") if index.is_file() else None
-    if index.is_file() and not (
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    indexed = index.is_file() and not whole.is_file()  # as transformers chooses
+    promised = read_json(index).get("weight_map") if indexed else None
+    if indexed and not (
         isinstance(promised, dict)
         and promised
         and all(isinstance(name, str) for name in promised.values())
     ):
         raise ValueError(f"{index.name} has no weight_map from tensors to files: fetch it again")
-    names = {*promised.values()} if promised else {"model.safetensors"}
+    names = {*promised.values()} if promised else {whole.name}
     files = tuple(folder / name for name in sorted(names))
     if absent := [file.name for file in files if not file.is_file()]:
         raise ValueError(

@@ -32,7 +32,7 @@ def changes(
         return Change(" ".join(f"{flag} {value}" for flag, value in flags.items()), config)
 
     ways = config.mesh.tensor if config.mesh.tensor > 0 else 1
-    if config.mesh.fsdp != -1 and config.mesh.fsdp * ways < devices:
+    if config.mesh.fsdp != -1 and config.mesh.fsdp * ways < devices // slices:
         mesh = dataclasses.replace(config.mesh, data=slices, fsdp=-1, tensor=ways)
         added = {"--mesh.data": slices, "--mesh.fsdp": -1}
         of_tensor = {"--mesh.tensor": ways} if config.mesh.tensor != ways else {}

@@ -140,9 +140,9 @@ class Checkpoints:
         self._best = max(self._best, score)
         self.manager.save(step, args=args, metrics={"score": score})
 
-    def would_be_best(self, score: float) -> bool:
-        """Whether an evaluation's score is above those of all checkpoints that are kept."""
-        return score > self._best
+    def would_be_best(self, score: float | None) -> bool:
+        """Whether an evaluation's score, if it has one, is above those of all that are kept."""
+        return score is not None and score > self._best
 
     def _best_on_disk(self) -> float:
         best = self.manager.best_step()

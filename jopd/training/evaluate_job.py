@@ -53,9 +53,11 @@ def warn_of_trained_on(config: Config, examples: Sequence[Example]) -> None:
     """Says how many of the problems the model has trained on, where it lies in its run's folder: a
     part that is cut from a source is another one for another seed or number.
     """
-    file = Path(config.student.model).expanduser().parent / "config.yaml"
+    folder = Path(config.student.model).expanduser()
+    if not folder.is_dir():
+        return
     try:
-        data = load_yaml(file)[1].data
+        data = load_yaml(folder.parent / "config.yaml")[1].data
         if data.source != config.data.source or data == config.data:
             return
         trained_on = {json.dumps(example.messages) for example in sources.load(data, "train")}

@@ -13,6 +13,7 @@ from jopd.training import hub as hubs
 from jopd.training import logs, setup
 from jopd.training.checkpoint import Checkpoints, DamagedCheckpoints
 from jopd.training.console import say
+from jopd.training.fit import check_divides
 from jopd.training.home import Disk
 from jopd.training.mesh import make_mesh
 from jopd.training.students import write_cards, write_student
@@ -32,10 +33,9 @@ def run(address: str, step: str, output: Path, hub: Hub, *, trust_code: bool) ->
     if not settings.is_file():
         raise ValueError(f"{home} holds no run (no config.yaml): name the folder of one")
     name, config = load_yaml(settings, trusted=None if trust_code else ())
-    # Nothing is trained, so nobody follows it, and any devices will do.
-    mesh = mesh_here(config.mesh)
-    config = dataclasses.replace(
-        config, output=address, hub=Hub(), tracking=Tracking(to=()), mesh=mesh
+    # Nothing is trained or computed, so nobody follows it, and any devices will do.
+    config = on_this_machine(
+        dataclasses.replace(config, output=address, hub=Hub(), tracking=Tracking(to=()))
     )
     home.claim()
     try:
@@ -54,15 +54,20 @@ def run(address: str, step: str, output: Path, hub: Hub, *, trust_code: bool) ->
             ) from None
 
 
-def mesh_here(of_run: MeshConfig) -> MeshConfig:
-    """The run's mesh, or where this machine has other devices one that splits tensors alone, and no
-    batch, which would have to divide.
+def on_this_machine(config: Config) -> Config:
+    """A run without the kernels of its own machine, and on its mesh or, where this one has other
+    devices, one that splits tensors alone, and no batch, which would have to divide.
     """
+    student, teacher = (
+        dataclasses.replace(role, compute=dataclasses.replace(role.compute, attention="auto"))
+        for role in (config.student, config.teacher)
+    )
+    config = dataclasses.replace(config, student=student, teacher=teacher)
     try:
-        make_mesh(of_run)
+        check_divides(config, make_mesh(config.mesh))
     except ValueError:
-        return MeshConfig(data=1, fsdp=1, tensor=-1)
-    return of_run
+        return dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, tensor=-1))
+    return config
 
 
 def write(home: Disk, name: str, config: Config, step: str, output: Path) -> None:

@@ -32,7 +32,7 @@ from jopd.training.state import TrainState
 from jopd.training.worker import Stepped, Worker
 
 
-class Stopped(Exception):
+class Stopped(processes.Orderly):
     """A run was asked to stop."""
 
 
@@ -123,7 +123,9 @@ def _write_down(
     progress.update(step, record, seconds, speed)
 
 
-def evaluate(worker: Worker, step: int, state: TrainState, log: logs.RunLog | logs.NoLog) -> float:
+def evaluate(
+    worker: Worker, step: int, state: TrainState, log: logs.RunLog | logs.NoLog
+) -> float | None:
     """Measures the student on the held-out problems, before training the teacher too, and writes it
     down; its score, higher being better.
     """
@@ -141,11 +143,11 @@ def evaluate(worker: Worker, step: int, state: TrainState, log: logs.RunLog | lo
     return processes.decided(score_of, record)
 
 
-def score_of(record: dict[str, Any]) -> float:
+def score_of(record: dict[str, Any]) -> float | None:
     """What "best" means for checkpoints: the first rate of the task, else closeness to the teacher,
-    else nothing, so that the latest is kept.
+    else None, so that the latest is kept.
     """
     for name in ("accuracy", "name_rate"):
         if name in record:
             return record[name]["value"]
-    return -record["kl"]["value"] if "kl" in record else 0.0
+    return -record["kl"]["value"] if "kl" in record else None

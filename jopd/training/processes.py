@@ -14,7 +14,6 @@ Everything here is quick and without effect in a run of one process.
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -46,6 +45,7 @@ GRACE_SECONDS = 20
 HEARTBEAT_SECONDS = 45
 FAILED, GONE = "jopd/failed", "jopd/gone/"
 _decisions = itertools.count()
+_SAYING, _said = threading.Lock(), set[tuple[int, str]]()
 
 
 class Place(NamedTuple):
@@ -54,6 +54,10 @@ class Place(NamedTuple):
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
+
+
+class Orderly(Exception):
+    """What all processes raise by themselves, in the same step: none has to tell another."""
 
 
 class Agreed(SystemExit):
@@ -107,6 +111,8 @@ def telling() -> Iterator[None]:
     """Tells the other processes of an error as soon as it comes, before this one tidies up."""
     try:
         yield
+    except (Orderly, Agreed):
+        raise
     except BaseException as error:
         if count() > 1 and _is_end(error):
             with contextlib.suppress(Exception):  # another was first, or nobody is there any more
@@ -289,10 +295,12 @@ def _leave(error: BaseException) -> None:
     _go(process, message, status=error.code if isinstance(error, SystemExit) else 1)
 
 
-@functools.cache  # said once, by whichever thread hears of it first
 def _say_of_another(process: int, message: str) -> None:
-    if process != index():
-        print(f"process {process}: {message}", file=sys.stderr, flush=True)
+    """Once, by whichever thread hears of it first."""
+    with _SAYING:
+        if process != index() and (process, message) not in _said:
+            _said.add((process, message))
+            print(f"process {process}: {message}", file=sys.stderr, flush=True)
 
 
 def _go(process: int, message: str, *, status: Any) -> None:

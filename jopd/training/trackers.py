@@ -65,8 +65,12 @@ class TensorBoard:
         # The suffix keeps files of the same second apart. Not tensorboardX's usual writer, whose
         # thread holds events back, and for ever once the disk was full.
         self._events = EventsWriter(str(folder / "events"), f".from{restored_step}")
-        # TensorBoard drops the events from this step on that older files hold.
-        self._event(restored_step + 1, session_log=SessionLog(status=SessionLog.START))
+        # TensorBoard drops the events from this step on that older files hold: all, where nothing
+        # was restored.
+        self._event(
+            restored_step + 1 if restored_step else 0,
+            session_log=SessionLog(status=SessionLog.START),
+        )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -70,6 +70,23 @@ def test_a_day_needs_no_quotes(tmp_path):
         load_yaml(file)
 
 
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("data: problems.jsonl", "data='problems.jsonl' must be a group of settings"),
+        ("rollout:", "rollout=None must be a group of settings"),
+        ("method: {name: 5}", "has no `method` with a `name`"),
+        ("seed: !!binary aGVsbG8=", "seed=b'hello' must be text, numbers or lists"),
+        ("view: {date: 2025-02-30}", "not YAML .*day is out of range"),
+    ],
+)
+def test_a_file_that_a_hand_has_broken_is_refused_by_name(line, said, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"method: {{name: opd}}\n{line}\n")
+    with pytest.raises(ValueError, match=f"config.yaml: .*{said}"):
+        load_yaml(file)
+
+
 def test_every_setting_survives_the_file(tmp_path):
     config = Config(
         method=losses.get("ar_opd", scale=0.25, teacher_update="ema"),

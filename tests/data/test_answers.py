@@ -60,6 +60,15 @@ def test_exact_compares_final_answers_without_case_space_and_quotes():
         ("step2 is 7kg.", 7),
         ("1.5e3", 1500),
         ("1,234,567.25%", "4938269/4"),
+        ("答案是7", 7),
+        ("答案是-5", -5),
+        ("小明有3个(2+1)，一共有7个", 7),
+        ("10 cm^2", 10),
+        (r"10\,\text{m}^{2}", 10),
+        (r"\frac{-1}{2}", "-1/2"),
+        (r"-\frac{1}{2}", "-1/2"),
+        (r"2\frac{1}{2}", "5/2"),
+        (r"3.5\frac{1}{2}", "1/2"),
         ("no", None),
         ("1/0", None),
         ("9" * 5000, None),
@@ -77,6 +86,11 @@ def test_a_fraction_reads_back(value):
 @given(st.integers(-(10**9), 10**9), st.text(alphabet="ab .,\n", max_size=9))
 def test_number_reads_grouped_integers_among_words(value, words):
     assert check(example(str(value), "number"), f"{words} {value:,}")
+
+
+@pytest.mark.parametrize("answer", ["18\n", "\t18", "18\u00a0", "$18 "])
+def test_a_number_with_white_space_around_is_one(answer):
+    assert resolve("auto", answer) == "number"
 
 
 def test_number_takes_the_last_one_of_both():

@@ -100,6 +100,10 @@ def test_jsonl_rows(write):
             r"d.jsonl:2: message 1 calls tools",
         ),
         (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            r"d.jsonl:2: message 1 has parts that are not text",
+        ),
+        (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             r"d.jsonl:2: message 1 has parts that are not text",
         ),
@@ -420,6 +424,9 @@ def test_a_second_file_can_be_held_out(write):
     assert (prompts(load(config, "train")), prompts(load(config, "held_out"))) == (["a"], ["b"])
     with pytest.raises(ValueError, match="is what is trained on: name another"):
         load(DataConfig(train, held_out_split=train.removeprefix("jsonl:")), "train")
+    folder, _, name = train.removeprefix("jsonl:").rpartition("/")
+    with pytest.raises(ValueError, match="is what is trained on: name another"):
+        load(DataConfig(train, held_out_split=f"{folder}/./{name}"), "held_out")
 
 
 # Tables.

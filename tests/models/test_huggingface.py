@@ -318,6 +318,10 @@ def test_a_sharded_checkpoint_with_a_file_missing_names_it(
     (tmp_path / "model" / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match="model.safetensors.index.json has no weight_map"):
         load(tmp_path / "model")
+    # Whoever has one whole file has left the shards behind, and transformers reads it too.
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(ValueError, match="missing .* from model.safetensors: "):
+        load(tmp_path / "model")
 
 
 def test_safetensors_without_tensors_are_named(folder):

@@ -18,7 +18,7 @@ def run(tmp_path):
     file.write_text("".join(json.dumps({"prompt": f"{i} + 1?"}) + "\n" for i in range(40)))
     student = Student(str(tmp_path / "run" / "student"))
     config = Config(losses.get("sft"), student, data=DataConfig(str(file), held_out=10))
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "student").mkdir(parents=True)
     save_yaml(tmp_path / "run" / "config.yaml", "default", config)
     return config
 

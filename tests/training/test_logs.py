@@ -225,6 +225,7 @@ def test_tensorboard_gets_the_scalars_and_forgets_what_was_cut(tmp_path):
     assert any(tag.startswith("samples/0") for tag, _ in tags)
     starts = [event.step for event in second if event.HasField("session_log")]
     assert starts == [3]  # purge_step: TensorBoard drops older files' events from here on
+    assert [event.step for event in first if event.HasField("session_log")] == [0]
     assert {value.tag for event in second for value in event.summary.value} == {
         "train/kl",
         *(f"seconds/{n}" for n in SECONDS),

@@ -163,6 +163,7 @@ def test_a_signal_to_one_stops_all(command, tmp_path):
     both.running[1].send_signal(signal.SIGTERM)
     statuses, said = both.wait()
     assert statuses == [1, 1] and "which is saved" in said[0] and "Traceback" not in said[1], said
+    assert "process 0: " not in said[1] and "process 1: " not in said[0]  # nothing has failed
     steps = [line["step"] for line in read(folder / METRICS)]
     assert steps == [*range(1, steps[-1] + 1)] and 2 <= steps[-1] < 30
     assert (folder / "checkpoints" / str(steps[-1])).is_dir()
