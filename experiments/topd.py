@@ -56,6 +56,7 @@ CHOOSE = "accuracy"
 COLUMNS = {
     "judge/accuracy": "accuracy",
     "judge/kl": "KL to the teacher",
+    "judge/support/forward_kl": "forward KL",
     "judge/repetition_rate": "repeated 4-grams",
     "last/false_alarms": "false alarms",
     "first/transport_high": "transport at high loss, first steps",
