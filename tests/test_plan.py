@@ -131,9 +131,20 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(model):
     assert found.memory.peak > 16 * 2**30 and found.flops is None
 
 
+def test_a_kernel_that_the_planned_machine_has_not_is_refused(model):
+    flags = f"--student.model {model} --teacher.model self --student.compute.attention cudnn"
+    with pytest.raises(ValueError, match="attention=cudnn needs an NVIDIA GPU, and .* tpu"):
+        plan.run([*flags.split(), "--topology", "v5e:2x2"])
+
+
 def test_what_a_compiler_asked_for_is_read():
     said = "RESOURCE_EXHAUSTED: Ran out of memory: HLO temporaries (30.50G) exceeds HBM (15.75G)"
     assert programs.asked_of_memory(said) == int(30.5 * 2**30)
+    said = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+        "hbm. Used 17.50G of 15.48G hbm. Exceeded hbm capacity by 2.02G."
+    )
+    assert programs.asked_of_memory(said) == int(17.5 * 2**30)
     assert programs.asked_of_memory("INTERNAL: HLO temporaries (30.50G)") is None
 
 

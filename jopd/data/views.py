@@ -91,6 +91,14 @@ class ViewConfig:
             raise ValueError(f"date={self.date!r} is no day: write YYYY-MM-DD") from None
 
 
+# Of scripts that set no spaces between words (Thai to Khmer, Chinese, Japanese) each letter is one.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
+    "\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+
+
 def _nothing(example: Example, config: ViewConfig) -> None:
     del example, config
 
@@ -108,7 +116,7 @@ def _first_part(example: Example, config: ViewConfig) -> str:
     if not (reasoning and _holds_answer(line, example)):
         answer = _readable_answer(example)
         reasoning, line = text, task.ANSWER_LINE.format(answer=answer) if answer else ""
-    ends = [word.end() for word in re.finditer(r"\S+", reasoning)] or [0]
+    ends = [word.end() for word in _WORD.finditer(reasoning)] or [0]
     room = int(config.partial_share * len(reasoning))
     shown = reasoning[: max((end for end in ends if end <= room), default=ends[0])]
     return _in_template(

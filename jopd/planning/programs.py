@@ -113,8 +113,11 @@ def compiled(shapes: Shapes, phases: tuple[str, ...] = ()) -> list[Compiled]:
 
 
 def asked_of_memory(message: str) -> int | None:
-    """Bytes of temporary arrays, of a compiler that refuses a program because of them."""
-    found = re.search(r"RESOURCE_EXHAUSTED.*temporaries \(([\d.]+)([KMGT])\)", message, re.DOTALL)
+    """Bytes of temporary arrays, of a compiler that refuses a program because of them; of all
+    arrays, where it says no more.
+    """
+    of_these = r"(?:temporaries \(|in memory space hbm\. Used )([\d.]+)([KMGT])"
+    found = re.search(f"RESOURCE_EXHAUSTED.*{of_these}", message, re.DOTALL)
     return found and int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))
 
 

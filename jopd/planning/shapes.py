@@ -15,7 +15,7 @@ from jopd.config import Config
 from jopd.data.batching import WIDTH_MULTIPLE
 from jopd.losses.method import INITIAL
 from jopd.models import Architecture
-from jopd.models.attention import chosen
+from jopd.models.attention import check_kernel, chosen
 from jopd.models.load import open_model
 from jopd.models.sharding import parameter_shardings, spec
 from jopd.training import optimizer
@@ -94,7 +94,7 @@ def of(config: Config, mesh: Mesh) -> Shapes:
     """The run that a config asks for on a mesh of any devices.
 
     Raises:
-      ValueError: as `shape_of`.
+      ValueError: as `shape_of` and `with_kernels`.
     """
     config = with_kernels(config, mesh.devices.flat[0].platform)
     method, lora = config.objective, config.student.lora
@@ -178,7 +178,13 @@ def of(config: Config, mesh: Mesh) -> Shapes:
 
 
 def with_kernels(config: Config, platform: str) -> Config:
-    """The run with the attention that it would have on a platform."""
+    """The run with the attention that it would have on a platform.
+
+    Raises:
+      ValueError: a kernel by name that can't run there.
+    """
+    for role in (config.student, config.teacher):
+        check_kernel(role.compute, platform)
     on_it = lambda role: dataclasses.replace(role, compute=chosen(role.compute, platform))
     teacher = config.teacher if config.teacher.model == "none" else on_it(config.teacher)
     return dataclasses.replace(config, student=on_it(config.student), teacher=teacher)

@@ -72,6 +72,9 @@ def part(solution, answer="4", check="number", **config):
         ("half of 8\nis four.", 0.55, "half of 8", "half of 8\nanswer: 4"),
         ("2 by 7\nis 14 or 4.5 or x4", 0.25, "2 by 7", "2 by 7\nanswer: 4"),
         # The line may say more than the answer.
+        # Seven letters, and no space between them; a number stays whole.
+        ("八的一半是4。\nanswer: 4", 0.5, "八的一", "八的一\nanswer: 4"),
+        ("八加16等于24。\nanswer: 4", 0.4, "八加", "八加\nanswer: 4"),
         ("half of 8?\nso she has 4, no more.", 0.8, "half of", "half of\nso she has 4, no more."),
     ],
 )
