@@ -209,7 +209,9 @@ class TOPD(base.Method):
             costs[:, -1:],
         )
 
-        as_written = slice(None) if places.rows is None else jnp.argsort(places.rows)
+        # Micro-batches and the mesh set the rows in another order.
+        rows = jnp.arange(len(costs)) if places.rows is None else places.rows
+        as_written = jnp.argsort(rows)
         after = remember(state, probe_costs[as_written, 0], probe[as_written, 0])
         limit = threshold(after, self.percentile).astype(costs.dtype)
         divergent = high & (high_costs > limit)
@@ -231,7 +233,8 @@ class TOPD(base.Method):
         weight = {}
         if self.down_weight != "none":
             sign = 1 if self.down_weight == "low_transport" else -1
-            capped = lowest(sign * high_costs, high, CAPPED)
+            capped = lowest(sign * high_costs[as_written], high[as_written], CAPPED)
+            capped = capped[jnp.argsort(as_written)]
             weight["weight"] = cap(divergence, mask, places.positions[:, :-1], capped)
         perplexity = jnp.exp(_entropy(soft_targets(plan)))
         known = jnp.isfinite(limit)
@@ -432,7 +435,8 @@ def threshold(state: State, percentile: float) -> Float[Array, ""]:
 def lowest(
     costs: Float[Array, "B M"], valid: Bool[Array, "B M"], share: float
 ) -> Bool[Array, "B M"]:
-    """Which are the cheapest `share`, to the nearest number, of the whole batch's valid windows.
+    """Which are the cheapest `share`, to the nearest number, of the whole batch's valid windows; of
+    equal ones the first.
 
     >>> print(lowest(jnp.array([[0.4, 0.1, 0.2]]), jnp.ones((1, 3), bool), 1 / 3))
     [[False  True False]]

@@ -272,6 +272,17 @@ def test_what_is_remembered_does_not_depend_on_the_order_of_the_rows():
     np.testing.assert_array_equal(made.state["low_costs"], whole.state["low_costs"])
 
 
+def test_of_equal_windows_the_same_are_capped_in_any_order_of_the_rows():
+    method, order = TOPD(window_tokens=2, down_weight="low_transport"), np.array([1, 0])
+    turned = Places(PLACES.positions[order], PLACES.valid[order], rows=jnp.asarray(order))
+    same = np.zeros_like(STUDENT)
+    both = window(same), window(same, 2)
+    whole = compare(method, PLACES, *both, DIVERGENCES).inputs["weight"]
+    made = compare(method, turned, *both, np.asarray(DIVERGENCES)[order]).inputs["weight"]
+    assert np.min(whole) < 1
+    np.testing.assert_array_equal(np.asarray(made)[order], whole)
+
+
 def test_the_stream_is_the_students_window_with_the_teachers_tokens_as_targets():
     # Epsilon 1/2: each of the student's tokens (east, north) takes its match with 1 / (1 + e^-2) of
     # (north, east).
