@@ -203,7 +203,7 @@ def _exact(answer: str, completion: str) -> bool:
 # A sign counts only where no number or word ends before it: the 3 of "5-3" is positive. Scripts
 # that set no spaces between words end none; and a power is no number of its own.
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.^])(?<!\^\{)(?:[-−]\$?(?=[\d.]))?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\d))?(?:/\d+)?"
+    r"(?<![A-Za-z0-9_^])(?<!\d\.)(?<!\^\{)(?:[-−]\$?(?=[\d.]))?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\.)\.\d+)(?:[eE][-+]?\d{1,2}(?!\d))?(?:/\d+)?"
 )
 
 

@@ -362,7 +362,7 @@ def results_table(
 ) -> None:
     """The rows of `jopd.diagnostics.findings.comparison`, without the columns that are empty."""
     table = Table(
-        title=title,
+        title=Text(title),
         caption="brackets: 95 % intervals",
         box=box.SIMPLE_HEAD,
         title_style="bold",
@@ -385,7 +385,7 @@ def results_table(
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
     """Words in columns, folded to the width of the window."""
-    grid = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold")
+    grid = Table(title=Text(title), box=box.SIMPLE_HEAD, title_style="bold")
     for name in header:
         grid.add_column(name, overflow="fold")
     for row in rows:

@@ -208,6 +208,11 @@ def test_waiting_says_how_long_it_took(printed, two_seconds_a_step):
     assert printed().splitlines() == ["compiling the update ...", "compiling the update: 2.0 s"]
 
 
+def test_brackets_in_a_title_are_no_markup(printed):
+    console.results_table([("accuracy", "%", "", "50", "")], title="runs/[lr]/[/b]")
+    assert "runs/[lr]/[/b]" in printed()
+
+
 def test_the_results_table_leaves_out_empty_columns_and_breaks_before_intervals(printed):
     rows = [
         ("accuracy (%)", "41.2 [35.3, 47.4]", "78.0 [72.5, 82.7]", "", "250"),
