@@ -13,6 +13,7 @@ writes again every few seconds; when that has stopped, as after a kill, another 
 import contextlib
 import functools
 import json
+import re
 import secrets
 import shutil
 import socket
@@ -108,9 +109,15 @@ class Disk:
         process ends. Of several processes of one run the first holds it for all.
 
         Raises:
-          ValueError: it can't be made or written to, or another run is at it; or the processes of
-            this run don't share it.
+          ValueError: it can't be made or written to, or its checkpoints would not be found again,
+            or another run is at it; or the processes of this run don't share it.
         """
+        # Orbax looks for what it has written by patterns, in which a bracket is no letter.
+        if re.search(r"\[.*\]", whole := str(self.folder.absolute())):
+            raise ValueError(
+                f"output={self.folder}: its whole path, {whole}, has [ ] in it, and checkpoints "
+                "are not found again there: choose another --output"
+            )
         if processes.first():
             self._lock = _lock(self.folder)
         if processes.count() > 1:

@@ -19,6 +19,12 @@ def test_a_folder_that_cannot_be_made_is_refused(tiny, tmp_path, refused):
     )
 
 
+def test_a_path_in_which_checkpoints_are_not_found_again_is_refused(tiny, tmp_path, refused):
+    error = refused(arguments(tiny["student"], tiny["teacher"], tmp_path / "a[b]c" / "run"))
+    assert "has [ ] in it" in error and "choose another --output" in error
+    assert not (tmp_path / "a[b]c" / "run" / "checkpoints").exists()
+
+
 def test_settings_of_a_run_that_cannot_be_read_are_refused(tiny, tmp_path, refused):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("steps: [")
