@@ -79,8 +79,8 @@ CHOOSE = "accuracy"
 DOTS = ("accuracy", "KL to the teacher")
 # The views of AR-OPD (full) and of the other privileged methods.
 HEADROOM = {
-    f"{view}{self}": [*CHOICE, "--model", model, "--view", view]
-    for self, model in (("", "jopd:baby-teacher"), (", self", "jopd:baby-student"))
+    f"{view}{whose}": [*CHOICE, "--model", model, "--view", view]
+    for whose, model in (("", "jopd:baby-teacher"), (", self", "jopd:baby-student"))
     for view in ("plain", "full", "privileged")
 }
 

@@ -4,7 +4,6 @@ lines where that says nothing.
 
 import csv
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def an_object(row: Any, where: str) -> Mapping[str, Any]:
 
 def csv_rows(path: Path) -> Rows:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        csv.field_size_limit(sys.maxsize)  # a long text is a cell too
+        csv.field_size_limit(2**31 - 1)  # a long text is a cell too
         reader = csv.DictReader(file)
         while True:
             try:

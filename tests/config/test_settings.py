@@ -244,3 +244,9 @@ def test_who_hears_of_a_run_is_no_part_of_it():
     plain = config_of(losses.get("opd"))
     told = dataclasses.replace(plain, tracking=Tracking(("wandb",)), hub=Hub("org/student"))
     assert same_numbers(to_dict(told), told) == same_numbers(to_dict(plain), plain)
+
+
+def test_a_seed_that_two_runs_would_share_is_refused():
+    assert Config(losses.get("opd"), seed=2**32 - 1).seed == 2**32 - 1
+    with pytest.raises(ValueError, match=r"seed=4294967296 must be below 2\*\*32"):
+        Config(losses.get("opd"), seed=2**32)

@@ -713,3 +713,14 @@ def test_settings_make_a_command_line():
         DataConfig, args=["--source", "hf:x", "--columns.prompt", "question", "--limit", "7"]
     )
     assert config == DataConfig("hf:x", limit=7, columns=Columns(prompt="question"))
+
+
+def test_a_long_text_is_a_cell(tmp_path):
+    (tmp_path / "long.csv").write_text(f"prompt,answer\n{'a' * 200_000},b\n")
+    (example,) = load(DataConfig(str(tmp_path / "long.csv"), held_out=1), "held_out")
+    assert len(example.messages[0]["content"]) == 200_000
+
+
+def test_bytes_that_are_no_text_stay_bytes_and_rows_stay_rows():
+    row = {"prompt": b"a", "image": b"\x89PNG", "size": np.array(3), "sides": np.array([1, 2])}
+    assert plain(row) == {"prompt": "a", "image": b"\x89PNG", "size": 3, "sides": [1, 2]}

@@ -56,6 +56,14 @@ def test_what_is_restored_is_what_was_saved_last_bit_for_bit(tmp_path):
     again.close()
 
 
+def test_where_nothing_is_measured_no_checkpoint_is_better_than_the_latest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, facts=FACTS)
+    assert not checkpoints.would_be_best(None) and checkpoints.would_be_best(-7.0)
+    checkpoints.save(1, state_of(1), -7.0)
+    assert not checkpoints.would_be_best(-7.0) and checkpoints.would_be_best(-6.0)
+    checkpoints.close()
+
+
 def test_it_comes_back_onto_another_mesh(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1, facts=FACTS)
     checkpoints.save(1, state_of(1), None)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import filelock
@@ -6,9 +7,12 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from jopd import losses
+from jopd.config import Config, MeshConfig
 from jopd.export import main
 from jopd.train import main as train
 from jopd.training import optimizer
+from jopd.training.export_job import on_this_machine
 from tests.training.problem import lenient
 from tests.training.tiny import arguments
 
@@ -52,6 +56,7 @@ def test_the_student_of_a_checkpoint_that_was_kept(run, tmp_path, monkeypatch, c
     # On a machine that has not the run's devices.
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["mesh"] = {"data": 1, "fsdp": 64, "tensor": 4}
+    settings["student"]["compute"]["attention"] = "splash"
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     main([str(run), "--step", "2", "--output", str(tmp_path / "elsewhere")])
     elsewhere = load_file(tmp_path / "elsewhere" / files[0])
@@ -108,3 +113,11 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_divide_here_is_no_matter():
+    """Eight devices, three rows."""
+    run = Config(losses.get("opd"), prompts=3, mesh=MeshConfig(data=-1, fsdp=1, tensor=1))
+    assert on_this_machine(run).mesh == MeshConfig(data=1, fsdp=1, tensor=-1)
+    fits = dataclasses.replace(run, prompts=8)
+    assert on_this_machine(fits) == fits

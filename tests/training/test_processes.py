@@ -58,6 +58,24 @@ def test_rows_are_computed_once_and_all_have_all_of_them(monkeypatch):
     assert pooled.tolist() == [[row, row**2] for row in range(7)]
 
 
+def test_an_orderly_end_is_told_to_nobody_and_an_error_is(monkeypatch):
+    told = []
+
+    class Store:
+        def key_value_set(self, key, value):
+            told.append((key, json.loads(value)))
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "_client", Store)
+    for error in (processes.Orderly("stopped"), processes.Agreed("stopped")):
+        with pytest.raises(type(error)), processes.telling():
+            raise error
+    assert told == []
+    with pytest.raises(ValueError), processes.telling():
+        raise ValueError("no")
+    assert told == [(processes.FAILED, [0, "ValueError: no"])]
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [
